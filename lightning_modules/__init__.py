@@ -1,0 +1,1 @@
+"""LightningModules of the speech LLM and the pure-torch rooms they are built from."""

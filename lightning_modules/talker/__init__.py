@@ -1,0 +1,1 @@
+"""Talkers: from a thinker's text states to discrete speech tokens, in pure torch."""

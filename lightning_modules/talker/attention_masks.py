@@ -1,0 +1,66 @@
+"""Attention masks of the talkers, all derived from the order in which positions become known."""
+
+import torch
+from torch import Tensor
+
+
+def mask_from_order(query_order: Tensor, key_order: Tensor) -> Tensor:
+    """Let a position attend to every position that is known no later than itself.
+
+    Args:
+        query_order: Rank of each query position, ``(Lq,) int64``.
+        key_order: Rank of each key position, ``(Lk,) int64``.
+
+    Returns:
+        True where attention is allowed, ``(Lq, Lk) bool``.
+    """
+    return key_order[None, :] <= query_order[:, None]
+
+
+def block_causal_order(num_blocks: int, block_size: int, device: torch.device | None = None) -> Tensor:
+    """Rank positions by their block: full attention inside a block, causal across blocks.
+
+    With ``block_size = 1`` this is the causal order.
+
+    Returns:
+        ``(num_blocks * block_size,) int64``.
+
+    Reference: arXiv 2503.09573 (block diffusion).
+    """
+    return torch.arange(num_blocks * block_size, device=device) // block_size
+
+
+def anchored_causal_order(
+    num_blocks: int, block_size: int, anchors_per_block: int, device: torch.device | None = None
+) -> Tensor:
+    """Rank the layout ``[Q anchor slots, block_size token slots]`` repeated once a block.
+
+    All anchors of a block become known together, before its first token: an autoregressive talker then reads
+    the same text at the same time as one that predicts the block as a whole. Tokens are causal.
+
+    Returns:
+        ``(num_blocks * (anchors_per_block + block_size),) int64``.
+    """
+    one_block = torch.cat([torch.zeros(anchors_per_block, dtype=torch.int64), torch.arange(1, block_size + 1)])
+    starts = torch.arange(num_blocks) * (block_size + 1)
+    return (starts[:, None] + one_block[None, :]).flatten().to(device)
+
+
+def clean_context_mask(order: Tensor) -> Tensor:
+    """Mask for the concatenation ``[x_t, x_0]`` of a noisy and a clean copy of one sequence.
+
+    A noisy position attends to its own noisy block and to *clean* earlier blocks; a clean position attends to
+    clean positions up to its own block. Training then sees what block decoding sees.
+
+    Args:
+        order: Block index of each position of one copy, ``(L,) int64``.
+
+    Returns:
+        True where attention is allowed, ``(2L, 2L) bool``.
+
+    Reference: arXiv 2503.09573, section on vectorised training.
+    """
+    query, key = order[:, None], order[None, :]
+    noisy_rows = torch.cat([query == key, key < query], dim=1)
+    clean_rows = torch.cat([torch.zeros_like(query == key), key <= query], dim=1)
+    return torch.cat([noisy_rows, clean_rows], dim=0)

@@ -1,0 +1,62 @@
+"""A statically allocated cache of attention keys and values."""
+
+import torch
+from torch import Tensor
+
+
+class KeyValueCache:
+    """Keys and values of the positions that a decoder has finished.
+
+    A forward pass writes behind the committed positions; what the caller does not commit is overwritten by
+    the next pass. Block diffusion needs that: the passes over an unfinished block must leave no trace.
+
+    Args:
+        num_layers: Decoder layers.
+        batch_size: Rows.
+        num_heads: Attention heads.
+        capacity: Positions that fit.
+        head_dim: Width of a head.
+        device: Where the cache lives.
+        dtype: Its precision.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        batch_size: int,
+        num_heads: int,
+        capacity: int,
+        head_dim: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        shape = (num_layers, 2, batch_size, num_heads, capacity, head_dim)
+        self.buffer = torch.zeros(shape, device=device, dtype=dtype)
+        self.capacity = capacity
+        self.num_committed = 0
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values behind the committed ones of a layer.
+
+        Args:
+            layer: Index of the layer.
+            key: New keys, ``(B, heads, L, head_dim)``.
+            value: New values, of the same shape.
+
+        Returns:
+            Committed and new keys and values, each ``(B, heads, committed + L, head_dim)``.
+        """
+        start, stop = self.num_committed, self.num_committed + key.shape[2]
+        assert stop <= self.capacity, f"cache of {self.capacity} positions cannot hold {stop}"
+        self.buffer[layer, 0, :, :, start:stop] = key
+        self.buffer[layer, 1, :, :, start:stop] = value
+        # Autocast may hand over keys in a lower precision than the cache's own.
+        return (
+            self.buffer[layer, 0, :, :, :stop].to(key.dtype),
+            self.buffer[layer, 1, :, :, :stop].to(value.dtype),
+        )
+
+    def commit(self, num_positions: int) -> None:
+        """Keep the first ``num_positions`` of the last forward pass."""
+        self.num_committed += num_positions
+        assert self.num_committed <= self.capacity

@@ -1,0 +1,185 @@
+"""The masked-diffusion talker (MDM)."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_modules.talker.anchors import SemanticAnchors, TextStates
+from lightning_modules.talker.attention_masks import block_causal_order, clean_context_mask, mask_from_order
+from lightning_modules.talker.backbone import TalkerBackbone
+from lightning_modules.talker.base import Talker, TalkerOutput
+from lightning_modules.talker.losses import masked_cross_entropy
+from lightning_modules.talker.masking import Masking
+from lightning_modules.talker.sampling import TokenSampler
+from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, cut_at_eos
+from lightning_modules.talker.unmasking import most_confident, num_to_reveal
+
+
+class MaskedDiffusionTalker(Talker):
+    """Predicts the masked tokens of a block in parallel, a few at a time.
+
+    Attention is full inside a block and causal across blocks; the first positions of a block carry its anchors.
+
+    Args:
+        num_codes: Size of the speech codebook.
+        anchors: Projects text states and assigns them to blocks.
+        backbone: Decoder layers.
+        masking: Draws which positions training masks.
+        block_size: Speech tokens a block.
+        clean_context: Train on ``[x_t, x_0]``, so that each noisy block attends to clean earlier blocks, exactly as
+            in decoding; otherwise earlier blocks are as noisy as the block itself, as in the paper.
+
+    Reference: arXiv 2602.08607; the clean context is that of arXiv 2503.09573.
+    """
+
+    def __init__(
+        self,
+        num_codes: int,
+        anchors: SemanticAnchors,
+        backbone: TalkerBackbone,
+        masking: Masking,
+        block_size: int = 16,
+        clean_context: bool = False,
+    ) -> None:
+        super().__init__(num_codes, anchors, backbone, block_size)
+        self.masking = masking
+        self.clean_context = clean_context
+
+    @property
+    def supported_steps(self) -> tuple[int, ...]:
+        """4, the paper's default, then every power of two up to the block size."""
+        powers = [2**n for n in range(self.block_size.bit_length()) if 2**n <= self.block_size]
+        return tuple(sorted(powers, key=lambda steps: (steps != 4, -steps)))
+
+    def embed(self, tokens: Tensor, anchors: Tensor) -> Tensor:
+        """Embed tokens in whole blocks with their anchors in place.
+
+        Args:
+            tokens: ``(B, K * block_size) int64``.
+            anchors: ``(B, K, Q, width)``.
+
+        Returns:
+            ``(B, K * block_size, width)``.
+        """
+        return self.embed_tokens(tokens) + self.anchors.in_place(anchors, self.block_size)
+
+    def logits(self, text: TextStates, x_t: Tensor, x_0: Tensor | None = None) -> Tensor:
+        """Predict every position of a partly masked sequence.
+
+        Args:
+            text: What the thinker wrote.
+            x_t: Partly masked tokens in whole blocks, ``(B, L) int64``.
+            x_0: Clean tokens for earlier blocks to be read from, ``(B, L) int64``; left out, they are read from ``x_t``.
+
+        Returns:
+            ``(B, L, V)``.
+        """
+        length = x_t.shape[1]
+        anchors = self.anchors(text, length // self.block_size)
+        order = block_causal_order(length // self.block_size, self.block_size, x_t.device)
+        positions = torch.arange(length, device=x_t.device)
+        if x_0 is None:
+            hidden = self.backbone(self.embed(x_t, anchors), positions, mask_from_order(order, order))
+        else:
+            both = torch.cat([self.embed(x_t, anchors), self.embed(x_0, anchors)], dim=1)
+            hidden = self.backbone(both, positions.repeat(2), clean_context_mask(order))[:, :length]
+        return self.head(hidden)
+
+    def forward(self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator) -> TalkerOutput:
+        """Cross-entropy over masked positions; see :class:`Talker`."""
+        speech = self.lay_out(units, unit_lengths)
+        is_masked = self.masking(speech.is_real, self.block_size, generator)
+        x_t = speech.x_0.masked_fill(is_masked, self.vocabulary.mask_id)
+        logits = self.logits(text, x_t, speech.x_0 if self.clean_context else None)
+        loss, accuracy = masked_cross_entropy(logits, speech.x_0, is_masked)
+        num_masked = is_masked.sum()
+        return TalkerOutput(loss, loss.detach(), accuracy, num_masked, num_masked / speech.is_real.sum())
+
+    @torch.no_grad()
+    def stream(
+        self,
+        text: Iterable[TextState],
+        max_blocks: int,
+        num_steps: int | None = None,
+        sampler: TokenSampler | None = None,
+        fused_commit: bool = True,
+    ) -> Iterator[SpeechChunk]:
+        """Decode block by block in ``num_steps`` steps each; see :class:`Talker`.
+
+        Args:
+            text: Text states one by one.
+            max_blocks: Where speech is cut off if no EOS comes.
+            num_steps: Steps a block, ``K``; 4 if left out.
+            sampler: Chooses tokens; greedy if left out.
+            fused_commit: Let the finished block ride with the next one's first step, which writes its keys and values
+                to the cache: K forwards a block. Otherwise a pass of its own writes them: K + 1.
+
+        Yields:
+            The speech tokens of each block, up to the first EOS.
+        """
+        num_steps = self.resolve_num_steps(num_steps)
+        sampler = sampler or TokenSampler()
+        reader = AnchorReader(self.anchors, text)
+        decoder = _BlockDecoder(self, max_blocks)
+        for block in range(max_blocks):
+            tokens, num_forwards = decoder.decode_block(block, reader.next_block(), num_steps, sampler)
+            codes, ended = cut_at_eos(tokens, self.vocabulary.eos_id)
+            is_last = ended or block == max_blocks - 1
+            if not (fused_commit or is_last):
+                decoder.commit_pending()
+                num_forwards += 1
+            yield SpeechChunk(codes, num_forwards, ended, is_last)
+            if is_last:
+                return
+
+
+class _BlockDecoder:
+    """Cache of the committed blocks and the finished block that is still to be committed."""
+
+    def __init__(self, talker: MaskedDiffusionTalker, max_blocks: int) -> None:
+        self.talker = talker
+        self.cache = talker.backbone.new_cache(1, max_blocks * talker.block_size)
+        self.device = talker.head.weight.device
+        self.pending: Tensor | None = None
+
+    def positions(self, num_positions: int) -> Tensor:
+        start = self.cache.num_committed
+        return torch.arange(start, start + num_positions, device=self.device)
+
+    def commit_pending(self) -> None:
+        """Write the finished block's keys and values in a pass of their own."""
+        assert self.pending is not None
+        block_size = self.talker.block_size
+        self.talker.backbone(self.pending, self.positions(block_size), None, self.cache)
+        self.cache.commit(block_size)
+        self.pending = None
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        """Run the network on the block in work, committing the pending one on the way: ``(1, block_size, V)``."""
+        block_size = self.talker.block_size
+        if self.pending is None:
+            hidden = self.talker.backbone(embedded, self.positions(block_size), None, self.cache)
+        else:
+            both = torch.cat([self.pending, embedded], dim=1)
+            mask = torch.ones(2 * block_size, self.cache.num_committed + 2 * block_size, dtype=torch.bool, device=self.device)
+            mask[:block_size, -block_size:] = False
+            hidden = self.talker.backbone(both, self.positions(2 * block_size), mask, self.cache)[:, block_size:]
+            self.cache.commit(block_size)
+            self.pending = None
+        return self.talker.head(hidden)
+
+    def decode_block(self, block: int, anchors: Tensor, num_steps: int, sampler: TokenSampler) -> tuple[Tensor, int]:
+        """Unmask one block; gives its tokens ``(block_size,)`` and the number of forward passes."""
+        talker = self.talker
+        tokens = torch.full((1, talker.block_size), talker.vocabulary.mask_id, device=self.device)
+        num_masked = talker.block_size
+        for step in range(num_steps):
+            candidates, confidence = sampler(self.forward(talker.embed(tokens, anchors)))
+            num_revealed = num_to_reveal(num_masked, num_steps - step)
+            is_masked = tokens == talker.vocabulary.mask_id
+            revealed = most_confident(confidence, is_masked, num_revealed)
+            tokens = torch.where(revealed, candidates, tokens)
+            num_masked -= num_revealed
+        self.pending = talker.embed(tokens, anchors)
+        return tokens[0], num_steps

@@ -1,0 +1,85 @@
+"""Streaming from thinker to talker: text states come one by one, speech leaves in chunks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_modules.talker.anchors import SemanticAnchors
+
+
+class TextState(Protocol):
+    """What a talker must know of one text token."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """Hidden state that predicted the token, ``(H,)``."""
+        ...
+
+    @property
+    def embedding(self) -> Tensor:
+        """Input embedding of the token, ``(E,)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class SpeechChunk:
+    """Speech tokens that are final, as many as a block holds unless speech ends in it.
+
+    Attributes:
+        tokens: Codes without any special token, ``(n,) int64``.
+        num_forwards: Forward passes of the network since the previous chunk.
+        ended: True if EOS came in this block.
+        is_last: True if nothing follows: EOS came, or the limit is reached.
+    """
+
+    tokens: Tensor
+    num_forwards: int
+    ended: bool
+    is_last: bool
+
+
+class AnchorReader:
+    """Pulls the text of one block at a time from a thinker that may still be writing.
+
+    Args:
+        anchors: Projects the text states.
+        text: Text states in order.
+    """
+
+    def __init__(self, anchors: SemanticAnchors, text: Iterable[TextState]) -> None:
+        self.anchors = anchors
+        self.text = iter(text)
+
+    def next_block(self) -> Tensor:
+        """Give the anchors of the next block, "no text" where the text has ended: ``(1, 1, Q, width)``."""
+        num_anchors = self.anchors.anchors_per_block
+        slots = [self.anchors.no_text] * num_anchors
+        states = []
+        for state in self.text:
+            states.append(state)
+            if len(states) == num_anchors:
+                break
+        if states:
+            hidden = torch.stack([state.hidden for state in states])
+            embedding = torch.stack([state.embedding for state in states])
+            slots[: len(states)] = self.anchors.project(hidden, embedding).unbind(0)
+        return torch.stack([slot.to(slots[0].dtype) for slot in slots])[None, None]
+
+
+def cut_at_eos(tokens: Tensor, eos_id: int) -> tuple[Tensor, bool]:
+    """Keep what comes before the first EOS.
+
+    Args:
+        tokens: ``(n,) int64``.
+        eos_id: End of speech.
+
+    Returns:
+        The tokens before the first EOS, and whether there was one.
+    """
+    is_eos = (tokens == eos_id).nonzero()
+    if len(is_eos) == 0:
+        return tokens, False
+    return tokens[: int(is_eos[0])], True

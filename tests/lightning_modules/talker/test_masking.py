@@ -1,0 +1,115 @@
+"""Properties of blocks, masks, losses and unmasking."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_modules.talker.anchors import count_text_overflow
+from lightning_modules.talker.blocks import lay_out_in_blocks
+from lightning_modules.talker.losses import masked_cross_entropy
+from lightning_modules.talker.masking import BlockBernoulli, GlobalBernoulli
+from lightning_modules.talker.sampling import TokenSampler
+from lightning_modules.talker.unmasking import most_confident, num_to_reveal
+from lightning_modules.talker.vocabulary import SpeechVocabulary
+
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, block_size=st.integers(1, 16))
+def test_blocks_hold_all_speech_then_eos_then_padding(lengths: list[int], block_size: int) -> None:
+    vocabulary = SpeechVocabulary(20)
+    units = torch.randint(0, 20, (len(lengths), max(lengths)))
+    speech = lay_out_in_blocks(units, torch.tensor(lengths), vocabulary, block_size)
+    assert speech.x_0.shape[1] % block_size == 0
+    for row, length in enumerate(lengths):
+        own = int(speech.num_own_blocks[row]) * block_size
+        assert speech.x_0[row, :length].tolist() == units[row, :length].tolist()
+        assert own > length and own - length <= block_size
+        assert (speech.x_0[row, length:own] == vocabulary.eos_id).all()
+        assert (speech.x_0[row, own:] == vocabulary.pad_id).all()
+        assert speech.is_real[row].sum() == own
+        assert speech.is_up_to_first_eos[row].sum() == length + 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, seed=st.integers(0, 1000), low=st.floats(0, 1), span=st.floats(0, 1), by_block=st.booleans())
+def test_masks_keep_to_real_positions_and_repeat_with_the_seed(
+    lengths: list[int], seed: int, low: float, span: float, by_block: bool
+) -> None:
+    high = min(1.0, max(low + span, 0.01))
+    masking = (BlockBernoulli if by_block else GlobalBernoulli)(min(low, high), high)
+    units = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    speech = lay_out_in_blocks(units, torch.tensor(lengths), SpeechVocabulary(20), 4)
+    masks = [masking(speech.is_real, 4, torch.Generator().manual_seed(seed)) for _ in range(2)]
+    assert torch.equal(*masks)
+    assert not (masks[0] & ~speech.is_real).any()
+
+
+def test_masking_ratios_stay_in_their_range_at_their_level() -> None:
+    is_real = torch.ones(64, 16 * 400, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    share = GlobalBernoulli(0.3, 0.8)(is_real, 16, generator).float().mean(1)
+    assert 0.27 < share.min() < 0.36 and 0.74 < share.max() < 0.83
+    blocks = BlockBernoulli(0.3, 1.0)(is_real, 16, generator).float().unflatten(1, (-1, 16)).mean(-1)
+    assert abs(float(blocks.mean()) - 0.65) < 0.01
+    assert (blocks == 1).any() and blocks.std() > 0.2, "ratios differ from block to block"
+    assert BlockBernoulli(1.0, 1.0)(is_real, 16, generator).all()
+
+
+@pytest.mark.parametrize("bad", [(-0.1, 0.5), (0.6, 0.5), (0.5, 1.1), (0.0, 0.0)])
+def test_impossible_ratios_are_refused(bad: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="low <= high"):
+        GlobalBernoulli(*bad)
+
+
+@settings(max_examples=60, deadline=None)
+@given(num_masked=st.integers(1, 64), num_steps=st.integers(1, 64))
+def test_steps_reveal_every_position_evenly(num_masked: int, num_steps: int) -> None:
+    left, revealed = num_masked, []
+    for step in range(num_steps):
+        revealed.append(num_to_reveal(left, num_steps - step))
+        left -= revealed[-1]
+    assert left == 0
+    assert max(revealed) - min(revealed) <= 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), length=st.integers(1, 12))
+def test_the_most_confident_masked_positions_are_chosen(data: st.DataObject, length: int) -> None:
+    confidence = torch.tensor(data.draw(st.lists(st.floats(0, 1), min_size=length, max_size=length)))
+    is_masked = torch.tensor(data.draw(st.lists(st.booleans(), min_size=length, max_size=length)))
+    count = data.draw(st.integers(0, int(is_masked.sum())))
+    chosen = most_confident(confidence, is_masked, count)
+    assert chosen.sum() == count and not (chosen & ~is_masked).any()
+    left = is_masked & ~chosen
+    if chosen.any() and left.any():
+        assert confidence[chosen].min() >= confidence[left].max()
+
+
+def test_loss_reads_scored_positions_only() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    targets = torch.tensor([[1, 2, 99], [99, 0, 4]])
+    is_scored = targets < 5
+    loss, _ = masked_cross_entropy(logits, targets, is_scored)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient[~is_scored] == 0).all() and (gradient[is_scored] != 0).any()
+    nothing, _ = masked_cross_entropy(logits, targets, torch.zeros_like(is_scored))
+    assert nothing == 0 and nothing.requires_grad
+
+
+def test_text_that_no_anchor_carries_is_counted() -> None:
+    overflow = count_text_overflow(torch.tensor([8, 9, 1]), torch.tensor([2, 2, 1]), 4)
+    assert overflow.tolist() == [0, 1, 0]
+
+
+def test_sampling_is_greedy_at_zero_and_seeded_above() -> None:
+    logits = torch.log(torch.tensor([[0.1, 0.7, 0.2]])).repeat(2000, 1)
+    tokens, confidence = TokenSampler()(logits)
+    assert (tokens == 1).all() and torch.allclose(confidence, torch.tensor(0.7))
+    drawn, confidence = TokenSampler(1.0, torch.Generator().manual_seed(0))(logits)
+    assert abs(float((drawn == 1).float().mean()) - 0.7) < 0.05
+    torch.testing.assert_close(confidence, logits.exp().gather(1, drawn[:, None])[:, 0])
+    with pytest.raises(ValueError, match="temperature"):
+        TokenSampler(-1.0)

@@ -1,0 +1,136 @@
+"""What holds for every talker: no leak of later text, batching, streaming, overfitting."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_modules.talker.anchors import TextStates
+from lightning_modules.talker.base import Talker
+from lightning_modules.talker.sampling import TokenSampler
+from tests.lightning_modules.talker.conftest import NUM_CODES, OneState, make_talker, make_text, row_of, states_of
+
+
+def logits_of(talker: Talker, text: TextStates, tokens: Tensor) -> Tensor:
+    return talker.logits(text, tokens)  # type: ignore[operator]
+
+
+@settings(max_examples=25, deadline=None)
+@given(kind=st.sampled_from(["ntp", "mdm"]), changed=st.integers(0, 7), seed=st.integers(0, 99))
+def test_changing_a_text_token_changes_no_block_before_its_own(kind: str, changed: int, seed: int) -> None:
+    talker = make_talker(kind)
+    text = make_text([8], seed)
+    tokens = torch.randint(0, NUM_CODES, (1, 40), generator=torch.Generator().manual_seed(seed))
+    before = logits_of(talker, text, tokens)
+    hidden = text.hidden.clone()
+    hidden[0, changed] += 1.0
+    after = logits_of(talker, TextStates(hidden, text.embedding, text.lengths), tokens)
+    own_block = changed // 2
+    first = own_block * talker.block_size
+    torch.testing.assert_close(after[:, :first], before[:, :first], rtol=0, atol=0)
+    is_changed = (after - before).abs().amax(-1)[0] > 1e-6
+    assert is_changed[first : first + talker.block_size].all(), "every position of the anchor's block sees it"
+
+
+def test_the_first_token_of_a_block_sees_all_its_anchors_and_none_of_the_next(talker: Talker) -> None:
+    text = make_text([6])
+    tokens = torch.zeros(1, 24, dtype=torch.int64)
+    hidden = text.hidden.clone().requires_grad_()
+    logits = logits_of(talker, TextStates(hidden, text.embedding, text.lengths), tokens)
+    (gradient,) = torch.autograd.grad(logits[0, talker.block_size].square().sum(), hidden)
+    influence = gradient.abs().sum(-1)[0] > 0
+    assert influence.tolist() == [True] * 4 + [False] * 2
+
+
+def test_a_row_of_a_batch_equals_the_row_alone(talker: Talker) -> None:
+    text = make_text([5, 2, 9])
+    units = torch.randint(0, NUM_CODES, (3, 30), generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([30, 7, 16])
+    batch = talker.lay_out(units, lengths)
+    logits = logits_of(talker, text, batch.x_0)
+    for row in range(3):
+        alone = talker.lay_out(units[row : row + 1, : lengths[row]], lengths[row : row + 1])
+        expected = logits_of(talker, row_of(text, row), alone.x_0)
+        torch.testing.assert_close(logits[row : row + 1, : expected.shape[1]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_streaming_pulls_no_more_text_than_the_block_may_see(talker: Talker) -> None:
+    pulled = 0
+
+    def write() -> Iterator[OneState]:
+        nonlocal pulled
+        for state in states_of(make_text([20])):
+            pulled += 1
+            yield state
+
+    pulled_at_chunk = []
+    for _ in talker.stream(write(), max_blocks=4):
+        pulled_at_chunk.append(pulled)
+    assert pulled_at_chunk == [2, 4, 6, 8][: len(pulled_at_chunk)]
+    assert len(pulled_at_chunk) >= 1
+
+
+def overfit(talker: Talker, text: TextStates, units: Tensor, lengths: Tensor, num_steps: int) -> float:
+    talker.train()
+    optimizer = torch.optim.AdamW(talker.parameters(), lr=4e-3, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(num_steps):
+        loss = talker(text, units, lengths, generator).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    talker.eval()
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize(("kind", "num_steps"), [("ntp", (8,)), ("mdm", (8, 4, 2, 1))])
+def test_a_talker_overfits_a_batch_and_streams_it_back(kind: str, num_steps: tuple[int, ...]) -> None:
+    talker = make_talker(kind)
+    text = make_text([6, 3, 5], seed=3)
+    lengths = torch.tensor([21, 8, 15])
+    units = torch.randint(0, NUM_CODES, (3, 21), generator=torch.Generator().manual_seed(2))
+    overfit(talker, text, units, lengths, 220 if kind == "ntp" else 450)
+    for steps in num_steps:
+        for row in range(3):
+            chunks = list(talker.stream(states_of(text, row), max_blocks=6, num_steps=steps))
+            spoken = torch.cat([chunk.tokens for chunk in chunks])
+            assert spoken.tolist() == units[row, : lengths[row]].tolist(), (steps, row)
+            assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+            assert chunks[-1].ended
+            assert sum(chunk.num_forwards for chunk in chunks[:-1]) == steps * (len(chunks) - 1)
+
+
+class NeverEnds(TokenSampler):
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return super().__call__(logits[..., :NUM_CODES])
+
+
+def test_speech_without_an_end_is_cut_off_and_said_to_be(talker: Talker) -> None:
+    chunks = list(talker.stream(states_of(make_text([3])), max_blocks=3, sampler=NeverEnds()))
+    assert [len(chunk.tokens) for chunk in chunks] == [talker.block_size] * 3
+    assert [chunk.is_last for chunk in chunks] == [False, False, True]
+    assert not any(chunk.ended for chunk in chunks)
+
+
+def test_initial_weights_come_from_the_generator_alone(talker: Talker) -> None:
+    torch.manual_seed(1)
+    talker.reset_parameters(torch.Generator().manual_seed(9))
+    first = {name: value.clone() for name, value in talker.state_dict().items()}
+    torch.manual_seed(2)
+    torch.randn(3)
+    talker.reset_parameters(torch.Generator().manual_seed(9))
+    for name, value in talker.state_dict().items():
+        assert torch.equal(first[name], value), name
+
+
+def test_an_unsupported_number_of_steps_is_refused(talker: Talker) -> None:
+    with pytest.raises(ValueError, match="num_steps is 3"):
+        list(talker.stream(states_of(make_text([3])), max_blocks=2, num_steps=3))
+
+
+def test_a_token_outside_the_codebook_is_refused(talker: Talker) -> None:
+    with pytest.raises(ValueError, match="outside the codebook of 30 codes"):
+        talker(make_text([3]), torch.tensor([[1, 30]]), torch.tensor([2]), torch.Generator())
