@@ -67,7 +67,9 @@ class AutoregressiveTalker(Talker):
         hidden = hidden.unflatten(1, (num_blocks, num_anchors + self.block_size))[:, :, num_anchors:]
         return self.head(hidden.flatten(1, 2))
 
-    def forward(self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator) -> TalkerOutput:
+    def forward(
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
+    ) -> TalkerOutput:
         """Next-token cross-entropy over the speech tokens and the EOS that ends them; see :class:`Talker`."""
         speech = self.lay_out(units, unit_lengths)
         is_scored = speech.is_up_to_first_eos
@@ -76,7 +78,11 @@ class AutoregressiveTalker(Talker):
 
     @torch.no_grad()
     def stream(
-        self, text: Iterable[TextState], max_blocks: int, num_steps: int | None = None, sampler: TokenSampler | None = None
+        self,
+        text: Iterable[TextState],
+        max_blocks: int,
+        num_steps: int | None = None,
+        sampler: TokenSampler | None = None,
     ) -> Iterator[SpeechChunk]:
         """Decode token by token, a chunk a block; see :class:`Talker`."""
         self.resolve_num_steps(num_steps)
@@ -89,7 +95,9 @@ class AutoregressiveTalker(Talker):
         positions = self.slot_positions(max_blocks, device).unflatten(0, (max_blocks, -1))
         previous = torch.tensor([[[self.vocabulary.bos_id]]], device=device)
         for block in range(max_blocks):
-            first_mask = torch.ones(num_anchors + 1, cache.num_committed + num_anchors + 1, dtype=torch.bool, device=device)
+            first_mask = torch.ones(
+                num_anchors + 1, cache.num_committed + num_anchors + 1, dtype=torch.bool, device=device
+            )
             first_mask[:, cache.num_committed :] = mask_from_order(order, order)
             slots, mask = self.embed_slots(reader.next_block(), previous), first_mask
             tokens: list[Tensor] = []

@@ -128,5 +128,11 @@ class TalkerBackbone(nn.Module):
         """Allocate an empty cache for ``capacity`` positions on the backbone's device, in its dtype."""
         weight = self.final_norm.weight
         return KeyValueCache(
-            len(self.layers), batch_size, self.num_heads, capacity, self.head_dim, device=weight.device, dtype=weight.dtype
+            len(self.layers),
+            batch_size,
+            self.num_heads,
+            capacity,
+            self.head_dim,
+            device=weight.device,
+            dtype=weight.dtype,
         )

@@ -72,7 +72,9 @@ class Talker(nn.Module, ABC):
         """Numbers of decoding steps a block that :meth:`stream` accepts, the default first."""
 
     @abstractmethod
-    def forward(self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator) -> TalkerOutput:
+    def forward(
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
+    ) -> TalkerOutput:
         """Score the speech tokens of a batch.
 
         Args:
@@ -87,7 +89,11 @@ class Talker(nn.Module, ABC):
 
     @abstractmethod
     def stream(
-        self, text: Iterable[TextState], max_blocks: int, num_steps: int | None = None, sampler: TokenSampler | None = None
+        self,
+        text: Iterable[TextState],
+        max_blocks: int,
+        num_steps: int | None = None,
+        sampler: TokenSampler | None = None,
     ) -> Iterator[SpeechChunk]:
         """Speak while the thinker is still writing: one chunk a block.
 

@@ -86,7 +86,9 @@ class MaskedDiffusionTalker(Talker):
             hidden = self.backbone(both, positions.repeat(2), clean_context_mask(order))[:, :length]
         return self.head(hidden)
 
-    def forward(self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator) -> TalkerOutput:
+    def forward(
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
+    ) -> TalkerOutput:
         """Cross-entropy over masked positions; see :class:`Talker`."""
         speech = self.lay_out(units, unit_lengths)
         is_masked = self.masking(speech.is_real, self.block_size, generator)
@@ -162,7 +164,9 @@ class _BlockDecoder:
             hidden = self.talker.backbone(embedded, self.positions(block_size), None, self.cache)
         else:
             both = torch.cat([self.pending, embedded], dim=1)
-            mask = torch.ones(2 * block_size, self.cache.num_committed + 2 * block_size, dtype=torch.bool, device=self.device)
+            mask = torch.ones(
+                2 * block_size, self.cache.num_committed + 2 * block_size, dtype=torch.bool, device=self.device
+            )
             mask[:block_size, -block_size:] = False
             hidden = self.talker.backbone(both, self.positions(2 * block_size), mask, self.cache)[:, block_size:]
             self.cache.commit(block_size)

@@ -22,14 +22,17 @@ class OneState:
     embedding: Tensor
 
 
-def make_talker(kind: str, block_size: int = 8, anchors_per_block: int = 2, clean_context: bool = True) -> Talker:
-    anchors = SemanticAnchors(HIDDEN, EMBEDDING, WIDTH, anchors_per_block)
+def build_talker(kind: str, hidden_size: int, embedding_size: int) -> Talker:
+    anchors = SemanticAnchors(hidden_size, embedding_size, WIDTH, anchors_per_block=2)
     backbone = TalkerBackbone(WIDTH, num_layers=2, num_heads=2)
     if kind == "ntp":
-        talker: Talker = AutoregressiveTalker(NUM_CODES, anchors, backbone, block_size)
-    else:
-        masking = BlockBernoulli(0.3, 1.0)
-        talker = MaskedDiffusionTalker(NUM_CODES, anchors, backbone, masking, block_size, clean_context)
+        return AutoregressiveTalker(NUM_CODES, anchors, backbone, block_size=8)
+    masking = BlockBernoulli(0.3, 1.0)
+    return MaskedDiffusionTalker(NUM_CODES, anchors, backbone, masking, block_size=8, clean_context=True)
+
+
+def make_talker(kind: str) -> Talker:
+    talker = build_talker(kind, HIDDEN, EMBEDDING)
     talker.reset_parameters(torch.Generator().manual_seed(5))
     return talker.eval()
 
@@ -44,7 +47,9 @@ def make_text(lengths: list[int], seed: int = 0) -> TextStates:
 
 def row_of(text: TextStates, row: int) -> TextStates:
     length = int(text.lengths[row])
-    return TextStates(text.hidden[row : row + 1, :length], text.embedding[row : row + 1, :length], text.lengths[row : row + 1])
+    return TextStates(
+        text.hidden[row : row + 1, :length], text.embedding[row : row + 1, :length], text.lengths[row : row + 1]
+    )
 
 
 def states_of(text: TextStates, row: int = 0) -> list[OneState]:

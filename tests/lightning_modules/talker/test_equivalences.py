@@ -92,7 +92,9 @@ def test_clean_context_training_sees_what_decoding_sees() -> None:
     assert isinstance(talker, MaskedDiffusionTalker)
     text = make_text([6])
     x_0 = torch.randint(0, 30, (1, 24), generator=torch.Generator().manual_seed(0))
-    x_t = x_0.masked_fill(torch.rand(1, 24, generator=torch.Generator().manual_seed(1)) < 0.5, talker.vocabulary.mask_id)
+    x_t = x_0.masked_fill(
+        torch.rand(1, 24, generator=torch.Generator().manual_seed(1)) < 0.5, talker.vocabulary.mask_id
+    )
     both = talker.logits(text, x_t, x_0)
     for block in range(3):
         mixed = torch.cat([x_0[:, : 8 * block], x_t[:, 8 * block : 8 * block + 8]], dim=1)

@@ -1,0 +1,1 @@
+"""Policies that accompany a training run."""

@@ -1,0 +1,62 @@
+"""Pictures for people: mel spectrograms and the trade-off of speed and quality."""
+
+from collections.abc import Sequence
+
+import librosa
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from callbacks.comparison_rows import ComparisonRow
+
+
+def draw_mel(waveform: Tensor, sample_rate: int, title: str = "") -> Figure:
+    """Draw the log-mel spectrogram of a waveform.
+
+    Args:
+        waveform: ``(S,) float32``.
+        sample_rate: In Hz.
+        title: What was heard.
+
+    Returns:
+        The figure; nothing is shown or saved.
+    """
+    power = librosa.feature.melspectrogram(y=waveform.numpy(), sr=sample_rate, n_fft=1024, hop_length=160, n_mels=80)
+    decibels = librosa.power_to_db(power, ref=np.max)
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(
+        decibels, origin="lower", aspect="auto", cmap="magma", extent=(0, len(waveform) / sample_rate, 0, 80)
+    )
+    axes.set(xlabel="time (s)", ylabel="mel bin", title=title)
+    figure.colorbar(image, ax=axes, label="dB")
+    return figure
+
+
+def draw_pareto(rows: Sequence[ComparisonRow]) -> Figure:
+    """Draw word error rate over the talker's real-time factor, a line a talker and a point a number of steps.
+
+    Args:
+        rows: The comparison; references become horizontal lines.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, name in enumerate(dict.fromkeys(row.talker for row in rows)):
+        own = [row for row in rows if row.talker == name]
+        timed = [(row.rtf, 100 * row.wer_micro, row.steps) for row in own if row.rtf is not None]
+        if not timed:
+            axes.axhline(100 * own[0].wer_micro, linestyle=":", color=f"C{index}", label=name)
+            continue
+        axes.plot([rtf for rtf, _, _ in timed], [wer for _, wer, _ in timed], "o-", color=f"C{index}", label=name)
+        for rtf, wer, steps in timed:
+            axes.annotate(f"{steps}", (rtf, wer), textcoords="offset points", xytext=(4, 4))
+    axes.set(
+        xscale="log", xlabel="real-time factor of the talker", ylabel="WER (%)", title="steps a block at each point"
+    )
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure

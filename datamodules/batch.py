@@ -1,0 +1,110 @@
+"""What one spoken dialogue and one batch of them hold."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass
+class SpokenExample:
+    """One spoken dialogue; a field that was not asked for is None.
+
+    Args:
+        id: its name in the corpus.
+        reply_text: the reply, as text.
+        query: (S,) float32, the spoken query at 16 kHz.
+        units: (T,) int64, the speech tokens of the reply at 25 Hz.
+        reply: (S',) float32, the spoken reply at 16 kHz.
+        transcript: the query, as text.
+    """
+
+    id: str
+    reply_text: str
+    query: Tensor | None = None
+    units: Tensor | None = None
+    reply: Tensor | None = None
+    transcript: str | None = None
+
+
+@dataclass
+class SpokenBatch:
+    """A batch of spoken dialogues, padded with zeros; a field that was not asked for is None, and so are its lengths.
+
+    Pass `batch_size=len(batch)` to `self.log`: Lightning cannot tell it from the shapes.
+
+    Args:
+        ids: B names.
+        reply_texts: B replies.
+        transcripts: B queries as text.
+        query: (B, S) float32 at 16 kHz.
+        query_lengths: (B,) int64, in samples.
+        units: (B, T) int64, speech tokens at 25 Hz.
+        unit_lengths: (B,) int64, in tokens.
+        reply: (B, S') float32 at 16 kHz.
+        reply_lengths: (B,) int64, in samples.
+    """
+
+    ids: list[str]
+    reply_texts: list[str]
+    transcripts: list[str] | None = None
+    query: Tensor | None = None
+    query_lengths: Tensor | None = None
+    units: Tensor | None = None
+    unit_lengths: Tensor | None = None
+    reply: Tensor | None = None
+    reply_lengths: Tensor | None = None
+
+    def __len__(self) -> int:
+        """The number of dialogues."""
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """A copy whose tensors are on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """A copy whose tensors are in page-locked memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: function(value) for name, value in tensors.items()})
+
+
+def collate(examples: Sequence[SpokenExample]) -> SpokenBatch:
+    """Pads examples into a batch.
+
+    Args:
+        examples: at least one; all with the same fields.
+
+    Returns:
+        The batch, in the order of the examples.
+    """
+    query, query_lengths = _pad([example.query for example in examples])
+    units, unit_lengths = _pad([example.units for example in examples])
+    reply, reply_lengths = _pad([example.reply for example in examples])
+    transcripts = [example.transcript for example in examples if example.transcript is not None]
+    assert len(transcripts) in (0, len(examples)), "examples of one batch have the same fields"
+    return SpokenBatch(
+        ids=[example.id for example in examples],
+        reply_texts=[example.reply_text for example in examples],
+        transcripts=transcripts or None,
+        query=query,
+        query_lengths=query_lengths,
+        units=units,
+        unit_lengths=unit_lengths,
+        reply=reply,
+        reply_lengths=reply_lengths,
+    )
+
+
+def _pad(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    present = [row for row in rows if row is not None]
+    if not present:
+        return None, None
+    assert len(present) == len(rows), "examples of one batch have the same fields"
+    return pad_sequence(present, batch_first=True), torch.tensor([row.numel() for row in present])

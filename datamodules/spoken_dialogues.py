@@ -1,0 +1,211 @@
+"""The DataModule that feeds spoken dialogues to every model of the project."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from datamodules.batch import SpokenExample
+from datamodules.batch_plan import plan_evaluation, plan_training
+from datamodules.released_layout import SAMPLE_RATE, ReleasedLayout
+from datamodules.resumable_loader import EvaluationLoader, ResumableLoader
+
+
+class SpokenDialogueDataModule(L.LightningDataModule):
+    """Reads a corpus in the released layout.
+
+    An index is `<root>/<set_name>/<index>`; the paths inside it start from `root`. Training batches are shuffled, and
+    sorted by length inside pools; a fit that is stopped anywhere goes on with the next batch. On several devices each
+    sees its own shard, so use `Trainer(use_distributed_sampler=False)`. The constructor touches no file.
+
+    Args:
+        root: the folder of the corpus.
+        units_root: the folder of the speech tokens, if another job wrote them elsewhere; `root` if None.
+        set_name: the folder of the set inside `root`.
+        fields: which of "query", "units", "reply", "transcript" a batch holds; ids and reply texts are always there.
+        batch_size: training examples on each device.
+        eval_batch_size: validation and test examples on each device; `batch_size` if None.
+        seed: of the shuffling and of the crops.
+        num_workers: processes that load; 0 loads in the main process.
+        reply_crop_s: trains on a random stretch of this many seconds of each reply, a function of seed, epoch and
+            example; whole replies if None.
+        num_codes: the size of the codebook that speech tokens must lie in; not checked if None.
+        max_train_examples: uses only the first ones; all if None.
+        max_validation_examples: uses only the first ones; all if None.
+        max_test_examples: uses only the first ones; all if None.
+        train_index: the JSON file of the training examples.
+        validation_index: the JSON file of the validation examples; no validation if None.
+        test_index: the JSON file of the test examples; no test if None.
+
+    Raises:
+        ValueError: if a number is out of range, or a crop is asked for without the field "reply".
+    """
+
+    def __init__(
+        self,
+        root: str,
+        units_root: str | None = None,
+        set_name: str = "spoken_examples",
+        fields: Sequence[str] = ("query", "units"),
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        reply_crop_s: float | None = None,
+        num_codes: int | None = None,
+        max_train_examples: int | None = None,
+        max_validation_examples: int | None = None,
+        max_test_examples: int | None = None,
+        train_index: str = "train.json",
+        validation_index: str | None = "validation.json",
+        test_index: str | None = "test.json",
+    ) -> None:
+        super().__init__()
+        if reply_crop_s is not None and "reply" not in fields:
+            raise ValueError(f"reply_crop_s={reply_crop_s}, but fields={list(fields)} hold no 'reply' to crop; add it")
+        limits = {"train": max_train_examples, "validation": max_validation_examples, "test": max_test_examples}
+        _require_positive("batch_size", batch_size)
+        _require_positive("eval_batch_size", eval_batch_size)
+        _require_positive("reply_crop_s", reply_crop_s)
+        for split, limit in limits.items():
+            _require_positive(f"max_{split}_examples", limit)
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers}: must not be negative")
+        self.root = Path(root)
+        self.units_root = Path(units_root) if units_root is not None else self.root
+        self.set_name = set_name
+        self.fields = tuple(fields)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.reply_crop_s = reply_crop_s
+        self.num_codes = num_codes
+        self._limits = limits
+        self._indices = {"train": train_index, "validation": validation_index, "test": test_index}
+        self._layouts: dict[str, ReleasedLayout] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._train_state: dict[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Reads the indices and checks that the files are there.
+
+        Args:
+            stage: "fit", "validate" or "test", as Lightning names them.
+
+        Raises:
+            FileNotFoundError: if an index or a file that it names is missing.
+            ValueError: if an index does not have the released layout.
+        """
+        needed = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}[stage]
+        for split in needed:
+            if self._indices[split] is not None:
+                self.examples(split)
+
+    def examples(self, split: str) -> ReleasedLayout:
+        """The dialogues of one split, in the order of its index.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Raises:
+            FileNotFoundError: if the index or a file that it names is missing.
+            ValueError: if the split has no index, or the index does not have the released layout.
+        """
+        index = self._indices[split]
+        if index is None:
+            raise ValueError(f"{split}_index is null, so there are no examples for {split}; name a JSON file there")
+        if split not in self._layouts:
+            path = self.root / self.set_name / index
+            layout = ReleasedLayout(path, self.root, self.units_root, self.fields, self.num_codes, self._limits[split])
+            self._layouts[split] = layout
+        return self._layouts[split]
+
+    def train_dataloader(self) -> ResumableLoader:
+        """The shuffled training batches; its state goes into each checkpoint."""
+        examples = self.examples("train")
+        rank, world_size = self._place()
+        plan = partial(
+            _plan_epoch, examples.sizes(), batch_size=self.batch_size, seed=self.seed, rank=rank, world_size=world_size
+        )
+        identity = {
+            "num_examples": len(examples),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "world_size": world_size,
+        }
+        dataset = _EpochExamples(examples, self.seed, self.reply_crop_s)
+        loader = ResumableLoader(dataset, plan, identity, self.num_workers, torch.cuda.is_available())
+        if self._train_state is not None:
+            loader.load_state_dict(self._train_state)
+            self._train_state = None
+        self._train_loader = loader
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the training data was read; Lightning puts it into each checkpoint."""
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lets the next `train_dataloader()` go on from there.
+
+        Lightning gives a loader its own state back only when it stopped inside an epoch.
+
+        Args:
+            state_dict: what `state_dict()` returned.
+        """
+        self._train_state = state_dict.get("train")
+
+    def val_dataloader(self) -> EvaluationLoader | list:
+        """The validation batches, in the order of the index; an empty list if there is no index."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> EvaluationLoader | list:
+        """The test batches, in the order of the index; an empty list if there is no index."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: str) -> EvaluationLoader | list:
+        if self._indices[split] is None:
+            return []
+        examples = self.examples(split)
+        batches = plan_evaluation(len(examples), self.eval_batch_size, *self._place())
+        dataset = _EpochExamples(examples, self.seed, reply_crop_s=None)
+        return EvaluationLoader(dataset, batches, self.num_workers, torch.cuda.is_available())
+
+    def _place(self) -> tuple[int, int]:
+        """This process among those that train together: (rank, world size)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+def _plan_epoch(
+    lengths: np.ndarray, epoch: int, *, batch_size: int, seed: int, rank: int, world_size: int
+) -> list[list[int]]:
+    return plan_training(lengths, batch_size, seed, epoch, rank, world_size)
+
+
+class _EpochExamples:
+    """Examples by (epoch, index); crops replies differently in each epoch."""
+
+    def __init__(self, examples: ReleasedLayout, seed: int, reply_crop_s: float | None) -> None:
+        self._examples = examples
+        self._seed = seed
+        self._crop = None if reply_crop_s is None else round(reply_crop_s * SAMPLE_RATE)
+
+    def __getitem__(self, key: tuple[int, int]) -> SpokenExample:
+        epoch, index = key
+        example = self._examples[index]
+        if self._crop is None or example.reply is None or example.reply.numel() <= self._crop:
+            return example
+        generator = np.random.default_rng([self._seed, epoch, index])
+        start = int(generator.integers(example.reply.numel() - self._crop + 1))
+        return replace(example, reply=example.reply[start : start + self._crop])
+
+
+def _require_positive(name: str, value: float | None) -> None:
+    if value is not None and value <= 0:
+        raise ValueError(f"{name}={value}: must be positive")

@@ -1,0 +1,269 @@
+"""Makes the embedded corpus: dialogues spoken by eSpeak NG, in the on-disk layout of the released VocalNet sets."""
+
+import itertools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import statistics
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from datamodules.dialogues import make_dialogues, reply_words
+from datamodules.intents import Dialogue
+from datamodules.espeak import SAMPLE_RATE, EspeakSynthesizer, Voice
+
+SET_NAME = "spoken_examples"
+SPLITS = ("train", "validation", "test")
+
+# Few enough that a killed run loses little, many enough that loading the library anew for each chunk costs nothing.
+_CHUNK = 20
+
+_synthesizer: EspeakSynthesizer | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One example to speak: its texts, its voices and the names of its files."""
+
+    id: str
+    dialogue: Dialogue
+    query_voice: Voice
+    reply_voice: Voice
+    query_file: str
+    reply_file: str
+
+
+class SpokenExamplesMaker:
+    """A job that writes a corpus of spoken dialogues whose splits are disjoint by reply text.
+
+    It may be killed and run again: chunks of examples whose files all exist are kept, the JSON lists are written last.
+    The files depend on the arguments only, not on the number of workers or on restarts.
+
+    Args:
+        num_train: examples in `train.json`.
+        num_validation: examples in `validation.json`.
+        num_test: examples in `test.json`.
+        seed: draws the dialogues and the voices of the queries.
+        num_workers: processes that speak; 0 speaks in this process.
+        codec_name: names the folder that the `units` keys point into, `<codec_name>_tokens`.
+        reply_voice: the voice of all replies; the default if None.
+        query_languages: eSpeak languages of the queries; a language named twice is drawn twice as often.
+        query_variants: eSpeak voice variants of the queries.
+        query_rates_wpm: lowest and highest speed of the queries, in words a minute.
+        query_pitches: lowest and highest base pitch of the queries, 0 to 99.
+    """
+
+    def __init__(
+        self,
+        num_train: int = 7200,
+        num_validation: int = 200,
+        num_test: int = 300,
+        seed: int = 0,
+        num_workers: int = 2,
+        codec_name: str = "fsq1000",
+        reply_voice: Voice | None = None,
+        query_languages: tuple[str, ...] | list[str] = ("en-us", "en-us", "en", "en-gb-x-rp", "en-gb-scotland"),
+        query_variants: tuple[str, ...] | list[str] = (
+            *("m1", "m2", "m3", "m4", "m5", "m6", "m7"),
+            *("f1", "f2", "f3", "f4", "f5"),
+        ),
+        query_rates_wpm: tuple[int, int] | list[int] = (140, 200),
+        query_pitches: tuple[int, int] | list[int] = (30, 70),
+    ) -> None:
+        for name, value in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
+            if value < 1:
+                raise ValueError(f"SpokenExamplesMaker: {name}={value}, but each split needs at least one example")
+        self.num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
+        self.seed = seed
+        self.num_workers = num_workers
+        self.codec_name = codec_name
+        self.reply_voice = reply_voice or Voice()
+        self.query_languages = tuple(query_languages)
+        self.query_variants = tuple(query_variants)
+        self.query_rates_wpm = tuple(query_rates_wpm)
+        self.query_pitches = tuple(query_pitches)
+
+    def run(self, output_dir: Path | str) -> dict[str, float]:
+        """Writes `<output_dir>/spoken_examples/{train,validation,test}.json` and the wav files.
+
+        Args:
+            output_dir: the run directory.
+
+        Returns:
+            Counts, hours of audio, reply lengths in seconds and the statistics of the reply lexicon.
+
+        Raises:
+            ValueError: if more dialogues are asked for than the templates hold, or eSpeak does not know a voice.
+        """
+        root = Path(output_dir)
+        splits = self._plan()
+        tasks = [task for split in splits.values() for task in split]
+        for folder in ("audios", "replies"):
+            (root / SET_NAME / folder).mkdir(parents=True, exist_ok=True)
+        is_continued = self._is_continued(root, tasks)
+        chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
+        durations: dict[str, tuple[float, float]] = {}
+        with tqdm(total=len(tasks), desc="speaking", unit="dialogue") as progress:
+            for done in self._speak(root, chunks, is_continued):
+                durations.update(done)
+                progress.update(len(done))
+        for split, members in splits.items():
+            _write_json(root / SET_NAME / f"{split}.json", [self._item(task) for task in members])
+        return self._metrics(splits, durations)
+
+    def _plan(self) -> dict[str, list[_Task]]:
+        """Which examples each split holds; a pure function of the constructor's arguments."""
+        dialogues = iter(make_dialogues(sum(self.num_examples.values()), self.seed))
+        return {
+            split: [
+                self._task(f"{split}_{index:05d}", dialogue)
+                for index, dialogue in enumerate(itertools.islice(dialogues, count))
+            ]
+            for split, count in self.num_examples.items()
+        }
+
+    def _task(self, name: str, dialogue: Dialogue) -> _Task:
+        generator = random.Random(f"{self.seed}/{name}")
+        voice = Voice(
+            language=generator.choice(self.query_languages),
+            variant=generator.choice(self.query_variants),
+            rate_wpm=generator.randint(*self.query_rates_wpm),
+            pitch=generator.randint(*self.query_pitches),
+        )
+        query_file, reply_file = f"{SET_NAME}/audios/{name}.wav", f"{SET_NAME}/replies/{name}.wav"
+        return _Task(name, dialogue, voice, self.reply_voice, query_file, reply_file)
+
+    def _item(self, task: _Task) -> dict:
+        return {
+            "id": task.id,
+            "speech": task.query_file,
+            "conversations": [
+                {"from": "human", "value": "<speech>"},
+                {"from": "gpt", "value": task.dialogue.reply},
+            ],
+            "units": f"{SET_NAME}/{self.codec_name}_tokens/{task.id}.npy",
+            "transcript": task.dialogue.query,
+            "reply_speech": task.reply_file,
+        }
+
+    def _is_continued(self, root: Path, tasks: list[_Task]) -> bool:
+        """Whether files found here belong to this very plan; writes the plan down for the next start."""
+        path = root / SET_NAME / "plan.json"
+        plan = [asdict(task) for task in tasks]
+        if path.exists() and json.loads(path.read_text()) == plan:
+            return True
+        for split in SPLITS:
+            (root / SET_NAME / f"{split}.json").unlink(missing_ok=True)
+        for stale in (root / SET_NAME).glob("*/*.wav"):
+            stale.unlink()
+        _write_json(path, plan)
+        return False
+
+    def _speak(
+        self, root: Path, chunks: list[list[_Task]], is_continued: bool
+    ) -> Iterator[dict[str, tuple[float, float]]]:
+        if self.num_workers == 0:
+            for chunk in chunks:
+                yield _speak_chunk(root, chunk, is_continued)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.num_workers, mp_context=context, initializer=_exit_with_parent) as pool:
+            futures = [pool.submit(_speak_chunk, root, chunk, is_continued) for chunk in chunks]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _metrics(self, splits: dict[str, list[_Task]], durations: dict[str, tuple[float, float]]) -> dict[str, float]:
+        queries_s, replies_s = zip(*durations.values(), strict=True)
+        replies = [reply_words(task.dialogue.reply) for task in splits["train"]]
+        counts = Counter(word for words in replies for word in words)
+        unseen = {word for split in SPLITS[1:] for task in splits[split] for word in reply_words(task.dialogue.reply)}
+        return {
+            **{f"num_{split}": len(members) for split, members in splits.items()},
+            "query_hours": sum(queries_s) / 3600,
+            "reply_hours": sum(replies_s) / 3600,
+            "query_s_mean": statistics.fmean(queries_s),
+            "query_s_max": max(queries_s),
+            "reply_s_min": min(replies_s),
+            "reply_s_mean": statistics.fmean(replies_s),
+            "reply_s_max": max(replies_s),
+            "reply_words_mean": statistics.fmean(map(len, replies)),
+            "lexicon_words": len(counts),
+            "lexicon_min_count": min(counts.values()),
+            "lexicon_median_count": statistics.median(counts.values()),
+            "words_not_in_train": len(unseen - set(counts)),
+        }
+
+
+def _exit_with_parent() -> None:
+    """Ends this worker when the process that started it dies, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in worker processes only"
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _speak_chunk(root: Path, tasks: list[_Task], keep_existing: bool) -> dict[str, tuple[float, float]]:
+    """Writes the files of some examples and returns the seconds of query and reply by id.
+
+    The library starts anew with each chunk and a chunk is spoken whole, so that its files do not depend on what this
+    process spoke before.
+    """
+    global _synthesizer
+    paths = {task.id: (root / task.query_file, root / task.reply_file) for task in tasks}
+    if keep_existing and all(_is_valid(path) for pair in paths.values() for path in pair):
+        return {name: (_duration_s(query), _duration_s(reply)) for name, (query, reply) in paths.items()}
+    if _synthesizer is None:
+        _synthesizer = EspeakSynthesizer()
+    _synthesizer.reset()
+    durations = {}
+    for task in tasks:
+        query = _synthesizer.synthesize(task.dialogue.query, task.query_voice)
+        reply = _synthesizer.synthesize(task.dialogue.reply, task.reply_voice)
+        for path, waveform in zip(paths[task.id], (query, reply), strict=True):
+            _write_wav(path, waveform)
+        durations[task.id] = (query.size / SAMPLE_RATE, reply.size / SAMPLE_RATE)
+    return durations
+
+
+def _is_valid(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        info = soundfile.info(path)
+    except soundfile.LibsndfileError:
+        return False
+    return info.samplerate == SAMPLE_RATE and info.channels == 1 and info.frames > 0
+
+
+def _duration_s(path: Path) -> float:
+    return soundfile.info(path).duration
+
+
+def _write_wav(path: Path, waveform: np.ndarray) -> None:
+    partial = path.with_suffix(".partial")
+    soundfile.write(partial, waveform, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    os.replace(partial, path)
+
+
+def _write_json(path: Path, content: list) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(partial, path)

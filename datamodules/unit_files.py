@@ -1,0 +1,92 @@
+"""Reads speech tokens from `.npy` files: plain arrays, and the pickled records of the released VocalNet sets."""
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("collections", "OrderedDict"),
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles arrays and tensors, and runs no other code that a file may name."""
+
+    def find_class(self, module: str, name: str):
+        """Gives the few functions that rebuild arrays and tensors.
+
+        Raises:
+            pickle.UnpicklingError: if the file asks for anything else.
+        """
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda data: torch.load(io.BytesIO(data), weights_only=True)
+        if (module, name) in _ALLOWED or (module == "numpy.dtypes" and name.endswith("DType")):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+
+
+def read_units(path: Path, num_codes: int | None = None) -> np.ndarray:
+    """Reads the speech tokens of one reply.
+
+    Args:
+        path: a `.npy` file with a 1-D integer array (or one with leading dimensions of size 1), or with a pickled
+            `{"speech_token": (1, T), "speech_token_len": ...}`.
+        num_codes: the size of the codebook; tokens are not checked if None.
+
+    Returns:
+        (T,) int64.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it does not hold speech tokens, or a token lies outside of the codebook.
+    """
+    values = _load(path)
+    squeezed = values.reshape(values.shape[-1:]) if values.ndim > 1 and values.size == values.shape[-1] else values
+    if squeezed.ndim != 1 or squeezed.size == 0:
+        raise ValueError(f"{path}: speech tokens have shape {values.shape}; expected a 1-D array that is not empty")
+    if not np.issubdtype(squeezed.dtype, np.integer):
+        raise ValueError(
+            f"{path}: speech tokens have type {squeezed.dtype}; expected integers, write them anew as int32"
+        )
+    tokens = squeezed.astype(np.int64)
+    if tokens.min() < 0 or (num_codes is not None and tokens.max() >= num_codes):
+        size = "" if num_codes is None else f" of {num_codes} codes"
+        raise ValueError(
+            f"{path}: speech tokens run from {tokens.min()} to {tokens.max()}, outside of the codebook{size}; "
+            "make the tokens with the codec that the model is configured for"
+        )
+    return tokens
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            return _load_array(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file of speech tokens; run the job that writes them") from None
+    except (ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not a readable .npy file of speech tokens ({error}); write it anew") from error
+
+
+def _load_array(file) -> np.ndarray:
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    _, _, dtype = read_header(file)
+    if not dtype.hasobject:
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
+    record = _ArraysOnly(file).load().item()
+    tokens = np.asarray(record["speech_token"])
+    return tokens.reshape(-1)[: int(np.asarray(record.get("speech_token_len", tokens.size)).reshape(-1)[0])]

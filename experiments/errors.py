@@ -1,0 +1,67 @@
+"""Mistakes of a user, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import linecache
+import sysconfig
+import traceback
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A mistake in an experiment, with the YAML path where it is and how to mend it."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        """Compose the line.
+
+        Args:
+            path: Dotted YAML path of the mistake, for instance `stages.codec.trainer.max_steps`; may be empty.
+            problem: What is wrong, and the mend.
+        """
+        self.path = path
+        self.problem = " ".join(problem.split())
+        super().__init__(f"{path}: {self.problem}" if path else self.problem)
+
+
+def join(path: str, key: object) -> str:
+    """Return the dotted YAML path of `key` below `path`."""
+    return f"{path}.{key}" if path else str(key)
+
+
+def did_you_mean(name: object, known: Iterable[str], list_all: bool = True) -> str:
+    """Return a hint that names the closest of the known names, or else lists them all."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(names)}" if list_all and names else "check the spelling"
+
+
+def text_of(error: BaseException) -> str:
+    """Return the message of an exception for a user."""
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"there is no file {error.filename}; restore it, or do the stage that makes it anew with --force"
+    return str(error)
+
+
+def is_users_mistake(error: BaseException) -> bool:
+    """Tell a mistake of the user from a defect of the program.
+
+    A missing file is the user's. A `ValueError` is the user's when a `raise` statement outside the installed libraries
+    made it on purpose; one that comes out of a library or of an expression is a defect and deserves its traceback.
+
+    Args:
+        error: An exception that was raised and caught.
+    """
+    if isinstance(error, ConfigError | FileNotFoundError):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or frames[-1].lineno is None:
+        return False
+    paths = sysconfig.get_paths()
+    is_library = frames[-1].filename.startswith((paths["stdlib"], paths["purelib"], paths["platlib"]))
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno)
+    return not is_library and line.lstrip().startswith("raise ")

@@ -1,0 +1,75 @@
+"""The command line: run an experiment, or look at it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from callbacks.signals import Interrupted, interruptible  # noqa: E402
+from experiments import config  # noqa: E402
+from experiments.errors import ConfigError  # noqa: E402
+
+EPILOG = """examples:
+  python experiments/run.py
+  python experiments/run.py quickstart.yaml seed=1 stages.talkers.trainer.max_steps=500
+  python experiments/run.py quickstart.yaml --print-config
+
+Runs are kept under runs/; a finished stage whose configuration and inputs are unchanged is reused."""
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="run.py", description="Run an experiment.", epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter
+    )
+    what = "an experiment (quickstart.yaml if none is named) and overrides"
+    parser.add_argument("words", nargs="*", metavar="FILE or key=value", help=what)
+    parser.add_argument("--list", action="store_true", help="list the shipped experiments")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--resume", action="store_true", help="go on with a begun run; fail if there is none")
+    parser.add_argument("--force", action="store_true", help="delete the runs of this configuration and do them anew")
+    parsed = parser.parse_intermixed_args(arguments)
+    files = [word for word in parsed.words if "=" not in word]
+    if len(files) > 1:
+        raise ConfigError("", f"one experiment at a time, got {' and '.join(files)}; write overrides as key=value")
+    if parsed.resume and parsed.force:
+        raise ConfigError("", "--resume goes on and --force starts anew; give one of them")
+    parsed.file = files[0] if files else "quickstart.yaml"
+    parsed.overrides = [word for word in parsed.words if "=" in word]
+    return parsed
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit code: 0 done, 2 a mistake of the user, 130 or 143 interrupted."""
+    try:
+        with interruptible():
+            parsed = parse_arguments(arguments)
+            if parsed.list:
+                print(config.describe_shipped())
+                return 0
+            file = config.find_file(parsed.file, Path.cwd())
+            from experiments import pipeline
+
+            plan = pipeline.make_plan(file, parsed.overrides)
+            if parsed.print_config:
+                print(plan.to_yaml(), end="")
+            else:
+                pipeline.execute(plan, force=parsed.force, resume=parsed.resume)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as interrupted:
+        words = [word for word in arguments if word not in ("--force", "--resume")]
+        again = shlex.join(["python", "experiments/run.py", *words])
+        print(f"\ninterrupted: {interrupted}\nto go on, run again: {again}", file=sys.stderr)
+        return interrupted.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

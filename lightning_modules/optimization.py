@@ -1,0 +1,50 @@
+"""AdamW with linear warm-up and cosine decay, the one optimiser recipe of the small embedded models."""
+
+import math
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+
+
+def warmup_cosine(step: int, warmup_steps: int, max_steps: int) -> float:
+    """Share of the peak learning rate at a step: linear up to 1, then cosine down to 0 at max_steps."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def adamw_with_warmup_cosine(
+    module: L.LightningModule, parts: Sequence[tuple[nn.Module, float]], weight_decay: float, warmup_steps: int
+) -> OptimizerLRScheduler:
+    """What `configure_optimizers` returns: matrices decay, biases and norms do not; the trainer tells the length.
+
+    Args:
+        module: The attached module, whose trainer knows the number of optimiser steps.
+        parts: What trains, disjoint parts of the module or the module itself, each with its peak learning rate.
+        weight_decay: Decoupled weight decay of the parameters with two or more dimensions.
+        warmup_steps: Steps of linear warm-up.
+
+    Returns:
+        The mapping of Lightning with an optimizer and a step-wise scheduler.
+
+    Raises:
+        ValueError: The trainer has no finite number of steps.
+    """
+    max_steps = module.trainer.estimated_stepping_batches
+    if not math.isfinite(max_steps):
+        raise ValueError("the cosine schedule needs an end: set trainer.max_steps or trainer.max_epochs")
+    groups = []
+    for part, learning_rate in parts:
+        parameters = [p for p in part.parameters() if p.requires_grad]
+        matrices, vectors = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
+        groups.append({"params": matrices, "weight_decay": weight_decay, "lr": learning_rate})
+        groups.append({"params": vectors, "weight_decay": 0.0, "lr": learning_rate})
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, warmup_steps, int(max_steps))
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,314 @@
+"""The speech LLM as one LightningModule: a thinker, and any number of talkers side by side."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from datamodules.batch import SpokenBatch
+from lightning_modules.optimization import adamw_with_warmup_cosine
+from lightning_modules.seeding import derive_generator, derive_seed
+from lightning_modules.spoken_reply import SpokenReply, stream_spoken_reply
+from lightning_modules.talker.anchors import TextStates, count_text_overflow
+from lightning_modules.talker.base import Talker, TalkerOutput
+from lightning_modules.talker.blocks import count_blocks
+from lightning_modules.thinker.thinker import Thinker, ThinkerOutput
+from lightning_modules.vocoder.base import Vocoder
+
+THINKER = "thinker"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One way to decode: a talker and its steps a block."""
+
+    talker: str
+    num_steps: int
+
+
+class SpeechLLM(L.LightningModule):
+    """Trains and runs a thinker with any set of named talkers.
+
+    One thinker pass a batch feeds every talker, so that all of them see the same data in the same order. They share
+    nothing else: each has its own loss, gradient clipping, source of randomness and TensorBoard run, and trains to
+    the same weights whether or not the others are there.
+
+    Args:
+        thinker: Writes reply text to a spoken query.
+        talkers: Talkers by name; none trains the thinker alone (stage 1 of the paper).
+        train_thinker: Train the thinker too; otherwise it is frozen.
+        vocoder: Turns speech tokens into samples; needed to speak, not to train.
+        test_steps: Decoding steps a block to test, by talker; all that a talker supports if it is not named.
+        max_text_tokens: Where a reply's text is cut off.
+        max_speech_s: Where a reply's speech is cut off.
+        learning_rate: Peak learning rate of AdamW.
+        talker_learning_rates: Other peak learning rates, by talker.
+        weight_decay: Weight decay of matrices.
+        warmup_steps: Steps of linear warm-up before the cosine.
+        gradient_clip_norm: Largest gradient norm of the thinker and of each talker.
+        log_every_n_steps: Steps between training metrics.
+        seed: Of initial weights and masks.
+
+    Raises:
+        ValueError: If nothing trains, or a name or a width does not fit.
+
+    Reference: arXiv 2602.08607; stage 1 trains the thinker, stage 2 the talkers.
+    """
+
+    def __init__(
+        self,
+        thinker: Thinker,
+        talkers: dict[str, Talker] | None = None,
+        train_thinker: bool = False,
+        vocoder: Vocoder | None = None,
+        test_steps: dict[str, list[int]] | None = None,
+        max_text_tokens: int = 64,
+        max_speech_s: float = 20.0,
+        learning_rate: float = 2e-4,
+        talker_learning_rates: dict[str, float] | None = None,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 100,
+        gradient_clip_norm: float = 1.0,
+        log_every_n_steps: int = 10,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        talkers = talkers or {}
+        _check_names(talkers, train_thinker, {**(test_steps or {}), **(talker_learning_rates or {})})
+        self.thinker = thinker
+        self.talkers = nn.ModuleDict(talkers)
+        self.train_thinker = train_thinker
+        self.vocoder = vocoder
+        self.test_steps = test_steps or {}
+        self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
+        self.learning_rate, self.talker_learning_rates = learning_rate, talker_learning_rates or {}
+        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
+        self.gradient_clip_norm = gradient_clip_norm
+        self.log_every_n_steps = log_every_n_steps
+        self.seed = seed
+        if vocoder is not None:
+            vocoder.requires_grad_(False)
+        if not train_thinker:
+            thinker.requires_grad_(False)
+        for name, talker in talkers.items():
+            talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
+        self.ids_with_text_overflow: set[str] = set()
+        self._validation = nn.ModuleDict(
+            {name: nn.ModuleDict({tag: MeanMetric() for tag in ("nll", "accuracy")}) for name in self.run_names}
+        )
+        self.train()  # Lightning keeps the mode that each part is in: put the frozen ones into evaluation mode.
+
+    @property
+    def run_names(self) -> list[str]:
+        """TensorBoard runs: the thinker if it trains, and one for each talker."""
+        return [THINKER] * self.train_thinker + list(self.talkers)
+
+    @property
+    def decodings(self) -> list[Decoding]:
+        """Ways to decode that a test compares."""
+        return [
+            Decoding(name, steps)
+            for name, talker in self._named_talkers()
+            for steps in self.test_steps.get(name) or sorted(talker.supported_steps, reverse=True)
+        ]
+
+    def _named_talkers(self) -> list[tuple[str, Talker]]:
+        return [(name, talker) for name, talker in self.talkers.items() if isinstance(talker, Talker)]
+
+    def train(self, mode: bool = True) -> "SpeechLLM":
+        """Switch to training mode what trains; the rest stays in evaluation mode."""
+        super().train(mode)
+        if not self.train_thinker:
+            self.thinker.eval()
+        if self.vocoder is not None:
+            self.vocoder.eval()
+        return self
+
+    def on_train_batch_start(self, batch: SpokenBatch, batch_idx: int) -> None:
+        """Make dropout a function of the step, so that a resumed run draws what an uninterrupted one does."""
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.global_step, batch_idx, self.global_rank))
+
+    def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
+        """Add the losses of all that trains; none depends on another's parameters."""
+        thinker_output = self._think(batch)
+        loss = thinker_output.loss if self.train_thinker else thinker_output.loss.new_zeros(())
+        should_log = self.global_step % self.log_every_n_steps == 0
+        if self.train_thinker:
+            self._show(THINKER, thinker_output.loss)
+            if should_log:
+                scalars = {"train/nll": thinker_output.loss, "train/accuracy": thinker_output.is_exact.float().mean()}
+                self.log_scalars(THINKER, scalars, self.global_step)
+        place = (self.global_step, batch_idx, self.global_rank)
+        for name, output in self._talk(batch, thinker_output, place).items():
+            loss = loss + output.loss
+            self._show(name, output.nll)
+            if should_log:
+                self.log_scalars(name, _training_scalars(output), self.global_step)
+        return loss
+
+    def validation_step(self, batch: SpokenBatch, batch_idx: int) -> None:
+        """Score gold replies; masks depend on the batch's place alone, so that validations compare."""
+        thinker_output = self._think(batch)
+        size = len(batch.ids)
+        if self.train_thinker:
+            self._update(THINKER, thinker_output.loss, thinker_output.is_exact.float().mean(), size)
+        for name, output in self._talk(batch, thinker_output, ("validation", batch_idx, self.global_rank)).items():
+            self._update(name, output.nll, output.accuracy, size)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log each run's means over the validation set."""
+        for name, metrics in self._validation.items():
+            values = {f"val/{tag}": metric.compute() for tag, metric in metrics.items()}  # type: ignore[operator, union-attr]
+            for metric in metrics.values():  # type: ignore[operator, union-attr]
+                metric.reset()
+            if not self.trainer.sanity_checking:
+                self.log_scalars(name, values, self.global_step)
+                self.log_dict({f"{name}/{tag}": value for tag, value in values.items()}, logger=False)
+
+    def test_step(self, batch: SpokenBatch, batch_idx: int) -> list[dict[Decoding, SpokenReply]]:
+        """Answer each query of a batch with every decoding in turn, so that a change of the machine's speed hits all.
+
+        Returns:
+            For each example, the reply of each decoding.
+        """
+        assert batch.query is not None and batch.query_lengths is not None
+        replies = []
+        for query, length in zip(batch.query, batch.query_lengths.tolist(), strict=True):
+            answer = {decoding: self.answer(query[:length], decoding) for decoding in self.decodings}
+            replies.append(answer)
+        return replies
+
+    def on_test_start(self) -> None:
+        """Decode once with every decoding, so that nobody pays for lazy initialisation in the timed runs."""
+        query = torch.zeros(16_000, device=self.device)
+        for decoding in self.decodings:
+            self.answer(query, decoding)
+
+    def answer(self, query: Tensor, decoding: Decoding) -> SpokenReply:
+        """Answer one spoken query.
+
+        Args:
+            query: ``(S,) float32`` at 16 kHz.
+            decoding: Talker and steps a block.
+
+        Returns:
+            The whole reply with its times.
+
+        Raises:
+            ValueError: If there is no vocoder to speak with.
+        """
+        reply = SpokenReply()
+        for _ in self.stream(query, decoding, reply):
+            pass
+        return reply
+
+    def stream(self, query: Tensor, decoding: Decoding, reply: SpokenReply | None = None) -> Iterable[Tensor]:
+        """Answer one spoken query chunk by chunk; see :func:`stream_spoken_reply`."""
+        if self.vocoder is None:
+            raise ValueError("This speech LLM has no vocoder: set module.init_args.vocoder to let it speak.")
+        talker = self.talkers[decoding.talker]
+        assert isinstance(talker, Talker)
+        samples_per_block = self.vocoder.samples_per_token * talker.block_size
+        max_blocks = max(1, round(self.max_speech_s * self.vocoder.sample_rate / samples_per_block))
+        return stream_spoken_reply(
+            self.thinker, talker, self.vocoder, query, decoding.num_steps, self.max_text_tokens, max_blocks, reply
+        )
+
+    def configure_optimizers(self) -> dict:
+        """AdamW with warm-up and cosine; see :func:`adamw_with_warmup_cosine`."""
+        parts = {name: self.talkers[name] for name in self.talkers}
+        rates = {name: self.talker_learning_rates.get(name, self.learning_rate) for name in parts}
+        if self.train_thinker:
+            parts[THINKER], rates[THINKER] = self.thinker, self.learning_rate
+        named = [(parts[name], rates[name]) for name in self.run_names]
+        return adamw_with_warmup_cosine(self, named, self.weight_decay, self.warmup_steps)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the thinker's and each talker's gradients by their own norm: no talker slows another down."""
+        should_log = self.global_step % self.log_every_n_steps == 0
+        for name in self.run_names:
+            part = self.thinker if name == THINKER else self.talkers[name]
+            parameters = [parameter for parameter in part.parameters() if parameter.grad is not None]
+            norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
+            if should_log:
+                self.log_scalars(name, {"train/grad_norm": norm}, self.global_step)
+
+    def log_scalars(self, run_name: str, scalars: dict[str, Tensor | float], step: int) -> None:
+        """Write scalars to the TensorBoard run of that name; does nothing where there is none."""
+        for logger in self._loggers(run_name):
+            logger.log_metrics({tag: float(torch.as_tensor(value).detach()) for tag, value in scalars.items()}, step)
+
+    def _loggers(self, run_name: str) -> Sequence[TensorBoardLogger]:
+        if self._trainer is None or not self.trainer.is_global_zero:
+            return []
+        return [one for one in self.trainer.loggers if isinstance(one, TensorBoardLogger) and one.name == run_name]
+
+    def _show(self, run_name: str, loss: Tensor) -> None:
+        self.log(f"{run_name}/loss", loss.detach(), prog_bar=True, logger=False)
+
+    def _update(self, run_name: str, nll: Tensor, accuracy: Tensor, weight: int) -> None:
+        metrics = self._validation[run_name]
+        metrics["nll"].update(nll, weight)  # type: ignore[index, operator]
+        metrics["accuracy"].update(accuracy, weight)  # type: ignore[index, operator]
+
+    def _think(self, batch: SpokenBatch) -> ThinkerOutput:
+        assert batch.query is not None and batch.query_lengths is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_thinker):
+            return self.thinker(batch.query, batch.query_lengths, batch.reply_texts)
+
+    def _talk(
+        self, batch: SpokenBatch, thinker_output: ThinkerOutput, place: tuple[int | str, ...]
+    ) -> dict[str, TalkerOutput]:
+        if not self.talkers:
+            return {}
+        if batch.units is None or batch.unit_lengths is None:
+            raise ValueError("Talkers train on speech tokens: add units to the data module's fields.")
+        hidden, embedding = thinker_output.hidden.detach(), thinker_output.embedding.detach()
+        text = TextStates(hidden, embedding, thinker_output.lengths)
+        outputs = {}
+        for name, talker in self._named_talkers():
+            num_blocks = count_blocks(batch.unit_lengths, talker.block_size)
+            overflow = count_text_overflow(text.lengths, num_blocks, talker.anchors.anchors_per_block)
+            self._report_overflow(batch.ids, overflow)
+            generator = derive_generator(self.device, self.seed, "masks", name, *place)
+            outputs[name] = talker(text, batch.units, batch.unit_lengths, generator)
+        return outputs
+
+    def _report_overflow(self, ids: Sequence[str], overflow: Tensor) -> None:
+        """Name each example, once, whose text is longer than the anchors of its speech: its talkers miss the rest."""
+        new = {ids[row] for row in overflow.nonzero()[:, 0].tolist()} - self.ids_with_text_overflow
+        if new:
+            self.ids_with_text_overflow |= new
+            rank_zero_warn(
+                f"The replies {sorted(new)} have more text than the anchors of their speech can carry; their talkers do not "
+                f"see the end of it ({len(self.ids_with_text_overflow)} such examples so far)."
+            )
+
+
+def _training_scalars(output: TalkerOutput) -> dict[str, Tensor | float]:
+    return {
+        "train/loss": output.loss,
+        "train/nll": output.nll,
+        "train/accuracy": output.accuracy,
+        "train/masked_share": output.masked_share,
+    }
+
+
+def _check_names(talkers: dict[str, Talker], train_thinker: bool, named: dict[str, object]) -> None:
+    if not talkers and not train_thinker:
+        raise ValueError("Nothing to train: give at least one talker or set train_thinker to true.")
+    if THINKER in talkers:
+        raise ValueError(f"A talker cannot be called {THINKER!r}: that is the thinker's TensorBoard run.")
+    unknown = sorted(set(named) - set(talkers))
+    if unknown:
+        raise ValueError(f"test_steps or talker_learning_rates name {unknown}, but the talkers are {sorted(talkers)}.")

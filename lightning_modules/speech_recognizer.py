@@ -1,0 +1,192 @@
+"""The embedded speech recognizer: a CTC model over characters that hears waveforms, the judge of word errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lightning_modules.optimization import adamw_with_warmup_cosine
+from lightning_modules.seeding import derive_generator
+from lightning_modules.text_normalization import normalize_text
+from lightning_modules.word_error_rate import word_error_rates
+
+if TYPE_CHECKING:
+    from datamodules.batch import SpokenBatch
+
+ALPHABET = " 'abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+class SpeechRecognizer(L.LightningModule):
+    """Characters from waveforms, by connectionist temporal classification with greedy decoding (no language model).
+
+    Args:
+        encoder: Maps (waveform (B, S), lengths (B,)) to (frames (B, F, D), frame lengths (B,)); `output_size` is D.
+        augmentation: Maps (waveform (B, S), generator) to (B, S) in training; None for none.
+        source: What it learns to transcribe: "reply" (reply audio, reply text) or "query" (query audio, transcript).
+        characters: What normalised text consists of, without the blank.
+        seed: Seed of the augmentation, which is a pure function of (seed, global step, rank).
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        warmup_steps: Steps of linear warm-up before the cosine decay.
+
+    Raises:
+        ValueError: `source` or `characters` cannot be used.
+
+    Reference: Connectionist Temporal Classification, ICML 2006.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        augmentation: nn.Module | None = None,
+        source: Literal["reply", "query"] = "reply",
+        characters: str = ALPHABET,
+        seed: int = 0,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 50,
+    ) -> None:
+        super().__init__()
+        if source not in ("reply", "query"):
+            raise ValueError(f"source must be 'reply' or 'query', got {source!r}")
+        if not characters or len(set(characters)) != len(characters):
+            raise ValueError(f"characters must be distinct and not empty, got {characters!r}")
+        self.encoder = encoder
+        self.augmentation = augmentation
+        self.source = source
+        self.characters = characters
+        self.seed = seed
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.head = nn.Linear(int(encoder.output_size), 1 + len(characters))  # type: ignore[arg-type]
+        self._ids = {character: index + 1 for index, character in enumerate(characters)}
+        self._heard: list[tuple[str, str]] = []
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of characters over time.
+
+        Args:
+            waveform: (B, S) float, 16 kHz.
+            lengths: (B,) int64 samples.
+
+        Returns:
+            (B, F, 1 + characters) float32, blank first, and the frames of each row (B,) int64.
+        """
+        frames, frame_lengths = self.encoder(waveform, lengths)
+        return self.head(frames).float().log_softmax(-1), frame_lengths
+
+    def encode_text(self, text: str) -> list[int]:
+        """Character ids of a text, normalised first.
+
+        Raises:
+            ValueError: The normalised text holds a character that this recognizer does not know.
+        """
+        normal = normalize_text(text)
+        unknown = sorted(set(normal) - set(self._ids))
+        if unknown:
+            raise ValueError(f"characters {unknown} of {text!r} are unknown to this recognizer; extend `characters`")
+        return [self._ids[character] for character in normal]
+
+    @torch.no_grad()
+    def transcribe(self, waveforms: Tensor | Sequence[Tensor], lengths: Tensor | None = None) -> list[str]:
+        """What is heard in each waveform.
+
+        Args:
+            waveforms: (B, S) float, 16 kHz, or a list of B waveforms (S_b,); rows of no samples are heard as "".
+            lengths: (B,) int64 samples of the rows of a (B, S) tensor; None means that all are full.
+
+        Returns:
+            B normalised texts.
+
+        Raises:
+            ValueError: The waveforms are neither (B, S) nor a list of (S_b,).
+        """
+        if not isinstance(waveforms, Tensor):
+            if any(waveform.dim() != 1 for waveform in waveforms):
+                raise ValueError("a list of waveforms must hold rows (S,), one an utterance")
+            lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.long)
+            rows = [torch.zeros(0), *waveforms]
+            waveforms = nn.utils.rnn.pad_sequence(rows, batch_first=True)[1:]
+        if waveforms.dim() != 2:
+            raise ValueError(f"waveforms must be (batch, samples), got shape {tuple(waveforms.shape)}")
+        if lengths is None:
+            lengths = torch.full((len(waveforms),), waveforms.shape[1])
+        device = self.head.weight.device
+        texts = [""] * len(lengths)
+        audible = lengths.to(device).nonzero()[:, 0]
+        if len(audible):
+            log_probs, frame_lengths = self(waveforms.to(device)[audible], lengths.to(device)[audible])
+            for row, text in zip(audible.tolist(), self._greedy(log_probs, frame_lengths), strict=True):
+                texts[row] = text
+        return texts
+
+    def _greedy(self, log_probs: Tensor, frame_lengths: Tensor) -> list[str]:
+        """Best path, repeats merged, blanks dropped."""
+        texts = []
+        for row, length in zip(log_probs.argmax(-1).cpu(), frame_lengths.tolist(), strict=True):
+            merged = row[:length].unique_consecutive().tolist()
+            texts.append(normalize_text("".join(self.characters[index - 1] for index in merged if index)))
+        return texts
+
+    def _loss(self, log_probs: Tensor, frame_lengths: Tensor, texts: Sequence[str]) -> Tensor:
+        """CTC, nats a character; rows whose text cannot fit into their frames count nothing."""
+        targets = [self.encode_text(text) for text in texts]
+        target_lengths = torch.tensor([len(target) for target in targets])
+        flat = torch.tensor([index for target in targets for index in target])
+        losses = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            flat.to(log_probs.device),
+            frame_lengths,
+            target_lengths.to(log_probs.device),
+            reduction="none",
+            zero_infinity=True,
+        )
+        return losses.sum() / target_lengths.sum().clamp(min=1)
+
+    def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
+        """CTC loss on augmented speech."""
+        waveform, lengths, texts = self._pairs(batch)
+        if self.augmentation is not None:
+            generator = derive_generator(waveform.device, self.seed, self.global_step, self.global_rank)
+            waveform = self.augmentation(waveform, generator)
+        log_probs, frame_lengths = self(waveform, lengths)
+        loss = self._loss(log_probs, frame_lengths, texts)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(texts))
+        return loss
+
+    def validation_step(self, batch: SpokenBatch, batch_idx: int) -> None:
+        """Logs the loss and collects what is heard."""
+        waveform, lengths, texts = self._pairs(batch)
+        log_probs, frame_lengths = self(waveform, lengths)
+        self.log("val/loss", self._loss(log_probs, frame_lengths, texts), batch_size=len(texts), sync_dist=True)
+        self._heard += zip(texts, self._greedy(log_probs, frame_lengths), strict=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the word error rates over all validation utterances."""
+        if self._heard:
+            rates = word_error_rates(*zip(*self._heard, strict=True))
+            self.log("val/wer", rates.micro, prog_bar=True, sync_dist=True)
+            self.log("val/wer_macro", rates.macro, sync_dist=True)
+        self._heard = []
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up and cosine decay to the trainer's last step."""
+        return adamw_with_warmup_cosine(self, [(self, self.learning_rate)], self.weight_decay, self.warmup_steps)
+
+    def _pairs(self, batch: SpokenBatch) -> tuple[Tensor, Tensor, Sequence[str]]:
+        """Waveform, lengths and texts of the configured source."""
+        texts: Sequence[str] | None = batch.reply_texts
+        waveform, lengths, needs = batch.reply, batch.reply_lengths, "'reply'"
+        if self.source == "query":
+            texts = batch.transcripts
+            waveform, lengths, needs = batch.query, batch.query_lengths, "'query' and 'transcript'"
+        if waveform is None or lengths is None or texts is None:
+            raise ValueError(f"source {self.source!r} needs {needs}, which this batch lacks: add them to its fields")
+        return waveform, lengths, texts

@@ -1,0 +1,26 @@
+"""How text is compared with what was heard: the normaliser named beside every word error rate."""
+
+import re
+import unicodedata
+
+NORMALIZER_NAME = "lower case, letters a-z, digits and apostrophes, single spaces"
+
+_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
+
+
+def normalize_text(text: str) -> str:
+    """Brings text to the form in which words are compared: `NORMALIZER_NAME`.
+
+    Accents are dropped (`é` becomes `e`), curly apostrophes straightened, every other character parts words;
+    apostrophes that do not stand inside a word go. Numbers stay as they are written: 7 and seven differ.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Words of a-z, 0-9 and inner apostrophes, one space between them; "" if nothing is left.
+    """
+    plain = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES)).casefold()
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    words = re.sub(r"[^a-z0-9']+", " ", plain).split()
+    return " ".join(stripped for word in words if (stripped := word.strip("'")))

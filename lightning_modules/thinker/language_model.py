@@ -1,0 +1,206 @@
+"""Language model: any causal LM of transformers, from a configuration or pretrained, with optional LoRA."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel, Qwen3Config
+
+from lightning_modules.thinker.initialization import initialize_by_fan_in
+from lightning_modules.thinker.pretrained import dtype_from_name, load_pretrained
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LanguageModel(nn.Module):
+    """A causal LM seen as three maps: token to embedding, embeddings to hidden states, hidden state to logits.
+
+    Args:
+        model: a causal LM of transformers, or a PeftModel around one.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @classmethod
+    def from_config(
+        cls,
+        vocab_size: int,
+        width: int = 192,
+        num_layers: int = 4,
+        num_heads: int = 3,
+        num_key_value_heads: int | None = None,
+        feed_forward_width: int = 512,
+        max_positions: int = 2048,
+        tie_embeddings: bool = True,
+        attention: str = "sdpa",
+    ) -> "LanguageModel":
+        """Builds an untrained Qwen3.
+
+        Args:
+            vocab_size: at least the size of the tokenizer.
+            width: hidden size D.
+            num_layers: transformer layers.
+            num_heads: attention heads; divides `width`.
+            num_key_value_heads: heads of keys and values, None for `num_heads`.
+            feed_forward_width: inner size of the feed-forward layers.
+            max_positions: longest sequence, prompt and reply, in tokens.
+            tie_embeddings: whether input embedding and output projection share their weights.
+            attention: implementation of transformers, "sdpa", "eager" or another of its names.
+        """
+        config = Qwen3Config(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            num_key_value_heads=num_key_value_heads,
+            head_dim=width // num_heads,
+            intermediate_size=feed_forward_width,
+            max_position_embeddings=max_positions,
+            tie_word_embeddings=tie_embeddings,
+        )
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        outputs = [linear for layer in model.model.layers for linear in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+        initialize_by_fan_in(model.model, residual_outputs=outputs)
+        nn.init.normal_(model.get_input_embeddings().weight, std=width**-0.5)
+        return cls(model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        dtype: str = "float32",
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
+        lora_targets: Sequence[str] = LORA_TARGETS,
+        attention: str = "sdpa",
+    ) -> "LanguageModel":
+        """Loads a pretrained causal LM, frozen under trainable LoRA weights if `lora_rank` is given.
+
+        Args:
+            path: a directory written by `save_pretrained`, or a published name ("Qwen/Qwen3-8B").
+            dtype: of the weights, "float32", "bfloat16" or "float16".
+            lora_rank: rank of the LoRA matrices; None trains all weights instead.
+            lora_alpha: LoRA scale, None for twice the rank.
+            lora_dropout: dropout before the LoRA matrices.
+            lora_targets: names of the linear layers that get LoRA matrices.
+            attention: implementation of transformers.
+
+        Raises:
+            FileNotFoundError: if nothing can be loaded from `path`.
+            ValueError: if a LoRA target is no layer of the model.
+        """
+        torch_dtype = dtype_from_name(dtype)
+        model = load_pretrained(
+            lambda name: AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, attn_implementation=attention),
+            path,
+            "language model",
+        )
+        language_model = cls(model)
+        if lora_rank is not None:
+            language_model.add_lora(lora_rank, lora_alpha, lora_dropout, lora_targets)
+        return language_model
+
+    def add_lora(
+        self,
+        rank: int,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        targets: Sequence[str] = LORA_TARGETS,
+    ) -> None:
+        """Freezes the model and puts trainable LoRA matrices beside its linear layers.
+
+        Reference: arXiv 2106.09685.
+
+        Args:
+            rank: rank of the matrices.
+            alpha: scale, None for twice the rank.
+            dropout: before the matrices.
+            targets: names of the linear layers.
+
+        Raises:
+            ValueError: if a target is no layer of the model, or the model has LoRA already.
+        """
+        if isinstance(self.model, PeftModel):
+            raise ValueError("the language model has LoRA matrices already; merge them first with merge_lora().")
+        modules = self.model.named_modules()
+        linear_names = {name.rsplit(".", 1)[-1] for name, part in modules if isinstance(part, nn.Linear)}
+        missing = sorted(set(targets) - linear_names)
+        if missing or not targets:
+            raise ValueError(f"lora_targets: {missing} are no linear layers here; choose among {sorted(linear_names)}.")
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]
+            lora_dropout=dropout,
+            target_modules=list(targets),
+            task_type="CAUSAL_LM",
+        )
+        self.model = get_peft_model(self.model, config)
+
+    def merge_lora(self) -> None:
+        """Adds the LoRA matrices into the weights that they stand beside; nothing to do without LoRA."""
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.merge_and_unload()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes the LoRA matrices alone if there are any, else the whole model, in the format of the libraries."""
+        self.model.save_pretrained(str(path))
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The causal LM, with LoRA layers inside if there are any."""
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return cast(PreTrainedModel, model)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a hidden state."""
+        return int(self.causal_lm.config.hidden_size)
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of an input embedding."""
+        return self._input_embedding.embedding_dim
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding."""
+        return self._input_embedding.num_embeddings
+
+    @property
+    def _input_embedding(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.causal_lm.get_input_embeddings())
+
+    def new_cache(self) -> Cache:
+        """An empty cache of keys and values for `forward`."""
+        return DynamicCache(config=self.causal_lm.config)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Looks up input embeddings: (...) int64 to (..., embedding_size)."""
+        return self._input_embedding(token_ids)
+
+    def forward(self, embeddings: Tensor, cache: Cache | None = None) -> Tensor:
+        """Computes the last hidden states, after the final norm.
+
+        Args:
+            embeddings: (B, L, embedding_size), rows padded on the right, where causal attention hides the padding.
+            cache: keys and values of earlier positions, extended in place; None for a whole sequence.
+
+        Returns:
+            (B, L, hidden_size).
+        """
+        backbone = self.causal_lm.base_model
+        outputs = backbone(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None)
+        return outputs.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores the next token: (..., hidden_size) to (..., vocab_size)."""
+        return self.causal_lm.get_output_embeddings()(hidden)
+
+    def freeze(self) -> None:
+        """Stops all training of this part."""
+        self.requires_grad_(False)

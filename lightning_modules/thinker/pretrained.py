@@ -1,0 +1,53 @@
+"""Loading of pretrained parts with errors that a user can act upon."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+Loaded = TypeVar("Loaded")
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_pretrained(load: Callable[[str], Loaded], path: str | Path, what: str) -> Loaded:
+    """Calls `load(path)` and explains a failure.
+
+    Args:
+        load: the library's loader, such as `AutoTokenizer.from_pretrained`.
+        path: a directory written by `save_pretrained`, or the name of a model in the local hub cache or on the hub.
+        what: what is being loaded, for the error: "speech encoder", "tokenizer".
+
+    Returns:
+        What `load` returns.
+
+    Raises:
+        FileNotFoundError: if there is no such directory, or the loader finds nothing that it can read there.
+    """
+    if not Path(path).is_dir() and not _HUB_NAME.fullmatch(str(path)):
+        raise FileNotFoundError(
+            f"{what}: there is no directory {str(path)!r}. Give a directory written by save_pretrained, "
+            "or the name of a published model ('organisation/name')."
+        )
+    try:
+        return load(str(path))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{what}: nothing could be loaded from {str(path)!r} ({reason}). Give a directory written by "
+            "save_pretrained, or the name of a published model ('organisation/name') that is cached or reachable."
+        ) from error
+
+
+def dtype_from_name(name: str) -> torch.dtype:
+    """Turns "float32", "bfloat16" or "float16" into a torch dtype.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in names:
+        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(names)}.")
+    return names[name]

@@ -1,0 +1,89 @@
+"""Chat prompt: token ids around the place of the audio, replies to ids and back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lightning_modules.thinker.pretrained import load_pretrained
+
+
+class ChatPrompt:
+    """A tokenizer's chat template with one audio placeholder as the user's turn.
+
+    Attributes:
+        prefix_ids: token ids before the audio.
+        suffix_ids: token ids after the audio, up to where the assistant begins to write.
+        end_of_turn_id: token id that ends the assistant's turn.
+
+    Args:
+        tokenizer: a directory written by `save_pretrained`, a published name, or the tokenizer itself.
+        audio_token: the placeholder, one special token of the tokenizer.
+        system_prompt: text of the system's turn; None leaves that turn to the template.
+
+    Raises:
+        FileNotFoundError: if nothing can be loaded from `tokenizer`.
+        ValueError: if the tokenizer has no such audio token, no chat template or no end-of-turn token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str | Path | PreTrainedTokenizerBase,
+        audio_token: str = "<|audio|>",
+        system_prompt: str | None = None,
+    ) -> None:
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            tokenizer = load_pretrained(AutoTokenizer.from_pretrained, tokenizer, "tokenizer")
+        self.tokenizer = tokenizer
+        name = f"the tokenizer {tokenizer.name_or_path!r}"
+        audio_id = tokenizer.get_vocab().get(audio_token)
+        if audio_id is None:
+            raise ValueError(
+                f"{name} has no token {audio_token!r} to mark the place of the audio; add it with "
+                "add_special_tokens, or set audio_token to a special token that its texts never use."
+            )
+        if not tokenizer.chat_template:
+            raise ValueError(f"{name} has no chat template; set its chat_template.")
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"{name} has no eos_token to end a turn with; set it.")
+        self.end_of_turn_id = int(tokenizer.eos_token_id)
+        turns = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        turns.append({"role": "user", "content": audio_token})
+        # enable_thinking is Qwen3's; templates ignore variables that they do not know.
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, enable_thinking=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if ids.count(audio_id) != 1:
+            raise ValueError(
+                f"{name} turns its chat template {text!r} into {ids.count(audio_id)} tokens {audio_token!r}, "
+                "1 is needed; make audio_token a special token and let the template print the user's content once."
+            )
+        place = ids.index(audio_id)
+        self.prefix_ids: list[int] = ids[:place]
+        self.suffix_ids: list[int] = ids[place + 1 :]
+
+    def __len__(self) -> int:
+        """Size of the vocabulary, added tokens included."""
+        return len(self.tokenizer)
+
+    def encode_replies(self, replies: Sequence[str]) -> list[list[int]]:
+        """Turns reply texts into token ids, without an end-of-turn token.
+
+        Raises:
+            ValueError: if a reply has no tokens, or has the text of a special token (or an unknown word) inside.
+        """
+        rows = self.tokenizer(list(replies), add_special_tokens=False)["input_ids"] if replies else []
+        special = set(self.tokenizer.all_special_ids)
+        for reply, ids in zip(replies, rows, strict=True):
+            if not ids:
+                raise ValueError(f"reply {reply!r} is empty; every example needs a reply text.")
+            found = special.intersection(ids)
+            if found:
+                names = self.tokenizer.convert_ids_to_tokens(sorted(found))
+                raise ValueError(
+                    f"reply {reply!r} has special or unknown tokens {names}; clean it, or train the tokenizer on it."
+                )
+        return rows
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Turns token ids into text, without special tokens."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))

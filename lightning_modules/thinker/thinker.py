@@ -1,0 +1,242 @@
+"""Thinker: spoken query to reply text, token by token, with the hidden states that the talkers need."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from lightning_modules.thinker.adaptor import Adaptor
+from lightning_modules.thinker.language_model import LanguageModel
+from lightning_modules.thinker.prompt import ChatPrompt
+from lightning_modules.thinker.speech_encoder import SpeechEncoder
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class ThinkerOutput:
+    """What a teacher-forced pass over gold replies y_1..N gives; N leaves out the end-of-turn token.
+
+    Attributes:
+        loss: () mean cross-entropy over the reply tokens and their end-of-turn tokens.
+        token_ids: (B, N) int64 y_j, zero past a row's length.
+        lengths: (B,) int64 reply tokens of each row.
+        hidden: (B, N, hidden_size) last hidden state that predicted y_j, zero past a row's length.
+        embedding: (B, N, embedding_size) input embedding of y_j, zero past a row's length.
+        is_exact: (B,) bool, whether every token and the end of turn is the most probable one; greedy decoding then
+            gives exactly this reply.
+    """
+
+    loss: Tensor
+    token_ids: Tensor
+    lengths: Tensor
+    hidden: Tensor
+    embedding: Tensor
+    is_exact: Tensor
+
+
+@dataclass(frozen=True)
+class ThinkerPrompt:
+    """A query that has been encoded.
+
+    Attributes:
+        embeddings: (1, P, embedding_size) input embeddings of the language model, audio and template together.
+    """
+
+    embeddings: Tensor
+
+
+@dataclass(frozen=True)
+class ThinkerToken:
+    """One token of a streamed reply.
+
+    Attributes:
+        token_id: y_j.
+        hidden: (hidden_size,) last hidden state that predicted y_j.
+        embedding: (embedding_size,) input embedding of y_j.
+    """
+
+    token_id: int
+    hidden: Tensor
+    embedding: Tensor
+
+
+class Thinker(nn.Module):
+    """Speech encoder, adaptor and language model in one chat template.
+
+    Args:
+        speech_encoder: waveform to frames.
+        adaptor: frames to input embeddings of the language model.
+        language_model: embeddings to hidden states and logits.
+        tokenizer: of the language model: a directory, a published name, or the object.
+        audio_token: special token that marks the place of the audio in the chat template.
+        system_prompt: text of the system's turn, None for what the template does without.
+        train_speech_encoder: False freezes the speech encoder (and its dropout).
+
+    Raises:
+        FileNotFoundError: if no tokenizer can be loaded.
+        ValueError: if the parts do not fit each other.
+    """
+
+    def __init__(
+        self,
+        speech_encoder: SpeechEncoder,
+        adaptor: Adaptor,
+        language_model: LanguageModel,
+        tokenizer: str | Path | PreTrainedTokenizerBase,
+        audio_token: str = "<|audio|>",
+        system_prompt: str | None = None,
+        train_speech_encoder: bool = True,
+    ) -> None:
+        super().__init__()
+        self.speech_encoder = speech_encoder
+        self.adaptor = adaptor
+        self.language_model = language_model
+        self.prompt = ChatPrompt(tokenizer, audio_token, system_prompt)
+        self.train_speech_encoder = train_speech_encoder
+        if not train_speech_encoder:
+            speech_encoder.requires_grad_(False).eval()
+        _check_fit(speech_encoder, adaptor, language_model, len(self.prompt))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of `hidden` in the outputs."""
+        return self.language_model.hidden_size
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of `embedding` in the outputs."""
+        return self.language_model.embedding_size
+
+    def train(self, mode: bool = True) -> "Thinker":
+        """Sets the training mode, except in a frozen speech encoder."""
+        super().train(mode)
+        if not self.train_speech_encoder:
+            self.speech_encoder.eval()
+        return self
+
+    def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters that require a gradient, by part: "speech_encoder", "adaptor", "language_model"."""
+        return {
+            name: [parameter for parameter in part.parameters() if parameter.requires_grad]
+            for name, part in self.named_children()
+        }
+
+    def forward(self, query: Tensor, query_lengths: Tensor, reply_texts: Sequence[str]) -> ThinkerOutput:
+        """Reads gold replies to spoken queries.
+
+        Args:
+            query: (B, S) float, 16 kHz.
+            query_lengths: (B,) int64 samples.
+            reply_texts: B texts.
+
+        Returns:
+            Loss, tokens and hidden states.
+
+        Raises:
+            ValueError: if a query or a reply is empty, or a query is too long.
+        """
+        audio, audio_lengths = self._embed_audio(query, query_lengths)
+        replies = [torch.tensor(ids, device=query.device) for ids in self.prompt.encode_replies(reply_texts)]
+        reply_lengths = torch.tensor([len(ids) for ids in replies], device=query.device)
+        token_ids = pad_sequence(replies, batch_first=True)
+        embedding = self.language_model.embed(token_ids)
+        prompts = self._prompt_rows(audio, audio_lengths)
+        rows = [
+            torch.cat([row, reply[:n]]) for row, reply, n in zip(prompts, embedding, map(len, replies), strict=True)
+        ]
+        hidden = self.language_model(pad_sequence(rows, batch_first=True))
+        # Reply position j is predicted one position earlier: y_1 by the last position of the prompt.
+        first = torch.tensor([len(row) - 1 for row in prompts], device=query.device)
+        position = torch.arange(token_ids.shape[1] + 1, device=query.device)
+        is_target = position <= reply_lengths[:, None]
+        place = torch.where(is_target, first[:, None] + position, 0)
+        hidden = hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1]))
+        loss, is_exact = self._score(hidden, token_ids, reply_lengths, is_target)
+        is_reply = (position[:-1] < reply_lengths[:, None])[..., None]
+        return ThinkerOutput(
+            loss=loss,
+            token_ids=token_ids,
+            lengths=reply_lengths,
+            hidden=hidden[:, :-1] * is_reply.to(hidden.dtype),
+            embedding=embedding * is_reply.to(embedding.dtype),
+            is_exact=is_exact,
+        )
+
+    @torch.no_grad()
+    def encode(self, query: Tensor) -> ThinkerPrompt:
+        """Runs speech encoder and adaptor on one query (S,) of 16 kHz."""
+        lengths = torch.tensor([query.shape[0]], device=query.device)
+        audio, audio_lengths = self._embed_audio(query[None], lengths)
+        return ThinkerPrompt(torch.stack(self._prompt_rows(audio, audio_lengths)))
+
+    @torch.no_grad()
+    def stream(self, prompt: ThinkerPrompt, max_new_tokens: int) -> Iterator[ThinkerToken]:
+        """Writes a reply greedily, with a cache of keys and values.
+
+        Args:
+            prompt: from `encode`.
+            max_new_tokens: upper limit of tokens.
+
+        Yields:
+            Each token as soon as it is known; the end-of-turn token ends the stream and is not yielded.
+        """
+        cache = self.language_model.new_cache()
+        embeddings = prompt.embeddings
+        for _ in range(max_new_tokens):
+            hidden = self.language_model(embeddings, cache)[:, -1]
+            token_ids = self.language_model.logits(hidden).argmax(dim=-1)
+            token_id = int(token_ids)
+            if token_id == self.prompt.end_of_turn_id:
+                return
+            embeddings = self.language_model.embed(token_ids)[:, None]
+            yield ThinkerToken(token_id, hidden[0], embeddings[0, 0])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Turns the ids of a streamed reply into text."""
+        return self.prompt.decode(token_ids)
+
+    def _embed_audio(self, query: Tensor, query_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_speech_encoder):
+            frames, frame_lengths = self.speech_encoder(query, query_lengths)
+        return self.adaptor(frames, frame_lengths)
+
+    def _prompt_rows(self, audio: Tensor, audio_lengths: Tensor) -> list[Tensor]:
+        def embed(ids: list[int]) -> Tensor:
+            return self.language_model.embed(torch.tensor(ids, dtype=torch.long, device=audio.device))
+
+        prefix, suffix = embed(self.prompt.prefix_ids), embed(self.prompt.suffix_ids)
+        audio = audio.to(prefix.dtype)
+        return [torch.cat([prefix, row[:n], suffix]) for row, n in zip(audio, audio_lengths.tolist(), strict=True)]
+
+    def _score(
+        self, hidden: Tensor, token_ids: Tensor, reply_lengths: Tensor, is_target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        targets = nn.functional.pad(token_ids, (0, 1))
+        targets = targets.scatter(1, reply_lengths[:, None], self.prompt.end_of_turn_id)
+        logits = self.language_model.logits(hidden).float()
+        loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets.masked_fill(~is_target, _IGNORED))
+        is_exact = ((logits.argmax(dim=-1) == targets) | ~is_target).all(dim=1)
+        return loss, is_exact
+
+
+def _check_fit(speech_encoder: SpeechEncoder, adaptor: Adaptor, language_model: LanguageModel, num_tokens: int) -> None:
+    if adaptor.input_size != speech_encoder.output_size:
+        raise ValueError(
+            f"adaptor.input_size is {adaptor.input_size}, the speech encoder gives {speech_encoder.output_size}; "
+            "make them equal."
+        )
+    if adaptor.output_size != language_model.embedding_size:
+        raise ValueError(
+            f"adaptor.output_size is {adaptor.output_size}, the language model takes {language_model.embedding_size}; "
+            "make them equal."
+        )
+    if num_tokens > language_model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {num_tokens} tokens, the language model has embeddings for "
+            f"{language_model.vocab_size}; raise vocab_size, or use the tokenizer that belongs to the model."
+        )

@@ -1,0 +1,41 @@
+"""Batches keep their examples, whatever they are padded with, and travel whole."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.fabric.utilities import move_data_to_device
+
+from datamodules.batch import SpokenExample, collate
+
+
+@given(sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5))
+def test_padding_can_be_undone(sizes: list[tuple[int, int]]) -> None:
+    examples = [
+        SpokenExample(f"{i}", f"Reply {i}.", query=torch.rand(samples), units=torch.randint(1, 9, (tokens,)))
+        for i, (samples, tokens) in enumerate(sizes)
+    ]
+    batch = collate(examples)
+    assert len(batch) == len(examples)
+    assert batch.query.dtype == torch.float32
+    assert batch.units.dtype == batch.query_lengths.dtype == batch.unit_lengths.dtype == torch.int64
+    for row, example in enumerate(examples):
+        assert torch.equal(batch.query[row, : batch.query_lengths[row]], example.query)
+        assert torch.equal(batch.units[row, : batch.unit_lengths[row]], example.units)
+        assert not batch.query[row, batch.query_lengths[row] :].any()
+        assert not batch.units[row, batch.unit_lengths[row] :].any()
+
+
+def test_fields_that_are_absent_stay_absent() -> None:
+    batch = collate([SpokenExample("a", "Yes.", transcript="Really?")])
+    assert (batch.ids, batch.reply_texts, batch.transcripts) == (["a"], ["Yes."], ["Really?"])
+    assert batch.query is batch.query_lengths is batch.units is batch.unit_lengths is batch.reply is None
+
+
+def test_lightning_moves_every_tensor_and_keeps_the_texts() -> None:
+    batch = collate([SpokenExample("a", "Yes.", torch.rand(3), torch.tensor([1, 2]), torch.rand(5), "Really?")])
+    moved = move_data_to_device(batch, torch.device("meta"))
+    assert (moved.ids, moved.reply_texts, moved.transcripts) == (batch.ids, batch.reply_texts, batch.transcripts)
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 6
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert batch.query.device.type == "cpu"

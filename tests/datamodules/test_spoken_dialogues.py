@@ -1,0 +1,113 @@
+"""The DataModule: batches for every stage, crops that depend on seed, epoch and example alone, shards for ranks."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from datamodules.released_layout import SAMPLE_RATE
+from datamodules.spoken_dialogues import SpokenDialogueDataModule
+from tests.datamodules.tiny_corpus import write_split
+
+CROP_S = 0.1
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("corpus")
+    for split, count in (("train", 11), ("validation", 3), ("test", 5)):
+        write_split(root, split, count)
+    return root
+
+
+def test_every_stage_gets_its_split(corpus: Path) -> None:
+    data = SpokenDialogueDataModule(str(corpus), batch_size=4, eval_batch_size=2, max_test_examples=3)
+    data.setup("fit")
+    data.setup("test")
+    assert [len(batch) for batch in data.train_dataloader()] == [4, 4]
+    assert [batch.ids for batch in data.val_dataloader()] == [["validation_0", "validation_1"], ["validation_2"]]
+    assert [batch.ids for batch in data.test_dataloader()] == [["test_0", "test_1"], ["test_2"]]
+    assert [batch.ids for batch in data.test_dataloader()] == [batch.ids for batch in data.test_dataloader()]
+
+
+def test_evaluation_loader_can_be_used_again(corpus: Path) -> None:
+    loader = SpokenDialogueDataModule(str(corpus), eval_batch_size=2).val_dataloader()
+    assert [batch.ids for batch in loader] == [batch.ids for batch in loader]
+
+
+def test_evaluation_that_was_left_early_starts_from_the_front(corpus: Path) -> None:
+    loader = SpokenDialogueDataModule(str(corpus), eval_batch_size=2).test_dataloader()
+    next(iter(loader))
+    assert next(iter(loader)).ids == ["test_0", "test_1"]
+
+
+def test_set_without_validation_has_no_validation_batches(corpus: Path) -> None:
+    data = SpokenDialogueDataModule(str(corpus), validation_index=None)
+    data.setup("fit")
+    assert data.val_dataloader() == []
+    with pytest.raises(ValueError, match="validation_index is null"):
+        data.examples("validation")
+
+
+def replies_by_epoch(corpus: Path, seed: int) -> list[dict[str, torch.Tensor]]:
+    data = SpokenDialogueDataModule(str(corpus), fields=["reply"], batch_size=11, seed=seed, reply_crop_s=CROP_S)
+    loader = data.train_dataloader()
+    return [dict(zip(batch.ids, batch.reply, strict=True)) for _ in range(2) for batch in loader]
+
+
+def test_crops_are_stretches_of_the_reply_and_depend_on_seed_and_epoch(corpus: Path) -> None:
+    first, second = replies_by_epoch(corpus, seed=0)
+    again, _ = replies_by_epoch(corpus, seed=0)
+    other, _ = replies_by_epoch(corpus, seed=1)
+    examples = SpokenDialogueDataModule(str(corpus), fields=["reply"]).examples("train")
+    whole = {examples[i].id: examples[i].reply for i in range(len(examples))}
+    for name, crop in first.items():
+        assert crop.shape == (round(CROP_S * SAMPLE_RATE),)
+        assert (whole[name].unfold(0, crop.numel(), 1) == crop).all(dim=1).any()
+        assert torch.equal(again[name], crop)
+    assert any(not torch.equal(second[name], crop) for name, crop in first.items())
+    assert any(not torch.equal(other[name], crop) for name, crop in first.items())
+
+
+def test_ranks_share_the_corpus(corpus: Path) -> None:
+    seen: list[str] = []
+    for rank in range(2):
+        data = SpokenDialogueDataModule(str(corpus), fields=[], batch_size=2, eval_batch_size=2)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        loader = data.train_dataloader()
+        assert len(loader) == 2
+        seen += [name for batch in loader for name in batch.ids]
+    assert len(seen) == len(set(seen)) == 8
+
+
+def test_state_goes_through_the_data_module(corpus: Path) -> None:
+    data = SpokenDialogueDataModule(str(corpus), fields=[], batch_size=2)
+    assert data.state_dict() == {}
+    whole = [batch.ids for batch in data.train_dataloader()]
+    begun = iter(data.train_dataloader())
+    first = [next(begun).ids for _ in range(2)]
+    resumed = SpokenDialogueDataModule(str(corpus), fields=[], batch_size=2)
+    resumed.load_state_dict(data.state_dict())
+    assert first + [batch.ids for batch in resumed.train_dataloader()] == whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: must be positive"),
+        ({"max_test_examples": 0}, "max_test_examples=0"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"reply_crop_s": 1.0}, "hold no 'reply' to crop"),
+        ({"reply_crop_s": 0.0, "fields": ["reply"]}, "reply_crop_s=0.0: must be positive"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpokenDialogueDataModule("nowhere", **settings)
+
+
+def test_missing_corpus_is_named(tmp_path: Path) -> None:
+    data = SpokenDialogueDataModule(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="nowhere/spoken_examples/train.json: no such index"):
+        data.setup("fit")

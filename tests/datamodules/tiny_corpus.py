@@ -1,0 +1,49 @@
+"""A corpus of noise in the released layout, for the tests of the readers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from datamodules.released_layout import SAMPLE_RATE
+
+
+def write_split(root: Path, split: str, count: int, seed: int = 0, num_codes: int = 50) -> list[dict]:
+    """Writes a split of `count` items with replies of 4 to 20 tokens and returns its JSON list."""
+    generator = np.random.default_rng([seed, len(split)])
+    folder = root / "spoken_examples"
+    for name in ("audios", "replies", "codec_tokens"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    items = []
+    for index in range(count):
+        name = f"{split}_{index}"
+        length = int(generator.integers(4, 21))
+        item = {
+            "id": name,
+            "speech": f"spoken_examples/audios/{name}.wav",
+            "conversations": [{"from": "human", "value": "<speech>"}, {"from": "gpt", "value": f"Reply {index}."}],
+            "units": f"spoken_examples/codec_tokens/{name}.npy",
+            "transcript": f"Query {index}?",
+            "reply_speech": f"spoken_examples/replies/{name}.wav",
+        }
+        write_wav(root / item["speech"], generator.uniform(-0.5, 0.5, 400 + 16 * index))
+        write_wav(root / item["reply_speech"], generator.uniform(-0.5, 0.5, 640 * length))
+        np.save(root / item["units"], generator.integers(0, num_codes, length, dtype=np.int32))
+        items.append(item)
+    write_index(root, split, items)
+    return items
+
+
+def write_index(root: Path, split: str, items: list[dict]) -> Path:
+    """Writes the JSON list of a split and returns its path."""
+    path = root / "spoken_examples" / f"{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(items), encoding="utf-8")
+    return path
+
+
+def write_wav(path: Path, samples: np.ndarray, rate_hz: int = SAMPLE_RATE) -> None:
+    """Writes (S,) or (S, channels) samples as 16-bit PCM."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate_hz, subtype="PCM_16")

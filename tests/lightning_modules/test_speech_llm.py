@@ -1,0 +1,194 @@
+"""The speech LLM: talkers side by side do not touch each other, and the whole system speaks."""
+
+from collections.abc import Iterator
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.batch import SpokenBatch
+from lightning_modules.speech_llm import Decoding, SpeechLLM
+from lightning_modules.spoken_reply import SpokenReply
+from lightning_modules.talker.base import Talker
+from lightning_modules.thinker.adaptor import Adaptor
+from lightning_modules.thinker.thinker import Thinker
+from lightning_modules.vocoder.base import Vocoder, VocoderStream
+from tests.lightning_modules.talker.conftest import NUM_CODES, build_talker
+from tests.lightning_modules.thinker.tiny import make_language_model, make_speech_encoder, make_tokenizer
+
+REPLIES = ["Yes.", "I will.", "Paris"]
+
+
+class ToneVocoder(Vocoder):
+    """A token is a constant of its own height: what was spoken can be read off the samples."""
+
+    sample_rate, samples_per_token = 16_000, 640
+
+    def stream(self) -> VocoderStream:
+        return ToneStream()
+
+
+class ToneStream(VocoderStream):
+    def push(self, tokens: Tensor, last: bool = False) -> Tensor:
+        return (tokens.float() / NUM_CODES).repeat_interleave(640)
+
+
+def make_thinker() -> Thinker:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Thinker(make_speech_encoder(), Adaptor(32, 32, 64), make_language_model(), make_tokenizer())
+
+
+def make_llm(*kinds: str, **settings: object) -> SpeechLLM:
+    thinker = make_thinker()
+    talkers: dict[str, Talker] = {
+        kind: build_talker(kind, thinker.hidden_size, thinker.embedding_size) for kind in kinds
+    }
+    settings = {"learning_rate": 1e-3, "warmup_steps": 2, "log_every_n_steps": 1, **settings}
+    return SpeechLLM(thinker, talkers, vocoder=ToneVocoder(), max_text_tokens=8, max_speech_s=2.0, **settings)  # type: ignore[arg-type]
+
+
+def make_batch(seed: int) -> SpokenBatch:
+    generator = torch.Generator().manual_seed(seed)
+    return SpokenBatch(
+        ids=["a", "b", "c"],
+        reply_texts=REPLIES,
+        query=0.1 * torch.randn(3, 8000, generator=generator),
+        query_lengths=torch.tensor([8000, 6000, 7000]),
+        units=torch.randint(0, NUM_CODES, (3, 40), generator=generator),
+        unit_lengths=torch.tensor([40, 33, 32]),
+    )
+
+
+def fit(llm: SpeechLLM, num_steps: int = 3, **trainer_settings: object) -> L.Trainer:
+    trainer = L.Trainer(
+        max_steps=num_steps,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **{"logger": False, **trainer_settings},  # type: ignore[arg-type]
+    )
+    batches = DataLoader([make_batch(seed) for seed in range(num_steps)], batch_size=None)
+    validation = DataLoader([make_batch(99)], batch_size=None)
+    trainer.fit(llm, batches, validation)
+    return trainer
+
+
+def weights_of(llm: SpeechLLM, name: str) -> dict[str, Tensor]:
+    return llm.talkers[name].state_dict()
+
+
+def test_a_talker_trains_to_the_same_weights_alone_and_in_company() -> None:
+    together = make_llm("ntp", "mdm")
+    fit(together)
+    for name in ("ntp", "mdm"):
+        alone = make_llm(name)
+        untrained = {key: value.clone() for key, value in weights_of(alone, name).items()}
+        fit(alone)
+        for key, value in weights_of(alone, name).items():
+            assert torch.equal(value, weights_of(together, name)[key]), key
+        assert any(not torch.equal(value, untrained[key]) for key, value in weights_of(alone, name).items())
+
+
+def test_talkers_leave_the_frozen_thinker_as_it_is() -> None:
+    llm = make_llm("ntp")
+    before = {key: value.clone() for key, value in llm.thinker.state_dict().items()}
+    fit(llm)
+    assert all(torch.equal(value, before[key]) for key, value in llm.thinker.state_dict().items())
+    assert not llm.thinker.training
+
+
+def test_training_the_thinker_changes_it_and_needs_no_talker() -> None:
+    llm = make_llm(train_thinker=True)
+    before = {key: value.clone() for key, value in llm.thinker.named_parameters()}
+    fit(llm)
+    assert all(
+        not torch.equal(value, before[key]) for key, value in llm.thinker.adaptor.named_parameters(prefix="adaptor")
+    )
+
+
+def test_each_talker_has_its_own_run_with_the_same_tags(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    llm = make_llm("ntp", "mdm")
+    fit(llm, logger=[TensorBoardLogger(tmp_path, name, "") for name in llm.run_names])
+    tags = {}
+    for name in ("ntp", "mdm"):
+        events = EventAccumulator(str(tmp_path / name))
+        events.Reload()
+        tags[name] = {tag for tag in events.Tags()["scalars"] if tag != "epoch"}
+    assert tags["ntp"] == tags["mdm"]
+    assert {"train/loss", "train/nll", "train/accuracy", "train/grad_norm", "val/nll", "val/accuracy"} <= tags["ntp"]
+
+
+def test_gradients_are_clipped_talker_by_talker() -> None:
+    llm = make_llm("ntp", "mdm", gradient_clip_norm=1e-3)
+
+    norms: dict[str, float] = {}
+
+    class ReadNorms(L.Callback):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer) -> None:  # type: ignore[no-untyped-def]
+            for name, talker in llm.talkers.items():
+                grads = [p.grad.norm() for p in talker.parameters() if p.grad is not None]
+                if grads:
+                    norms[name] = float(torch.stack(grads).norm())
+
+    fit(llm, callbacks=[ReadNorms()])
+    assert norms.keys() == {"ntp", "mdm"}
+    for norm in norms.values():
+        assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_an_answer_is_timed_and_streams_while_the_thinker_writes() -> None:
+    llm = make_llm("ntp", "mdm").eval()
+    query = make_batch(0).query
+    assert query is not None
+    for decoding in [Decoding("ntp", 8), Decoding("mdm", 4), Decoding("mdm", 1)]:
+        reply = SpokenReply()
+        chunks = list(llm.stream(query[0], decoding, reply))
+        torch.testing.assert_close(torch.cat(chunks), reply.waveform)
+        spoken = (reply.waveform[::640] * NUM_CODES).round().long()
+        assert torch.equal(spoken, reply.speech_tokens)
+        assert len(chunks) == len(reply.num_forwards)
+        times = reply.times.as_milliseconds()
+        first = reply.first_chunk_times.as_milliseconds()
+        assert all(0 < first[part] <= times[part] for part in times)
+        assert times["total"] == pytest.approx(sum(value for part, value in times.items() if part != "total"))
+
+
+def test_a_test_answers_with_every_decoding() -> None:
+    llm = make_llm("ntp", "mdm", test_steps={"mdm": [4, 1]}).eval()
+    assert llm.decodings == [Decoding("ntp", 8), Decoding("mdm", 4), Decoding("mdm", 1)]
+    answers = llm.test_step(make_batch(0), 0)
+    assert len(answers) == 3
+    assert all(list(answer) == llm.decodings for answer in answers)
+
+
+def test_text_beyond_the_anchors_is_reported_by_id() -> None:
+    llm = make_llm("ntp").eval()
+    batch = make_batch(0)
+    batch.reply_texts = ["Yes", "Yes", "The capital of France is not what it was, and I will not wake you at seven."]
+    with pytest.warns(UserWarning, match=r"\['c'\] have more text"):
+        llm.validation_step(batch, 0)
+    assert llm.ids_with_text_overflow == {"c"}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=L.fabric.utilities.warnings.PossibleUserWarning)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({}, "Nothing to train"), ({"test_steps": {"mtp": [4]}, "train_thinker": True}, r"name \['mtp'\]")],
+)
+def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_llm(**settings)
