@@ -35,7 +35,7 @@ class LastCheckpoint(Checkpoint):
         """
         for name, value in (("every_n_steps", every_n_steps), ("every_s", every_s)):
             if value is not None and value <= 0:
-                raise ValueError(f"checkpoint.{name} is {value}; give a positive number, or null to leave it out")
+                raise ValueError(f"{name} is {value}; give a positive number, or null to leave it out")
         self.file = file
         self.every_n_steps = every_n_steps
         self.every_s = every_s

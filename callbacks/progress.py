@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -108,4 +109,4 @@ def _total_steps(trainer: Trainer) -> int | None:
     num_epochs, num_batches = trainer.max_epochs, trainer.num_training_batches
     if num_epochs is None or num_epochs < 0 or num_batches == float("inf"):
         return None
-    return int(num_epochs * num_batches // trainer.accumulate_grad_batches)
+    return num_epochs * math.ceil(num_batches / trainer.accumulate_grad_batches)

@@ -127,10 +127,11 @@ class EspeakSynthesizer:
             raise ValueError(f"eSpeak: could not speak {text!r} as {voice.name} (status {status})")
         pieces = [np.zeros(0, np.int16), *self._pieces]
         native = np.concatenate(pieces).astype(np.float32) / 32768.0
-        waveform = trim_silence(soxr.resample(native, self._native_rate_hz, SAMPLE_RATE), self.margin_s)
+        resampled = np.clip(soxr.resample(native, self._native_rate_hz, SAMPLE_RATE), -1.0, 1.0)
+        waveform = trim_silence(resampled, self.margin_s)
         if waveform.size == 0:
             raise ValueError(f"eSpeak: {text!r} as {voice.name} is silent; give it words to say")
-        return np.clip(waveform, -1.0, 1.0)
+        return waveform
 
     def _select(self, voice: Voice) -> None:
         if self._library.espeak_SetVoiceByName(voice.name.encode("ascii")) != _OK:

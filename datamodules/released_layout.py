@@ -124,8 +124,8 @@ class ReleasedLayout:
         if missing:
             mend = "units_root to the run that wrote the speech tokens" if field == "units" else "root to the corpus"
             raise FileNotFoundError(
-                f"{self.index}, item {missing[0].id!r}: {getattr(missing[0], field)} is missing, and so are the files of "
-                f"{len(missing) - 1} other items; set {mend}, make them anew, or leave {field!r} out of fields"
+                f"{self.index}, item {missing[0].id!r}: {getattr(missing[0], field)} is missing, and so are the files "
+                f"of {len(missing) - 1} other items; set {mend}, make them anew, or leave {field!r} out of fields"
             )
 
     def _audio(self, field: str, path: Path | None) -> torch.Tensor | None:

@@ -19,8 +19,8 @@ import soundfile
 from tqdm import tqdm
 
 from datamodules.dialogues import make_dialogues, reply_words
-from datamodules.intents import Dialogue
 from datamodules.espeak import SAMPLE_RATE, EspeakSynthesizer, Voice
+from datamodules.intents import Dialogue
 
 SET_NAME = "spoken_examples"
 SPLITS = ("train", "validation", "test")

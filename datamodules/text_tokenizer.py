@@ -1,4 +1,4 @@
-"""Trains the text tokenizer of the embedded language model on the replies of a corpus."""
+"""Trains the text tokenizer of the embedded language model on the texts of a corpus."""
 
 import statistics
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class TextTokenizerTrainer:
     Args:
         root: the folder of the corpus.
         set_name: the folder of the set inside `root`.
-        train_index: the JSON file whose replies are learnt from.
+        train_index: the JSON file whose replies, and transcripts of queries if there are any, are learnt from.
         vocab_size: the most tokens there may be, of which 256 are bytes.
         min_frequency: how often a pair must occur to become a token.
     """
@@ -71,7 +71,8 @@ class TextTokenizerTrainer:
         """
         items = ReleasedLayout(self.root / self.set_name / self.train_index, self.root, fields=()).items
         replies = [item.reply_text for item in items]
-        tokenizer = train_tokenizer(replies, self.vocab_size, self.min_frequency)
+        queries = [" " + item.transcript for item in items if item.transcript]
+        tokenizer = train_tokenizer(replies + queries, self.vocab_size, self.min_frequency)
         tokenizer.save_pretrained(Path(output_dir) / "tokenizer")
         return _metrics(tokenizer, items)
 

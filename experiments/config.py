@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -140,7 +141,8 @@ def read_file(file: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        hint = '; within braces write "???" in quotes' if " ???" in file.read_text("utf-8", "replace") else ""
+        is_unquoted = re.search(r"\?\?\?\s*[,}]", file.read_text("utf-8", "replace"))
+        hint = '; within braces write "???" in quotes' if is_unquoted else ""
         raise ConfigError("", f"{file} is not valid YAML: {error}{hint}") from error
     if not isinstance(content, dict):
         raise ConfigError("", f"{file} must hold keys of an experiment; {did_you_mean('', _field_names())}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -117,13 +118,14 @@ def resolve(stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
     return resolved
 
 
-def execute(plan: Plan, force: bool = False, resume: bool = False) -> list[StageResult]:
+def execute(plan: Plan, force: bool = False, resume: bool = False, keep_objects: bool = False) -> list[StageResult]:
     """Run the stages in order; skip the finished ones, go on with a begun one.
 
     Args:
         plan: What `make_plan` returned.
         force: Delete the run directories of this plan and do all stages anew.
         resume: Insist that there is something to go on from.
+        keep_objects: Whether the results hold modules and trainers, which costs the memory of all stages at once.
 
     Returns:
         One result a stage.
@@ -141,6 +143,9 @@ def execute(plan: Plan, force: bool = False, resume: bool = False) -> list[Stage
         label = f"[{number}/{len(plan.stages)}] {planned.stage.name}"
         with exclusive(planned.run.directory):
             results.append(_run_or_reuse(planned, label, force))
+        if not keep_objects:
+            results[-1].objects.clear()
+            gc.collect()
         _write_latest(plan)
     return results
 

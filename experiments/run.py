@@ -12,7 +12,7 @@ if not __package__:
 
 from callbacks.signals import Interrupted, interruptible  # noqa: E402
 from experiments import config  # noqa: E402
-from experiments.errors import ConfigError  # noqa: E402
+from experiments.errors import ConfigError, is_users_mistake, text_of  # noqa: E402
 
 EPILOG = """examples:
   python experiments/run.py
@@ -60,8 +60,10 @@ def main(arguments: list[str]) -> int:
                 print(plan.to_yaml(), end="")
             else:
                 pipeline.execute(plan, force=parsed.force, resume=parsed.resume)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if not is_users_mistake(error):
+            raise
+        print(f"error: {text_of(error)}", file=sys.stderr)
         return 2
     except Interrupted as interrupted:
         words = [word for word in arguments if word not in ("--force", "--resume")]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class StageResult:
         metrics: Numbers by name.
         seconds: Duration of the work that was done last, in seconds.
         is_reused: Whether an earlier run was taken as it is.
-        objects: `module`, `datamodule`, `trainer` or `job`, empty when reused.
+        objects: `module`, `datamodule`, `trainer` or `job`; empty when reused or not kept.
     """
 
     name: str
@@ -59,13 +59,21 @@ def check_stage(config: dict[str, Any], path: str) -> None:
     if (config["job"] is None) == (config["module"] is None):
         raise ConfigError(path, "give either a job or a module (with its datamodule)")
     if config["job"] is not None:
-        for key in ("datamodule", "trainer", "callbacks"):
-            if config[key]:
-                raise ConfigError(join(path, key), f"a job has no {key}; remove it, or give a module for the job")
-        job = _check_part(config, "job", path, object)
-        if isinstance(job, type) and not callable(getattr(job, "run", None)):
-            raise ConfigError(join(path, "job.class_path"), f"{job.__qualname__} has no method run(output_dir)")
-        return
+        _check_job(config, path)
+    else:
+        _check_training(config, path)
+
+
+def _check_job(config: dict[str, Any], path: str) -> None:
+    for key in ("datamodule", "trainer", "callbacks"):
+        if config[key]:
+            raise ConfigError(join(path, key), f"a job has no {key}; remove it, or give a module for the job")
+    job = _check_part(config, "job", path, object)
+    if isinstance(job, type) and not callable(getattr(job, "run", None)):
+        raise ConfigError(join(path, "job.class_path"), f"{job.__qualname__} has no method run(output_dir)")
+
+
+def _check_training(config: dict[str, Any], path: str) -> None:
     _check_part(config, "module", path, LightningModule)
     if config["datamodule"] is None:
         raise ConfigError(join(path, "datamodule"), "a module needs a datamodule; give class_path and init_args")
@@ -76,10 +84,14 @@ def check_stage(config: dict[str, Any], path: str) -> None:
         if key in config["trainer"]:
             raise ConfigError(join(join(path, "trainer"), key), "this is set by the experiment runner; remove it")
     check_arguments(Trainer, config["trainer"], join(path, "trainer"))
+    try:
+        LastCheckpoint(Path(), **config["checkpoint"])
+    except ValueError as error:
+        raise ConfigError(join(path, "checkpoint"), str(error)) from error
     if not config["fit"] and not config["test"]:
         raise ConfigError(join(path, "fit"), "neither fit nor test is asked for; set one of them to true")
     limits = ("max_steps", "max_epochs", "max_time")
-    if config["fit"] and all(config["trainer"].get(key) is None for key in limits):
+    if config["fit"] and all(config["trainer"].get(key) in (None, -1) for key in limits):
         raise ConfigError(join(path, "trainer.max_steps"), "say how long to train, in steps")
 
 
@@ -127,7 +139,6 @@ def run_stage(name: str, config: dict[str, Any], run: Run, path: str = "") -> St
             metrics, objects = _fit_and_test(name, config, run, path)
     seconds = round(time.monotonic() - start, 1)
     write_json(run.finished_file, {"fingerprint": run.fingerprint, "metrics": metrics, "seconds": seconds})
-    gc.collect()
     return StageResult(name, run, read_json(run.finished_file)["metrics"], seconds, objects=objects)
 
 
@@ -138,7 +149,7 @@ def _fit_and_test(name: str, config: dict[str, Any], run: Run, path: str) -> tup
     metrics: dict[str, Any] = {}
     if config["fit"] and not run.fitted_file.is_file():
         checkpoint = run.checkpoint_file if run.checkpoint_file.is_file() else None
-        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(trainer.callback_metrics)
         write_json(run.fitted_file, {"steps": trainer.global_step, "metrics": metrics})
     elif config["fit"]:
@@ -184,5 +195,5 @@ def _build_trainer(name: str, config: dict[str, Any], run: Run, path: str, modul
             callbacks=[*callbacks, InterruptHandler(checkpoint), checkpoint],
             default_root_dir=run.directory,
         )
-    except (ValueError, TypeError, MisconfigurationException) as error:
+    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
         raise ConfigError(join(path, "trainer"), str(error)) from error

@@ -1,12 +1,17 @@
-"""AdamW with linear warm-up and cosine decay, the one optimiser recipe of the small embedded models."""
+"""Linear warm-up and cosine decay, with AdamW or with Muon beside it."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
+
+from lightning_modules.muon_adamw import MuonAdamW, split_hidden_matrices
+
+BETAS = (0.9, 0.98)
 
 
 def warmup_cosine(step: int, warmup_steps: int, max_steps: int) -> float:
@@ -17,8 +22,12 @@ def warmup_cosine(step: int, warmup_steps: int, max_steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def adamw_with_warmup_cosine(
-    module: L.LightningModule, parts: Sequence[tuple[nn.Module, float]], weight_decay: float, warmup_steps: int
+def optimizer_with_warmup_cosine(
+    module: L.LightningModule,
+    parts: Sequence[tuple[nn.Module, float]],
+    weight_decay: float,
+    warmup_steps: int,
+    muon: bool = False,
 ) -> OptimizerLRScheduler:
     """What `configure_optimizers` returns: matrices decay, biases and norms do not; the trainer tells the length.
 
@@ -27,6 +36,7 @@ def adamw_with_warmup_cosine(
         parts: What trains, disjoint parts of the module or the module itself, each with its peak learning rate.
         weight_decay: Decoupled weight decay of the parameters with two or more dimensions.
         warmup_steps: Steps of linear warm-up.
+        muon: Let Muon train the matrices of hidden layers; AdamW trains all else.
 
     Returns:
         The mapping of Lightning with an optimizer and a step-wise scheduler.
@@ -37,13 +47,20 @@ def adamw_with_warmup_cosine(
     max_steps = module.trainer.estimated_stepping_batches
     if not math.isfinite(max_steps):
         raise ValueError("the cosine schedule needs an end: set trainer.max_steps or trainer.max_epochs")
-    groups = []
+    muon_groups: list[dict[str, Any]] = []
+    adamw_groups: list[dict[str, Any]] = []
     for part, learning_rate in parts:
-        parameters = [p for p in part.parameters() if p.requires_grad]
-        matrices, vectors = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
-        groups.append({"params": matrices, "weight_decay": weight_decay, "lr": learning_rate})
-        groups.append({"params": vectors, "weight_decay": 0.0, "lr": learning_rate})
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98))
+        hidden, others = split_hidden_matrices(part) if muon else ([], [p for p in part.parameters() if p.requires_grad])
+        matrices, vectors = [p for p in others if p.dim() >= 2], [p for p in others if p.dim() < 2]
+        muon_groups.append({"params": hidden, "weight_decay": weight_decay, "lr": learning_rate})
+        adamw_groups.append({"params": matrices, "weight_decay": weight_decay, "lr": learning_rate})
+        adamw_groups.append({"params": vectors, "weight_decay": 0.0, "lr": learning_rate})
+    muon_groups, adamw_groups = ([g for g in groups if g["params"]] for groups in (muon_groups, adamw_groups))
+    optimizer: torch.optim.Optimizer
+    if muon_groups:
+        optimizer = MuonAdamW(muon_groups, adamw_groups, BETAS)
+    else:
+        optimizer = torch.optim.AdamW(adamw_groups, betas=BETAS)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, warmup_steps, int(max_steps))
     )

@@ -14,7 +14,7 @@ from vector_quantize_pytorch import FSQ
 
 from lightning_modules.conv_blocks import CausalConv, ResidualConv, Upsample
 from lightning_modules.features import HOP_SAMPLES, NUM_MELS, SAMPLE_RATE, LogMel, zero_beyond
-from lightning_modules.optimization import adamw_with_warmup_cosine
+from lightning_modules.optimization import optimizer_with_warmup_cosine
 from lightning_modules.seeding import derive_generator
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class SpeechCodec(L.LightningModule):
         lookahead_tokens: int = 1,
         crop_s: float = 1.6,
         seed: int = 0,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 6e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 50,
     ) -> None:
@@ -178,7 +178,9 @@ class SpeechCodec(L.LightningModule):
         margin = ENCODER_REACH_TOKENS * SAMPLES_PER_TOKEN
         tail = -waveform.shape[1] % SAMPLES_PER_TOKEN
         heard = F.pad(zero_beyond(waveform, lengths), (margin, margin + tail))
-        _, tokens = self._quantize(self.log_mel(heard))
+        # Always in float32: a token must not depend on the precision of whoever asks for it.
+        with torch.autocast(waveform.device.type, enabled=False):
+            _, tokens = self._quantize(self.log_mel(heard))
         token_lengths = self.token_lengths(lengths.to(waveform.device))
         return zero_beyond(tokens, token_lengths), token_lengths
 
@@ -203,7 +205,8 @@ class SpeechCodec(L.LightningModule):
         codes = self.quantizer.indices_to_codes(tokens)
         if token_lengths is not None:
             codes = zero_beyond(codes, token_lengths)
-        return self.decoder(codes.transpose(1, 2)).float()
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.decoder(codes.transpose(1, 2).float())
 
     @torch.no_grad()
     def reconstruct(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -251,7 +254,7 @@ class SpeechCodec(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay to the trainer's last step."""
-        return adamw_with_warmup_cosine(self, [(self, self.learning_rate)], self.weight_decay, self.warmup_steps)
+        return optimizer_with_warmup_cosine(self, [(self, self.learning_rate)], self.weight_decay, self.warmup_steps)
 
     @staticmethod
     def _replies(batch: SpokenBatch) -> tuple[Tensor, Tensor]:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from datamodules.batch import SpokenBatch
-from lightning_modules.optimization import adamw_with_warmup_cosine
+from lightning_modules.optimization import optimizer_with_warmup_cosine
 from lightning_modules.seeding import derive_generator, derive_seed
 from lightning_modules.spoken_reply import SpokenReply, stream_spoken_reply
 from lightning_modules.talker.anchors import TextStates, count_text_overflow
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.blocks import count_blocks
 from lightning_modules.thinker.thinker import Thinker, ThinkerOutput
+from lightning_modules.thinker_objective import ThinkerObjective
 from lightning_modules.vocoder.base import Vocoder
 
 THINKER = "thinker"
@@ -41,7 +42,8 @@ class SpeechLLM(L.LightningModule):
     Args:
         thinker: Writes reply text to a spoken query.
         talkers: Talkers by name; none trains the thinker alone (stage 1 of the paper).
-        train_thinker: Train the thinker too; otherwise it is frozen.
+        thinker_objective: What the thinker learns from; it is frozen if left out.
+        initial_talker: Trained talker whose weights all talkers start from; drawn at random, by seed and name, if left out.
         vocoder: Turns speech tokens into samples; needed to speak, not to train.
         test_steps: Decoding steps a block to test, by talker; all that a talker supports if it is not named.
         max_text_tokens: Where a reply's text is cut off.
@@ -50,6 +52,7 @@ class SpeechLLM(L.LightningModule):
         talker_learning_rates: Other peak learning rates, by talker.
         weight_decay: Weight decay of matrices.
         warmup_steps: Steps of linear warm-up before the cosine.
+        muon: Let Muon train the matrices of hidden layers; AdamW, the paper's, trains all else.
         gradient_clip_norm: Largest gradient norm of the thinker and of each talker.
         log_every_n_steps: Steps between training metrics.
         seed: Of initial weights and masks.
@@ -64,7 +67,8 @@ class SpeechLLM(L.LightningModule):
         self,
         thinker: Thinker,
         talkers: dict[str, Talker] | None = None,
-        train_thinker: bool = False,
+        thinker_objective: ThinkerObjective | None = None,
+        initial_talker: Talker | None = None,
         vocoder: Vocoder | None = None,
         test_steps: dict[str, list[int]] | None = None,
         max_text_tokens: int = 64,
@@ -73,30 +77,34 @@ class SpeechLLM(L.LightningModule):
         talker_learning_rates: dict[str, float] | None = None,
         weight_decay: float = 0.01,
         warmup_steps: int = 100,
+        muon: bool = False,
         gradient_clip_norm: float = 1.0,
         log_every_n_steps: int = 10,
         seed: int = 1,
     ) -> None:
         super().__init__()
         talkers = talkers or {}
-        _check_names(talkers, train_thinker, {**(test_steps or {}), **(talker_learning_rates or {})})
+        _check_names(talkers, thinker_objective is not None, {**(test_steps or {}), **(talker_learning_rates or {})})
         self.thinker = thinker
         self.talkers = nn.ModuleDict(talkers)
-        self.train_thinker = train_thinker
+        self.thinker_objective = thinker_objective
         self.vocoder = vocoder
         self.test_steps = test_steps or {}
         self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
         self.learning_rate, self.talker_learning_rates = learning_rate, talker_learning_rates or {}
         self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
+        self.muon = muon
         self.gradient_clip_norm = gradient_clip_norm
         self.log_every_n_steps = log_every_n_steps
         self.seed = seed
         if vocoder is not None:
             vocoder.requires_grad_(False)
-        if not train_thinker:
+        if thinker_objective is None:
             thinker.requires_grad_(False)
         for name, talker in talkers.items():
             talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
+            if initial_talker is not None:
+                _copy_weights(initial_talker, talker, name)
         self.ids_with_text_overflow: set[str] = set()
         self._validation = nn.ModuleDict(
             {name: nn.ModuleDict({tag: MeanMetric() for tag in ("nll", "accuracy")}) for name in self.run_names}
@@ -106,7 +114,7 @@ class SpeechLLM(L.LightningModule):
     @property
     def run_names(self) -> list[str]:
         """TensorBoard runs: the thinker if it trains, and one for each talker."""
-        return [THINKER] * self.train_thinker + list(self.talkers)
+        return [THINKER] * (self.thinker_objective is not None) + list(self.talkers)
 
     @property
     def decodings(self) -> list[Decoding]:
@@ -123,7 +131,7 @@ class SpeechLLM(L.LightningModule):
     def train(self, mode: bool = True) -> "SpeechLLM":
         """Switch to training mode what trains; the rest stays in evaluation mode."""
         super().train(mode)
-        if not self.train_thinker:
+        if self.thinker_objective is None:
             self.thinker.eval()
         if self.vocoder is not None:
             self.vocoder.eval()
@@ -135,16 +143,15 @@ class SpeechLLM(L.LightningModule):
 
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
         """Add the losses of all that trains; none depends on another's parameters."""
-        thinker_output = self._think(batch)
-        loss = thinker_output.loss if self.train_thinker else thinker_output.loss.new_zeros(())
         should_log = self.global_step % self.log_every_n_steps == 0
-        if self.train_thinker:
-            self._show(THINKER, thinker_output.loss)
+        loss = torch.zeros((), device=self.device)
+        if self.thinker_objective is not None:
+            loss, scalars = self.thinker_objective(self.thinker, batch)
+            self._show(THINKER, loss)
             if should_log:
-                scalars = {"train/nll": thinker_output.loss, "train/accuracy": thinker_output.is_exact.float().mean()}
                 self.log_scalars(THINKER, scalars, self.global_step)
         place = (self.global_step, batch_idx, self.global_rank)
-        for name, output in self._talk(batch, thinker_output, place).items():
+        for name, output in (self._talk(batch, self._think(batch), place) if self.talkers else {}).items():
             loss = loss + output.loss
             self._show(name, output.nll)
             if should_log:
@@ -155,9 +162,10 @@ class SpeechLLM(L.LightningModule):
         """Score gold replies; masks depend on the batch's place alone, so that validations compare."""
         thinker_output = self._think(batch)
         size = len(batch.ids)
-        if self.train_thinker:
+        if self.thinker_objective is not None:
             self._update(THINKER, thinker_output.loss, thinker_output.is_exact.float().mean(), size)
-        for name, output in self._talk(batch, thinker_output, ("validation", batch_idx, self.global_rank)).items():
+        place = ("validation", batch_idx, self.global_rank)
+        for name, output in (self._talk(batch, thinker_output, place) if self.talkers else {}).items():
             self._update(name, output.nll, output.accuracy, size)
 
     def on_validation_epoch_end(self) -> None:
@@ -220,13 +228,13 @@ class SpeechLLM(L.LightningModule):
         )
 
     def configure_optimizers(self) -> dict:
-        """AdamW with warm-up and cosine; see :func:`adamw_with_warmup_cosine`."""
+        """AdamW with warm-up and cosine; see :func:`optimizer_with_warmup_cosine`."""
         parts = {name: self.talkers[name] for name in self.talkers}
         rates = {name: self.talker_learning_rates.get(name, self.learning_rate) for name in parts}
-        if self.train_thinker:
+        if self.thinker_objective is not None:
             parts[THINKER], rates[THINKER] = self.thinker, self.learning_rate
         named = [(parts[name], rates[name]) for name in self.run_names]
-        return adamw_with_warmup_cosine(self, named, self.weight_decay, self.warmup_steps)
+        return optimizer_with_warmup_cosine(self, named, self.weight_decay, self.warmup_steps, self.muon)
 
     def configure_gradient_clipping(
         self,
@@ -261,20 +269,18 @@ class SpeechLLM(L.LightningModule):
         metrics["nll"].update(nll, weight)  # type: ignore[index, operator]
         metrics["accuracy"].update(accuracy, weight)  # type: ignore[index, operator]
 
+    @torch.no_grad()
     def _think(self, batch: SpokenBatch) -> ThinkerOutput:
+        """Run the thinker once for all talkers, which must not train it."""
         assert batch.query is not None and batch.query_lengths is not None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_thinker):
-            return self.thinker(batch.query, batch.query_lengths, batch.reply_texts)
+        return self.thinker(batch.query, batch.query_lengths, batch.reply_texts)
 
     def _talk(
         self, batch: SpokenBatch, thinker_output: ThinkerOutput, place: tuple[int | str, ...]
     ) -> dict[str, TalkerOutput]:
-        if not self.talkers:
-            return {}
         if batch.units is None or batch.unit_lengths is None:
             raise ValueError("Talkers train on speech tokens: add units to the data module's fields.")
-        hidden, embedding = thinker_output.hidden.detach(), thinker_output.embedding.detach()
-        text = TextStates(hidden, embedding, thinker_output.lengths)
+        text = TextStates(thinker_output.hidden, thinker_output.embedding, thinker_output.lengths)
         outputs = {}
         for name, talker in self._named_talkers():
             num_blocks = count_blocks(batch.unit_lengths, talker.block_size)
@@ -304,9 +310,20 @@ def _training_scalars(output: TalkerOutput) -> dict[str, Tensor | float]:
     }
 
 
-def _check_names(talkers: dict[str, Talker], train_thinker: bool, named: dict[str, object]) -> None:
-    if not talkers and not train_thinker:
-        raise ValueError("Nothing to train: give at least one talker or set train_thinker to true.")
+def _copy_weights(source: Talker, talker: Talker, name: str) -> None:
+    weights, own = source.state_dict(), talker.state_dict()
+    unfit = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
+    if unfit:
+        raise ValueError(
+            f"Talker {name!r} cannot start from the initial talker, which has no {unfit[0]} of the same shape: "
+            "give both the same backbone, anchors and codebook, or leave initial_talker out."
+        )
+    talker.load_state_dict({key: weights[key] for key in own})
+
+
+def _check_names(talkers: dict[str, Talker], trains_thinker: bool, named: dict[str, object]) -> None:
+    if not talkers and not trains_thinker:
+        raise ValueError("Nothing to train: give at least one talker or a thinker_objective.")
     if THINKER in talkers:
         raise ValueError(f"A talker cannot be called {THINKER!r}: that is the thinker's TensorBoard run.")
     unknown = sorted(set(named) - set(talkers))

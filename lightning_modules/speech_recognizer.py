@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_modules.optimization import adamw_with_warmup_cosine
+from lightning_modules.optimization import optimizer_with_warmup_cosine
 from lightning_modules.seeding import derive_generator
 from lightning_modules.text_normalization import normalize_text
 from lightning_modules.word_error_rate import word_error_rates
@@ -122,7 +122,8 @@ class SpeechRecognizer(L.LightningModule):
         texts = [""] * len(lengths)
         audible = lengths.to(device).nonzero()[:, 0]
         if len(audible):
-            log_probs, frame_lengths = self(waveforms.to(device)[audible], lengths.to(device)[audible])
+            with torch.autocast(device.type, enabled=False):
+                log_probs, frame_lengths = self(waveforms.to(device)[audible], lengths.to(device)[audible])
             for row, text in zip(audible.tolist(), self._greedy(log_probs, frame_lengths), strict=True):
                 texts[row] = text
         return texts
@@ -178,7 +179,7 @@ class SpeechRecognizer(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay to the trainer's last step."""
-        return adamw_with_warmup_cosine(self, [(self, self.learning_rate)], self.weight_decay, self.warmup_steps)
+        return optimizer_with_warmup_cosine(self, [(self, self.learning_rate)], self.weight_decay, self.warmup_steps)
 
     def _pairs(self, batch: SpokenBatch) -> tuple[Tensor, Tensor, Sequence[str]]:
         """Waveform, lengths and texts of the configured source."""

@@ -46,21 +46,27 @@ def anchored_causal_order(
     return (starts[:, None] + one_block[None, :]).flatten().to(device)
 
 
-def clean_context_mask(order: Tensor) -> Tensor:
-    """Mask for the concatenation ``[x_t, x_0]`` of a noisy and a clean copy of one sequence.
+def clean_context_mask(order: Tensor, num_noisy_copies: int = 1) -> Tensor:
+    """Mask for the concatenation ``[x_t, ..., x_t, x_0]`` of noisy copies and one clean copy of a sequence.
 
-    A noisy position attends to its own noisy block and to *clean* earlier blocks; a clean position attends to
-    clean positions up to its own block. Training then sees what block decoding sees.
+    A noisy position attends to its own block in its own copy and to *clean* earlier blocks; a clean position attends to
+    clean positions up to its own block. Training then sees what block decoding sees, and several noisy copies with
+    masks of their own share the work on the clean one.
 
     Args:
         order: Block index of each position of one copy, ``(L,) int64``.
+        num_noisy_copies: Copies with masks of their own, ``C``.
 
     Returns:
-        True where attention is allowed, ``(2L, 2L) bool``.
+        True where attention is allowed, ``((C + 1) * L, (C + 1) * L) bool``.
 
     Reference: arXiv 2503.09573, section on vectorised training.
     """
     query, key = order[:, None], order[None, :]
-    noisy_rows = torch.cat([query == key, key < query], dim=1)
-    clean_rows = torch.cat([torch.zeros_like(query == key), key <= query], dim=1)
+    copies = torch.eye(num_noisy_copies, dtype=torch.bool, device=order.device)
+    own_noisy_block = torch.kron(copies, query == key)
+    earlier_clean = (key < query).repeat(num_noisy_copies, 1)
+    no_noise = torch.zeros_like(earlier_clean.T)
+    noisy_rows = torch.cat([own_noisy_block, earlier_clean], dim=1)
+    clean_rows = torch.cat([no_noise, key <= query], dim=1)
     return torch.cat([noisy_rows, clean_rows], dim=0)

@@ -29,6 +29,8 @@ class MaskedDiffusionTalker(Talker):
         block_size: Speech tokens a block.
         clean_context: Train on ``[x_t, x_0]``, so that each noisy block attends to clean earlier blocks, exactly as
             in decoding; otherwise earlier blocks are as noisy as the block itself, as in the paper.
+        num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own, that share one clean copy; with clean context
+            only. Two score twice the positions for one and a half times the work of one.
 
     Reference: arXiv 2602.08607; the clean context is that of arXiv 2503.09573.
     """
@@ -41,10 +43,17 @@ class MaskedDiffusionTalker(Talker):
         masking: Masking,
         block_size: int = 16,
         clean_context: bool = False,
+        num_noisy_copies: int = 1,
     ) -> None:
         super().__init__(num_codes, anchors, backbone, block_size)
+        if num_noisy_copies < 1 or (num_noisy_copies > 1 and not clean_context):
+            raise ValueError(
+                f"num_noisy_copies is {num_noisy_copies}: give at least 1, and more than 1 only with clean_context: true, "
+                "since it is the clean copy that they share."
+            )
         self.masking = masking
         self.clean_context = clean_context
+        self.num_noisy_copies = num_noisy_copies
 
     @property
     def supported_steps(self) -> tuple[int, ...]:
@@ -69,34 +78,40 @@ class MaskedDiffusionTalker(Talker):
 
         Args:
             text: What the thinker wrote.
-            x_t: Partly masked tokens in whole blocks, ``(B, L) int64``.
+            x_t: Partly masked tokens in whole blocks, ``(B, L) int64``; several copies of one sequence behind each other,
+                ``(B, C * L)``, if there is a clean one.
             x_0: Clean tokens for earlier blocks to be read from, ``(B, L) int64``; left out, they are read from ``x_t``.
 
         Returns:
-            ``(B, L, V)``.
+            ``(B, L, V)`` or ``(B, C * L, V)``.
         """
-        length = x_t.shape[1]
+        length = x_t.shape[1] if x_0 is None else x_0.shape[1]
         anchors = self.anchors(text, length // self.block_size)
         order = block_causal_order(length // self.block_size, self.block_size, x_t.device)
         positions = torch.arange(length, device=x_t.device)
         if x_0 is None:
-            hidden = self.backbone(self.embed(x_t, anchors), positions, mask_from_order(order, order))
-        else:
-            both = torch.cat([self.embed(x_t, anchors), self.embed(x_0, anchors)], dim=1)
-            hidden = self.backbone(both, positions.repeat(2), clean_context_mask(order))[:, :length]
-        return self.head(hidden)
+            return self.head(self.backbone(self.embed(x_t, anchors), positions, mask_from_order(order, order)))
+        num_copies = x_t.shape[1] // length
+        all_tokens = torch.cat([x_t, x_0], dim=1)
+        embedded = self.embed(all_tokens, anchors.repeat(1, num_copies + 1, 1, 1))
+        mask = clean_context_mask(order, num_copies)
+        hidden = self.backbone(embedded, positions.repeat(num_copies + 1), mask)
+        return self.head(hidden[:, : num_copies * length])
 
     def forward(
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
     ) -> TalkerOutput:
         """Cross-entropy over masked positions; see :class:`Talker`."""
         speech = self.lay_out(units, unit_lengths)
-        is_masked = self.masking(speech.is_real, self.block_size, generator)
-        x_t = speech.x_0.masked_fill(is_masked, self.vocabulary.mask_id)
+        masks = [self.masking(speech.is_real, self.block_size, generator) for _ in range(self.num_noisy_copies)]
+        is_masked = torch.cat(masks, dim=1)
+        targets = speech.x_0.repeat(1, self.num_noisy_copies)
+        x_t = targets.masked_fill(is_masked, self.vocabulary.mask_id)
         logits = self.logits(text, x_t, speech.x_0 if self.clean_context else None)
-        loss, accuracy = masked_cross_entropy(logits, speech.x_0, is_masked)
+        loss, accuracy = masked_cross_entropy(logits, targets, is_masked)
         num_masked = is_masked.sum()
-        return TalkerOutput(loss, loss.detach(), accuracy, num_masked, num_masked / speech.is_real.sum())
+        masked_share = num_masked / (speech.is_real.sum() * self.num_noisy_copies)
+        return TalkerOutput(loss, loss.detach(), accuracy, num_masked, masked_share)
 
     @torch.no_grad()
     def stream(

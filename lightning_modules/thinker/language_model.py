@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel, Qwen3Config
@@ -134,7 +135,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"lora_targets: {missing} are no linear layers here; choose among {sorted(linear_names)}.")
         config = LoraConfig(
             r=rank,
-            lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]
+            lora_alpha=2 * rank if alpha is None else alpha,
             lora_dropout=dropout,
             target_modules=list(targets),
             task_type="CAUSAL_LM",
@@ -170,6 +171,11 @@ class LanguageModel(nn.Module):
     def vocab_size(self) -> int:
         """Rows of the input embedding."""
         return self._input_embedding.num_embeddings
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the embeddings and the output projection."""
+        return self._input_embedding.weight.dtype
 
     @property
     def _input_embedding(self) -> nn.Embedding:

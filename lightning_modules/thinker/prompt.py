@@ -71,18 +71,43 @@ class ChatPrompt:
         Raises:
             ValueError: if a reply has no tokens, or has the text of a special token (or an unknown word) inside.
         """
-        rows = self.tokenizer(list(replies), add_special_tokens=False)["input_ids"] if replies else []
+        return self._encode(replies, "reply")
+
+    def _encode(self, texts: Sequence[str], what: str) -> list[list[int]]:
+        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         special = set(self.tokenizer.all_special_ids)
-        for reply, ids in zip(replies, rows, strict=True):
+        for text, ids in zip(texts, rows, strict=True):
             if not ids:
-                raise ValueError(f"reply {reply!r} is empty; every example needs a reply text.")
+                raise ValueError(f"{what} {text!r} is empty; every example needs a {what} text.")
             found = special.intersection(ids)
             if found:
                 names = self.tokenizer.convert_ids_to_tokens(sorted(found))
                 raise ValueError(
-                    f"reply {reply!r} has special or unknown tokens {names}; clean it, or train the tokenizer on it."
+                    f"{what} {text!r} has special or unknown tokens {names}; clean it, or train the tokenizer on it."
                 )
         return rows
+
+    @property
+    def blank_id(self) -> int:
+        """Token id that stands for "nothing new" in a transcription: the padding token, which no text holds.
+
+        Raises:
+            ValueError: if the tokenizer has no padding token.
+        """
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError(
+                f"the tokenizer {self.tokenizer.name_or_path!r} has no pad_token, which transcription needs as its "
+                "blank; set it."
+            )
+        return int(self.tokenizer.pad_token_id)
+
+    def encode_transcripts(self, transcripts: Sequence[str]) -> list[list[int]]:
+        """Turns query transcripts into token ids, with the tokens that their words have inside a sentence.
+
+        Raises:
+            ValueError: if a transcript is empty, or has the text of a special token (or an unknown word) inside.
+        """
+        return self._encode([transcript and " " + transcript for transcript in transcripts], "transcript")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Turns token ids into text, without special tokens."""

@@ -70,8 +70,8 @@ class SpeechEncoder(nn.Module):
             max_positions: longest input in frames of 20 ms.
             dropout: after the embedding and inside each layer.
             pad_to_s: see the class.
-            attention: implementation of transformers, "sdpa", "eager" or another of its names; under bfloat16 autocast on
-                a CPU a step with "eager" takes a quarter less time.
+            attention: implementation of transformers, "sdpa", "eager" or another of its names; under bfloat16
+                autocast on a CPU a step with "eager" takes a quarter less time.
         """
         config = WhisperConfig(
             d_model=width,

@@ -1,7 +1,7 @@
 """Thinker: spoken query to reply text, token by token, with the hidden states that the talkers need."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,58 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_modules.thinker.adaptor import Adaptor
 from lightning_modules.thinker.language_model import LanguageModel
+from lightning_modules.thinker.outputs import ThinkerOutput, ThinkerPrompt, ThinkerToken
 from lightning_modules.thinker.prompt import ChatPrompt
 from lightning_modules.thinker.speech_encoder import SpeechEncoder
+from lightning_modules.thinker.transcription import best_transcripts, transcription_loss
 
 _IGNORED = -100
-
-
-@dataclass(frozen=True)
-class ThinkerOutput:
-    """What a teacher-forced pass over gold replies y_1..N gives; N leaves out the end-of-turn token.
-
-    Attributes:
-        loss: () mean cross-entropy over the reply tokens and their end-of-turn tokens.
-        token_ids: (B, N) int64 y_j, zero past a row's length.
-        lengths: (B,) int64 reply tokens of each row.
-        hidden: (B, N, hidden_size) last hidden state that predicted y_j, zero past a row's length.
-        embedding: (B, N, embedding_size) input embedding of y_j, zero past a row's length.
-        is_exact: (B,) bool, whether every token and the end of turn is the most probable one; greedy decoding then
-            gives exactly this reply.
-    """
-
-    loss: Tensor
-    token_ids: Tensor
-    lengths: Tensor
-    hidden: Tensor
-    embedding: Tensor
-    is_exact: Tensor
-
-
-@dataclass(frozen=True)
-class ThinkerPrompt:
-    """A query that has been encoded.
-
-    Attributes:
-        embeddings: (1, P, embedding_size) input embeddings of the language model, audio and template together.
-    """
-
-    embeddings: Tensor
-
-
-@dataclass(frozen=True)
-class ThinkerToken:
-    """One token of a streamed reply.
-
-    Attributes:
-        token_id: y_j.
-        hidden: (hidden_size,) last hidden state that predicted y_j.
-        embedding: (embedding_size,) input embedding of y_j.
-    """
-
-    token_id: int
-    hidden: Tensor
-    embedding: Tensor
 
 
 class Thinker(nn.Module):
@@ -126,33 +80,67 @@ class Thinker(nn.Module):
             for name, part in self.named_children()
         }
 
-    def forward(self, query: Tensor, query_lengths: Tensor, reply_texts: Sequence[str]) -> ThinkerOutput:
+    def forward(
+        self,
+        query: Tensor,
+        query_lengths: Tensor,
+        reply_texts: Sequence[str],
+        transcripts: Sequence[str] | None = None,
+    ) -> ThinkerOutput:
         """Reads gold replies to spoken queries.
 
         Args:
             query: (B, S) float, 16 kHz.
             query_lengths: (B,) int64 samples.
             reply_texts: B texts.
+            transcripts: B texts of the queries, for `transcript_loss`.
+
+        Returns:
+            Losses, tokens and hidden states.
+
+        Raises:
+            ValueError: if a query or a text is empty, or a query is too long.
+        """
+        audio, audio_lengths = self._embed_audio(query, query_lengths)
+        output = self._reply(audio, audio_lengths, reply_texts)
+        if transcripts is None:
+            return output
+        return replace(output, transcript_loss=self._transcription(audio, audio_lengths, transcripts))
+
+    def read(self, transcripts: Sequence[str], reply_texts: Sequence[str]) -> ThinkerOutput:
+        """Reads gold replies to written queries, whose text stands in the place of the audio.
+
+        It teaches the language model to answer at a fraction of the cost; `listen` gives the audio the same embeddings.
+
+        Args:
+            transcripts: B texts of the queries.
+            reply_texts: B texts.
 
         Returns:
             Loss, tokens and hidden states.
 
         Raises:
-            ValueError: if a query or a reply is empty, or a query is too long.
+            ValueError: if a text is empty.
         """
-        audio, audio_lengths = self._embed_audio(query, query_lengths)
-        replies = [torch.tensor(ids, device=query.device) for ids in self.prompt.encode_replies(reply_texts)]
-        reply_lengths = torch.tensor([len(ids) for ids in replies], device=query.device)
+        device = self.adaptor.up.weight.device
+        rows = [torch.tensor(ids, device=device) for ids in self.prompt.encode_transcripts(transcripts)]
+        text = self.language_model.embed(pad_sequence(rows, batch_first=True))
+        return self._reply(text, torch.tensor([len(row) for row in rows], device=device), reply_texts)
+
+    def _reply(self, query: Tensor, query_lengths: Tensor, reply_texts: Sequence[str]) -> ThinkerOutput:
+        device = query.device
+        replies = [torch.tensor(ids, device=device) for ids in self.prompt.encode_replies(reply_texts)]
+        reply_lengths = torch.tensor([len(ids) for ids in replies], device=device)
         token_ids = pad_sequence(replies, batch_first=True)
         embedding = self.language_model.embed(token_ids)
-        prompts = self._prompt_rows(audio, audio_lengths)
+        prompts = self._prompt_rows(query, query_lengths)
         rows = [
             torch.cat([row, reply[:n]]) for row, reply, n in zip(prompts, embedding, map(len, replies), strict=True)
         ]
         hidden = self.language_model(pad_sequence(rows, batch_first=True))
         # Reply position j is predicted one position earlier: y_1 by the last position of the prompt.
-        first = torch.tensor([len(row) - 1 for row in prompts], device=query.device)
-        position = torch.arange(token_ids.shape[1] + 1, device=query.device)
+        first = torch.tensor([len(row) - 1 for row in prompts], device=device)
+        position = torch.arange(token_ids.shape[1] + 1, device=device)
         is_target = position <= reply_lengths[:, None]
         place = torch.where(is_target, first[:, None] + position, 0)
         hidden = hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -166,6 +154,29 @@ class Thinker(nn.Module):
             embedding=embedding * is_reply.to(embedding.dtype),
             is_exact=is_exact,
         )
+
+    def listen(self, query: Tensor, query_lengths: Tensor, transcripts: Sequence[str]) -> Tensor:
+        """Transcribes queries without a pass of the language model, to teach speech encoder and adaptor first.
+
+        Args:
+            query: (B, S) float, 16 kHz.
+            query_lengths: (B,) int64 samples.
+            transcripts: B texts of the queries.
+
+        Returns:
+            () loss, equal to `transcript_loss` of `forward`.
+
+        Raises:
+            ValueError: if a query or a transcript is empty, or a query is too long.
+        """
+        return self._transcription(*self._embed_audio(query, query_lengths), transcripts)
+
+    @torch.no_grad()
+    def transcribe(self, query: Tensor, query_lengths: Tensor) -> list[str]:
+        """Writes what is heard in queries (B, S) of (B,) samples, token by token and without a language model."""
+        audio, audio_lengths = self._embed_audio(query, query_lengths)
+        rows = best_transcripts(self._score_audio(audio), audio_lengths, self.prompt.blank_id)
+        return [self.prompt.decode(row).strip() for row in rows]
 
     @torch.no_grad()
     def encode(self, query: Tensor) -> ThinkerPrompt:
@@ -204,6 +215,14 @@ class Thinker(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_speech_encoder):
             frames, frame_lengths = self.speech_encoder(query, query_lengths)
         return self.adaptor(frames, frame_lengths)
+
+    def _score_audio(self, audio: Tensor) -> Tensor:
+        normed = nn.functional.rms_norm(audio, (audio.shape[-1],))
+        return self.language_model.logits(normed.to(self.language_model.dtype))
+
+    def _transcription(self, audio: Tensor, audio_lengths: Tensor, transcripts: Sequence[str]) -> Tensor:
+        token_ids = self.prompt.encode_transcripts(transcripts)
+        return transcription_loss(self._score_audio(audio), audio_lengths, token_ids, self.prompt.blank_id)
 
     def _prompt_rows(self, audio: Tensor, audio_lengths: Tensor) -> list[Tensor]:
         def embed(ids: list[int]) -> Tensor:

@@ -1,7 +1,6 @@
 """Griffin-Lim that continues a given waveform: phases of new frames are found while the past samples stay fixed."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -16,7 +15,7 @@ class GriffinLim(nn.Module):
         momentum: Acceleration of the projections, 0 for none.
 
     Raises:
-        ValueError: num_iterations < 1 or momentum outside [0, 1).
+        ValueError: num_iterations < 1, momentum outside [0, 1), or a window that is no multiple of the hop.
 
     Reference: A fast Griffin-Lim algorithm, WASPAA 2013; real-time iterative inversion with a fixed past, DAFx 2006.
     """
@@ -33,6 +32,8 @@ class GriffinLim(nn.Module):
             raise ValueError(
                 f"Griffin-Lim needs num_iterations >= 1 and 0 <= momentum < 1, got {num_iterations} and {momentum}"
             )
+        if len(window) % hop_samples:
+            raise ValueError(f"the window must be a multiple of the hop, got {len(window)} and {hop_samples} samples")
         self.hop_samples = hop_samples
         self.num_iterations = num_iterations
         self.momentum = momentum
@@ -59,14 +60,14 @@ class GriffinLim(nn.Module):
             magnitude = magnitude * target / (self.filters.T @ (self.filters @ magnitude)).clamp(min=1e-8)
         return magnitude / self.magnitude_scale
 
-    def _overlap_add(self, spectrum: Tensor) -> Tensor:
-        """Least-squares signal (hop * (F - 1) + W,) of a spectrum (W // 2 + 1, F)."""
-        width, frames = len(self.window), spectrum.shape[1]
-        size = self.hop_samples * (frames - 1) + width
-        pieces = torch.fft.irfft(spectrum, n=width, dim=0) * self.window[:, None]
-        weights = (self.window**2)[:, None].expand(-1, frames)
-        both = F.fold(torch.stack([pieces, weights]), (1, size), (1, width), stride=(1, self.hop_samples))
-        return both[0, 0, 0] / both[1, 0, 0].clamp(min=1e-2)
+    def _overlap_add(self, pieces: Tensor) -> Tensor:
+        """Sums windowed pieces (F, W), each a hop after the one before, to (hop * (F - 1) + W,)."""
+        frames, hop = len(pieces), self.hop_samples
+        overlap = pieces.shape[1] // hop
+        total = pieces.new_zeros(frames + overlap - 1, hop)
+        for part, samples in enumerate(pieces.split(hop, dim=1)):
+            total[part : part + frames] += samples
+        return total.flatten()
 
     def forward(self, mel: Tensor, known: Tensor, trust: Tensor) -> Tensor:
         """A waveform with the wanted mel magnitudes that goes on from a known one.
@@ -77,19 +78,21 @@ class GriffinLim(nn.Module):
             trust: Same shape, 1 where the known sample must stay, 0 where it is free, between: the cross-fade.
 
         Returns:
-            (hop * (F - 1) + W,) float, of which the first and last (W - hop) / 2 samples lie outside the frames' own.
+            (hop * (F - 1) + W,) float32, also under autocast, of which the first and last (W - hop) / 2 samples lie outside the frames' own.
         """
-        magnitude = self.linear_magnitude(mel)
+        width = len(self.window)
+        with torch.autocast(mel.device.type, enabled=False):
+            magnitude = self.linear_magnitude(mel.float()).T
+        weight = self._overlap_add((self.window**2).expand(mel.shape[1], -1)).clamp(min=1e-2)
         # Faint noise gives frames that do not touch the known samples a phase; all others continue those samples.
         noise = torch.randn(len(known), generator=torch.Generator().manual_seed(0)).to(known.device)
         waveform = torch.lerp(1e-4 * noise, known, trust)
-        previous = torch.zeros_like(magnitude, dtype=torch.complex64)
+        previous: Tensor | float = 0.0
         for _ in range(self.num_iterations):
-            spectrum = torch.stft(
-                waveform, len(self.window), self.hop_samples, window=self.window, center=False, return_complex=True
-            )
+            spectrum = torch.fft.rfft(waveform.unfold(0, width, self.hop_samples) * self.window)
             moved = spectrum + self.momentum * (spectrum - previous)
             previous = spectrum
-            phase = moved / moved.abs().clamp(min=1e-9)
-            waveform = torch.lerp(self._overlap_add(magnitude * phase), known, trust)
+            consistent = moved * (magnitude / moved.abs().clamp(min=1e-9))
+            pieces = torch.fft.irfft(consistent, n=width) * self.window
+            waveform = torch.lerp(self._overlap_add(pieces) / weight, known, trust)
         return waveform

@@ -42,7 +42,7 @@ def weights_of(result: StageResult) -> dict[str, torch.Tensor]:
 
 
 VARIANTS = [
-    pytest.param((), range(12), id="validation at each epoch"),
+    pytest.param((), (0, 3, 4, 5, 9, 11), id="validation at each epoch"),
     pytest.param(("trainer.val_check_interval=2",), (1, 4, 8), id="validation within epochs"),
     pytest.param(("trainer.max_steps=-1", "trainer.max_epochs=3"), (4, 5, 14), id="epochs"),
     pytest.param(("trainer.accumulate_grad_batches=2", "trainer.max_steps=6"), (0, 2, 5), id="accumulation"),
@@ -51,7 +51,9 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("overrides", "steps"), VARIANTS)
-def test_stopped_at_any_step_equals_uninterrupted(tmp_path: Path, overrides: tuple[str, ...], steps: range) -> None:
+def test_stopped_at_any_step_equals_uninterrupted(
+    tmp_path: Path, overrides: tuple[str, ...], steps: tuple[int, ...]
+) -> None:
     whole = run(tmp_path / "whole", *overrides)
     for step in steps:
         directory = tmp_path / str(step)

@@ -230,22 +230,18 @@ class WideModule(ToyModule):
 
 
 class SlowJob:
-    """Sleeps, and may refuse to be stopped."""
+    """Sleeps, and sends a signal to itself."""
 
-    def __init__(self, is_stubborn: bool = False) -> None:
+    def __init__(self, signal_name: str) -> None:
         """Create the job.
 
         Args:
-            is_stubborn: Whether to go on sleeping after the first signal.
+            signal_name: For instance SIGTERM.
         """
-        self.is_stubborn = is_stubborn
+        self.signal_name = signal_name
 
     def run(self, output_dir: Path) -> dict[str, Any]:
-        """Sleep."""
-        (output_dir / f"begun-{self.is_stubborn}").touch()
-        try:
-            time.sleep(60)
-        finally:
-            if self.is_stubborn:
-                time.sleep(60)
+        """Send the signal and sleep."""
+        os.kill(os.getpid(), signal.Signals[self.signal_name])
+        time.sleep(10)
         return {}

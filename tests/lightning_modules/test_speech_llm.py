@@ -16,6 +16,7 @@ from lightning_modules.spoken_reply import SpokenReply
 from lightning_modules.talker.base import Talker
 from lightning_modules.thinker.adaptor import Adaptor
 from lightning_modules.thinker.thinker import Thinker
+from lightning_modules.thinker_objective import ThinkerObjective
 from lightning_modules.vocoder.base import Vocoder, VocoderStream
 from tests.lightning_modules.talker.conftest import NUM_CODES, build_talker
 from tests.lightning_modules.thinker.tiny import make_language_model, make_speech_encoder, make_tokenizer
@@ -104,7 +105,7 @@ def test_talkers_leave_the_frozen_thinker_as_it_is() -> None:
 
 
 def test_training_the_thinker_changes_it_and_needs_no_talker() -> None:
-    llm = make_llm(train_thinker=True)
+    llm = make_llm(thinker_objective=ThinkerObjective())
     before = {key: value.clone() for key, value in llm.thinker.named_parameters()}
     fit(llm)
     assert all(
@@ -187,8 +188,46 @@ def quiet() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({}, "Nothing to train"), ({"test_steps": {"mtp": [4]}, "train_thinker": True}, r"name \['mtp'\]")],
+    [({}, "Nothing to train"), ({"test_steps": {"mtp": [4]}, "thinker_objective": ThinkerObjective()}, r"name \['mtp'\]")],
 )
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_llm(**settings)
+
+
+def test_talkers_may_start_from_a_trained_one() -> None:
+    trained = build_talker("ntp", 32, 32)
+    trained.reset_parameters(torch.Generator().manual_seed(77))
+    llm = make_llm("ntp", "mdm", initial_talker=trained)
+    for name in ("ntp", "mdm"):
+        assert all(torch.equal(value, trained.state_dict()[key]) for key, value in weights_of(llm, name).items())
+    with pytest.raises(ValueError, match="'ntp' cannot start from the initial talker"):
+        make_llm("ntp", initial_talker=build_talker("ntp", 16, 32))
+
+
+@pytest.mark.parametrize(
+    ("objective", "untouched"),
+    [
+        (ThinkerObjective(reply=0.0, transcript=1.0), "language_model.model.model.layers.0.mlp.up_proj.weight"),
+        (ThinkerObjective(reply=0.0, text=1.0), "adaptor.up.weight"),
+    ],
+)
+def test_a_part_of_weight_zero_trains_nothing(objective: ThinkerObjective, untouched: str) -> None:
+    llm = make_llm(thinker_objective=objective, weight_decay=0.0)
+    before = {key: value.clone() for key, value in llm.thinker.named_parameters()}
+    batch = make_batch(0)
+    batch.transcripts = REPLIES
+    loss, scalars = objective(llm.thinker, batch)
+    loss.backward()
+    assert scalars["train/loss"] == loss
+    assert before.keys() > {untouched}
+    touched = {key for key, value in llm.thinker.named_parameters() if value.grad is not None and value.grad.any()}
+    assert touched and untouched not in touched
+
+
+def test_an_objective_without_its_transcripts_or_weights_is_refused() -> None:
+    llm = make_llm(thinker_objective=ThinkerObjective(text=1.0))
+    with pytest.raises(ValueError, match="add transcript"):
+        llm.training_step(make_batch(0), 0)
+    with pytest.raises(ValueError, match="must be positive"):
+        ThinkerObjective(reply=0.0)

@@ -100,3 +100,16 @@ def test_clean_context_training_sees_what_decoding_sees() -> None:
         mixed = torch.cat([x_0[:, : 8 * block], x_t[:, 8 * block : 8 * block + 8]], dim=1)
         expected = talker.logits(text, mixed)[:, -8:]
         torch.testing.assert_close(both[:, 8 * block : 8 * block + 8], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_noisy_copies_do_not_see_each_other() -> None:
+    talker = make_talker("mdm")
+    assert isinstance(talker, MaskedDiffusionTalker)
+    text = make_text([6, 4])
+    generator = torch.Generator().manual_seed(0)
+    x_0 = torch.randint(0, 30, (2, 24), generator=generator)
+    copies = [x_0.masked_fill(torch.rand(2, 24, generator=generator) < 0.6, talker.vocabulary.mask_id) for _ in range(3)]
+    together = talker.logits(text, torch.cat(copies, dim=1), x_0)
+    for copy, logits in zip(copies, together.split(24, dim=1), strict=True):
+        torch.testing.assert_close(logits, talker.logits(text, copy, x_0), rtol=1e-4, atol=1e-5)

@@ -153,3 +153,22 @@ def test_outputs_are_plain_data(thinker: Thinker, speech: Speech) -> None:
     output = thinker.eval()(*speech, REPLIES)
     assert {field.name for field in fields(output)} >= {"loss", "token_ids", "lengths", "hidden", "embedding"}
     assert output.hidden.shape[-1] == thinker.hidden_size and output.embedding.shape[-1] == thinker.embedding_size
+
+
+def test_a_read_query_stands_where_a_heard_one_does(thinker: Thinker) -> None:
+    thinker.eval()
+    queries = ["What is Paris?", "Wake me at seven, please.", "Is it so?"]
+    output = thinker.read(queries, REPLIES)
+    ids = thinker.prompt.prefix_ids + thinker.prompt.encode_transcripts(queries)[0] + thinker.prompt.suffix_ids
+    num_tokens = int(output.lengths[0])
+    states = thinker.language_model(
+        thinker.language_model.embed(torch.tensor([ids + output.token_ids[0, :num_tokens].tolist()]))
+    )
+    expected = states[0, len(ids) - 1 : -1]
+    torch.testing.assert_close(output.hidden[0, :num_tokens], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_reading_trains_the_language_model_alone(thinker: Thinker) -> None:
+    thinker.read(["Where?", "When?", "So?"], REPLIES).loss.backward()
+    with_gradient = {name.split(".")[0] for name, parameter in thinker.named_parameters() if parameter.grad is not None}
+    assert with_gradient == {"language_model"}

@@ -41,6 +41,13 @@ def test_samples_come_out_within_the_stated_delay():
     assert 16 * 640 - emitted == vocoder.delay_s * 16_000
 
 
+def test_autocast_changes_nothing():
+    vocoder, tokens = make_vocoder(), torch.arange(12)
+    with torch.autocast("cpu", torch.bfloat16):
+        waveform = vocoder(tokens)
+    torch.testing.assert_close(waveform, vocoder(tokens), atol=1e-6, rtol=0)
+
+
 def test_stream_errors():
     stream = make_vocoder().stream()
     with pytest.raises(ValueError, match="one row"):

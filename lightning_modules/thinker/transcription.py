@@ -1,0 +1,47 @@
+"""Transcription of the query at the adaptor, by connectionist temporal classification over the text tokens.
+
+The adaptor's outputs are scored with the output embedding of the language model, as if it had no layers. An audio
+embedding that is heard as a word then lies close to that word's token embedding, so that the language model copies what
+it hears as easily as what it reads; a small one that is trained from scratch hardly learns to copy otherwise.
+
+Reference: Graves et al., Connectionist Temporal Classification, ICML 2006.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def transcription_loss(logits: Tensor, lengths: Tensor, transcripts: Sequence[Sequence[int]], blank_id: int) -> Tensor:
+    """Negative log-likelihood of the transcripts, in nats a token.
+
+    Args:
+        logits: (B, A, V) token scores of A audio embeddings.
+        lengths: (B,) int64 audio embeddings of each row.
+        transcripts: B rows of token ids; a row with more tokens than audio embeddings has no gradient and counts zero.
+        blank_id: token id that stands for "nothing new".
+
+    Returns:
+        () float32, mean over the rows.
+    """
+    targets = torch.tensor([token_id for row in transcripts for token_id in row], device=logits.device)
+    target_lengths = torch.tensor([len(row) for row in transcripts], device=logits.device)
+    log_probs = logits.float().log_softmax(dim=-1).transpose(0, 1)
+    return nn.functional.ctc_loss(log_probs, targets, lengths, target_lengths, blank=blank_id, zero_infinity=True)
+
+
+def best_transcripts(logits: Tensor, lengths: Tensor, blank_id: int) -> list[list[int]]:
+    """Takes the best token everywhere, merges repeats and drops blanks.
+
+    Args:
+        logits: (B, A, V) token scores of A audio embeddings.
+        lengths: (B,) int64 audio embeddings of each row.
+        blank_id: token id that stands for "nothing new".
+
+    Returns:
+        B rows of token ids.
+    """
+    rows = zip(logits.argmax(dim=-1).cpu(), lengths.tolist(), strict=True)
+    merged = [row[:length].unique_consecutive().tolist() for row, length in rows]
+    return [[token_id for token_id in row if token_id != blank_id] for row in merged]
