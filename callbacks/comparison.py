@@ -13,9 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from callbacks.comparison_rows import ORIGINAL, RESYNTHESIS, ComparisonRow, Record, format_table, summarize
 from callbacks.pictures import draw_mel, draw_pareto
 from datamodules.batch import SpokenBatch
-from lightning_modules.speech_llm import Decoding, SpeechLLM
+from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.speech_recognizer import SpeechRecognizer
-from lightning_modules.spoken_reply import SpokenReply
+from lightning_modules.spoken_reply import Decoding, SpokenReply
 
 REFERENCE_RUN = "reference"
 
@@ -27,8 +27,8 @@ class Comparison(L.Callback):
     the talker does not pay for the thinker's mistakes. Two reference rows, the original audio and its codec
     resynthesis against the gold text, are the floor that the recognizer and the codec set. A silent reply is all wrong.
 
-    Writes ``results.json``, ``summary.txt``, a Pareto plot and wav files into the trainer's root folder, and scalars (over
-    the decoding steps a block), audio, mel pictures and transcripts into each talker's TensorBoard run.
+    Writes ``results.json``, ``summary.txt``, a Pareto plot and wav files into the trainer's root folder, and scalars
+    (over the decoding steps a block), audio, mel pictures and transcripts into each talker's TensorBoard run.
 
     Args:
         recognizer: The judge.

@@ -50,7 +50,9 @@ def optimizer_with_warmup_cosine(
     muon_groups: list[dict[str, Any]] = []
     adamw_groups: list[dict[str, Any]] = []
     for part, learning_rate in parts:
-        hidden, others = split_hidden_matrices(part) if muon else ([], [p for p in part.parameters() if p.requires_grad])
+        hidden, others = split_hidden_matrices(part)
+        if not muon:
+            hidden, others = [], [*hidden, *others]
         matrices, vectors = [p for p in others if p.dim() >= 2], [p for p in others if p.dim() < 2]
         muon_groups.append({"params": hidden, "weight_decay": weight_decay, "lr": learning_rate})
         adamw_groups.append({"params": matrices, "weight_decay": weight_decay, "lr": learning_rate})

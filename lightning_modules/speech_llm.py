@@ -1,7 +1,6 @@
 """The speech LLM as one LightningModule: a thinker, and any number of talkers side by side."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import lightning as L
 import torch
@@ -13,7 +12,7 @@ from torchmetrics import MeanMetric
 from datamodules.batch import SpokenBatch
 from lightning_modules.optimization import optimizer_with_warmup_cosine
 from lightning_modules.seeding import derive_generator, derive_seed
-from lightning_modules.spoken_reply import SpokenReply, stream_spoken_reply
+from lightning_modules.spoken_reply import Decoding, SpokenReply, stream_spoken_reply
 from lightning_modules.talker.anchors import TextStates, count_text_overflow
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.blocks import count_blocks
@@ -22,14 +21,6 @@ from lightning_modules.thinker_objective import ThinkerObjective
 from lightning_modules.vocoder.base import Vocoder
 
 THINKER = "thinker"
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """One way to decode: a talker and its steps a block."""
-
-    talker: str
-    num_steps: int
 
 
 class SpeechLLM(L.LightningModule):
@@ -43,7 +34,7 @@ class SpeechLLM(L.LightningModule):
         thinker: Writes reply text to a spoken query.
         talkers: Talkers by name; none trains the thinker alone (stage 1 of the paper).
         thinker_objective: What the thinker learns from; it is frozen if left out.
-        initial_talker: Trained talker whose weights all talkers start from; drawn at random, by seed and name, if left out.
+        initial_talker: Trained talker whose weights all talkers start from; drawn by seed and name if left out.
         vocoder: Turns speech tokens into samples; needed to speak, not to train.
         test_steps: Decoding steps a block to test, by talker; all that a talker supports if it is not named.
         max_text_tokens: Where a reply's text is cut off.
@@ -104,7 +95,7 @@ class SpeechLLM(L.LightningModule):
         for name, talker in talkers.items():
             talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
             if initial_talker is not None:
-                _copy_weights(initial_talker, talker, name)
+                talker.copy_weights(initial_talker)
         self.ids_with_text_overflow: set[str] = set()
         self._validation = nn.ModuleDict(
             {name: nn.ModuleDict({tag: MeanMetric() for tag in ("nll", "accuracy")}) for name in self.run_names}
@@ -155,7 +146,7 @@ class SpeechLLM(L.LightningModule):
             loss = loss + output.loss
             self._show(name, output.nll)
             if should_log:
-                self.log_scalars(name, _training_scalars(output), self.global_step)
+                self.log_scalars(name, output.as_scalars(), self.global_step)
         return loss
 
     def validation_step(self, batch: SpokenBatch, batch_idx: int) -> None:
@@ -296,29 +287,9 @@ class SpeechLLM(L.LightningModule):
         if new:
             self.ids_with_text_overflow |= new
             rank_zero_warn(
-                f"The replies {sorted(new)} have more text than the anchors of their speech can carry; their talkers do not "
-                f"see the end of it ({len(self.ids_with_text_overflow)} such examples so far)."
+                f"The replies {sorted(new)} have more text than the anchors of their speech can carry; their talkers "
+                f"do not see the end of it ({len(self.ids_with_text_overflow)} such examples so far)."
             )
-
-
-def _training_scalars(output: TalkerOutput) -> dict[str, Tensor | float]:
-    return {
-        "train/loss": output.loss,
-        "train/nll": output.nll,
-        "train/accuracy": output.accuracy,
-        "train/masked_share": output.masked_share,
-    }
-
-
-def _copy_weights(source: Talker, talker: Talker, name: str) -> None:
-    weights, own = source.state_dict(), talker.state_dict()
-    unfit = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
-    if unfit:
-        raise ValueError(
-            f"Talker {name!r} cannot start from the initial talker, which has no {unfit[0]} of the same shape: "
-            "give both the same backbone, anchors and codebook, or leave initial_talker out."
-        )
-    talker.load_state_dict({key: weights[key] for key in own})
 
 
 def _check_names(talkers: dict[str, Talker], trains_thinker: bool, named: dict[str, object]) -> None:

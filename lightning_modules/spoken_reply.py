@@ -16,6 +16,14 @@ from lightning_modules.vocoder.base import Vocoder
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """One way to decode: a talker and its steps a block."""
+
+    talker: str
+    num_steps: int
+
+
 @dataclass
 class PartTimes:
     """Seconds spent in each part of the system."""

@@ -32,7 +32,9 @@ class ThinkerObjective:
         """Check the weights."""
         weights = (self.reply, self.transcript, self.text)
         if min(weights) < 0 or max(weights) == 0:
-            raise ValueError(f"weights (reply, transcript, text) are {weights}: none may be negative, one must be positive.")
+            raise ValueError(
+                f"weights (reply, transcript, text) are {weights}: none may be negative, one must be positive."
+            )
 
     def __call__(self, thinker: Thinker, batch: SpokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.

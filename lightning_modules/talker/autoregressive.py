@@ -99,7 +99,8 @@ class AutoregressiveTalker(Talker):
                 num_anchors + 1, cache.num_committed + num_anchors + 1, dtype=torch.bool, device=device
             )
             first_mask[:, cache.num_committed :] = mask_from_order(order, order)
-            slots, mask = self.embed_slots(reader.next_block(), previous), first_mask
+            slots = self.embed_slots(reader.next_block(), previous)
+            mask: Tensor | None = first_mask
             tokens: list[Tensor] = []
             start = 0
             while len(tokens) < self.block_size:

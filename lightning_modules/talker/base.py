@@ -34,6 +34,11 @@ class TalkerOutput:
     num_scored_tokens: Tensor
     masked_share: Tensor
 
+    def as_scalars(self) -> dict[str, Tensor]:
+        """Scalars to log under tags that are the same for every talker."""
+        names = ("loss", "nll", "accuracy", "masked_share")
+        return {f"train/{name}": getattr(self, name).detach() for name in names}
+
 
 class Talker(nn.Module, ABC):
     """Turns the text states of a thinker into discrete speech tokens.
@@ -121,6 +126,21 @@ class Talker(nn.Module, ABC):
         if num_steps not in self.supported_steps:
             raise ValueError(f"num_steps is {num_steps}: this talker decodes a block in one of {self.supported_steps}.")
         return num_steps
+
+    def copy_weights(self, source: "Talker") -> None:
+        """Start from the weights of a trained talker, of whatever kind.
+
+        Raises:
+            ValueError: If it lacks a weight of the same name and shape.
+        """
+        weights, own = source.state_dict(), self.state_dict()
+        unfit = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
+        if unfit:
+            raise ValueError(
+                f"The initial talker has no {unfit[0]} of the same shape: give both talkers the same backbone, "
+                "anchors and codebook, or leave initial_talker out."
+            )
+        self.load_state_dict({key: weights[key] for key in own})
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw all weights anew from a generator, so that they do not depend on what was built before.

@@ -29,8 +29,8 @@ class MaskedDiffusionTalker(Talker):
         block_size: Speech tokens a block.
         clean_context: Train on ``[x_t, x_0]``, so that each noisy block attends to clean earlier blocks, exactly as
             in decoding; otherwise earlier blocks are as noisy as the block itself, as in the paper.
-        num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own, that share one clean copy; with clean context
-            only. Two score twice the positions for one and a half times the work of one.
+        num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own, that share one clean copy; with clean
+            context only. Two score twice the positions for one and a half times the work of one.
 
     Reference: arXiv 2602.08607; the clean context is that of arXiv 2503.09573.
     """
@@ -48,7 +48,7 @@ class MaskedDiffusionTalker(Talker):
         super().__init__(num_codes, anchors, backbone, block_size)
         if num_noisy_copies < 1 or (num_noisy_copies > 1 and not clean_context):
             raise ValueError(
-                f"num_noisy_copies is {num_noisy_copies}: give at least 1, and more than 1 only with clean_context: true, "
+                f"num_noisy_copies is {num_noisy_copies}: give at least 1, and more than 1 only with clean_context, "
                 "since it is the clean copy that they share."
             )
         self.masking = masking
@@ -78,9 +78,9 @@ class MaskedDiffusionTalker(Talker):
 
         Args:
             text: What the thinker wrote.
-            x_t: Partly masked tokens in whole blocks, ``(B, L) int64``; several copies of one sequence behind each other,
-                ``(B, C * L)``, if there is a clean one.
-            x_0: Clean tokens for earlier blocks to be read from, ``(B, L) int64``; left out, they are read from ``x_t``.
+            x_t: Partly masked tokens in whole blocks, ``(B, L) int64``; several copies of one sequence behind each
+                other, ``(B, C * L)``, if there is a clean one.
+            x_0: Clean tokens for earlier blocks to be read from, ``(B, L) int64``; left out, from ``x_t``.
 
         Returns:
             ``(B, L, V)`` or ``(B, C * L, V)``.

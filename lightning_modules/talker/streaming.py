@@ -56,7 +56,7 @@ class AnchorReader:
     def next_block(self) -> Tensor:
         """Give the anchors of the next block, "no text" where the text has ended: ``(1, 1, Q, width)``."""
         num_anchors = self.anchors.anchors_per_block
-        slots = [self.anchors.no_text] * num_anchors
+        slots: list[Tensor] = [self.anchors.no_text] * num_anchors
         states = []
         for state in self.text:
             states.append(state)

@@ -78,7 +78,8 @@ class GriffinLim(nn.Module):
             trust: Same shape, 1 where the known sample must stay, 0 where it is free, between: the cross-fade.
 
         Returns:
-            (hop * (F - 1) + W,) float32, also under autocast, of which the first and last (W - hop) / 2 samples lie outside the frames' own.
+            (hop * (F - 1) + W,) float32, also under autocast; its first and last (W - hop) / 2 samples lie outside the
+            frames' own.
         """
         width = len(self.window)
         with torch.autocast(mel.device.type, enabled=False):

@@ -22,8 +22,9 @@ def build() -> tuple[Net, MuonAdamW, torch.optim.lr_scheduler.LambdaLR]:
     torch.manual_seed(0)
     net = Net()
     matrices, others = split_hidden_matrices(net)
-    groups = [{"params": matrices, "lr": 0.02, "weight_decay": 0.0}], [{"params": others, "lr": 0.01, "weight_decay": 0.0}]
-    optimizer = MuonAdamW(*groups)
+    muon_groups = [{"params": matrices, "lr": 0.02, "weight_decay": 0.0}]
+    adamw_groups = [{"params": others, "lr": 0.01, "weight_decay": 0.0}]
+    optimizer = MuonAdamW(muon_groups, adamw_groups)
     return net, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99**step)
 
 

@@ -109,7 +109,8 @@ def test_noisy_copies_do_not_see_each_other() -> None:
     text = make_text([6, 4])
     generator = torch.Generator().manual_seed(0)
     x_0 = torch.randint(0, 30, (2, 24), generator=generator)
-    copies = [x_0.masked_fill(torch.rand(2, 24, generator=generator) < 0.6, talker.vocabulary.mask_id) for _ in range(3)]
+    masks = [torch.rand(2, 24, generator=generator) < 0.6 for _ in range(3)]
+    copies = [x_0.masked_fill(mask, talker.vocabulary.mask_id) for mask in masks]
     together = talker.logits(text, torch.cat(copies, dim=1), x_0)
     for copy, logits in zip(copies, together.split(24, dim=1), strict=True):
         torch.testing.assert_close(logits, talker.logits(text, copy, x_0), rtol=1e-4, atol=1e-5)
