@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
-
-# Threads of PyTorch that wait by spinning make a step several times slower as soon as anything else needs a core.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
