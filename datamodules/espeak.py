@@ -89,7 +89,7 @@ class EspeakSynthesizer:
 
     def __init__(self, margin_s: float = 0.04) -> None:
         self.margin_s = margin_s
-        self._library, self._native_rate_hz = _load_library()
+        _shared_library()
         self._pieces: list[np.ndarray] = []
         # The library keeps the address of the callback: hold the object for as long as this one lives.
         self._callback = _Callback(self._collect)
@@ -98,10 +98,13 @@ class EspeakSynthesizer:
         """Loads the library anew, so that what follows sounds the same whatever was said before.
 
         eSpeak carries some state (the phase of its voice) from one utterance to the next and has no call to reset it.
+        The library is one for the whole process; all synthesizers go on with the new one.
         """
-        self._library.espeak_Terminate()
-        ctypes.CDLL(None).dlclose(ctypes.c_void_p(self._library._handle))
-        self._library, self._native_rate_hz = _load_library()
+        global _loaded
+        library, _ = _shared_library()
+        library.espeak_Terminate()
+        ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))
+        _loaded = None
 
     def synthesize(self, text: str, voice: Voice) -> np.ndarray:
         """Speaks one text.
@@ -116,35 +119,46 @@ class EspeakSynthesizer:
         Raises:
             ValueError: if eSpeak does not know the voice, or the text gives no sound.
         """
-        self._select(voice)
+        library, native_rate_hz = _shared_library()
+        _select(library, voice)
         self._pieces.clear()
-        self._library.espeak_SetSynthCallback(self._callback)
+        library.espeak_SetSynthCallback(self._callback)
         data = text.encode("utf-8")
-        status = self._library.espeak_Synth(data, len(data) + 1, 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None)
+        status = library.espeak_Synth(data, len(data) + 1, 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None)
         if status == _OK:
-            status = self._library.espeak_Synchronize()
+            status = library.espeak_Synchronize()
         if status != _OK:
             raise ValueError(f"eSpeak: could not speak {text!r} as {voice.name} (status {status})")
         pieces = [np.zeros(0, np.int16), *self._pieces]
         native = np.concatenate(pieces).astype(np.float32) / 32768.0
-        resampled = np.clip(soxr.resample(native, self._native_rate_hz, SAMPLE_RATE), -1.0, 1.0)
+        resampled = np.clip(soxr.resample(native, native_rate_hz, SAMPLE_RATE), -1.0, 1.0)
         waveform = trim_silence(resampled, self.margin_s)
         if waveform.size == 0:
             raise ValueError(f"eSpeak: {text!r} as {voice.name} is silent; give it words to say")
         return waveform
 
-    def _select(self, voice: Voice) -> None:
-        if self._library.espeak_SetVoiceByName(voice.name.encode("ascii")) != _OK:
-            raise ValueError(
-                f"eSpeak: no voice {voice.name!r}; use a language such as en-us with a variant m1..m7, f1..f5"
-            )
-        for parameter, value in ((_RATE, voice.rate_wpm), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range)):
-            self._library.espeak_SetParameter(parameter, value, 0)
-
     def _collect(self, samples, count: int, _events) -> int:
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0
+
+
+# The library, and the sample rate of what it speaks, once a synthesizer has loaded it in this process.
+_loaded: tuple[ctypes.CDLL, int] | None = None
+
+
+def _shared_library() -> tuple[ctypes.CDLL, int]:
+    global _loaded
+    if _loaded is None:
+        _loaded = _load_library()
+    return _loaded
+
+
+def _select(library: ctypes.CDLL, voice: Voice) -> None:
+    if library.espeak_SetVoiceByName(voice.name.encode("ascii")) != _OK:
+        raise ValueError(f"eSpeak: no voice {voice.name!r}; use a language such as en-us with a variant m1..m7, f1..f5")
+    for parameter, value in ((_RATE, voice.rate_wpm), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range)):
+        library.espeak_SetParameter(parameter, value, 0)
 
 
 def _load_library() -> tuple[ctypes.CDLL, int]:
