@@ -7,6 +7,7 @@ it hears as easily as what it reads; a small one that is trained from scratch ha
 Reference: Graves et al., Connectionist Temporal Classification, ICML 2006.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ def transcription_loss(logits: Tensor, lengths: Tensor, transcripts: Sequence[Se
     Args:
         logits: (B, A, V) token scores of A audio embeddings.
         lengths: (B,) int64 audio embeddings of each row.
-        transcripts: B rows of token ids; a row with more tokens than audio embeddings has no gradient and counts zero.
+        transcripts: B rows of token ids; a row with more tokens than audio embeddings counts zero, with a warning.
         blank_id: token id that stands for "nothing new".
 
     Returns:
@@ -27,6 +28,13 @@ def transcription_loss(logits: Tensor, lengths: Tensor, transcripts: Sequence[Se
     """
     targets = torch.tensor([token_id for row in transcripts for token_id in row], device=logits.device)
     target_lengths = torch.tensor([len(row) for row in transcripts], device=logits.device)
+    num_too_long = int((target_lengths > lengths).sum())
+    if num_too_long:
+        warnings.warn(
+            f"{num_too_long} of {len(transcripts)} transcripts have more tokens than their audio has embeddings and "
+            "teach nothing: stack fewer frames in the adaptor, or train a tokenizer with longer tokens.",
+            stacklevel=2,
+        )
     log_probs = logits.float().log_softmax(dim=-1).transpose(0, 1)
     return nn.functional.ctc_loss(log_probs, targets, lengths, target_lengths, blank=blank_id, zero_infinity=True)
 
