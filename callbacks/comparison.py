@@ -71,11 +71,11 @@ class Comparison(L.Callback):
                 record = Record.of_reply(decoding.talker, decoding.num_steps, example_id, gold, units, reply)
                 spoken.append((record, reply.waveform))
             heard = self.recognizer.transcribe([waveform.to(pl_module.device) for _, waveform in spoken])
-            for (record, waveform), transcript in zip(spoken, heard, strict=True):
+            for (record, _), transcript in zip(spoken, heard, strict=True):
                 record.heard = transcript
                 self.records.append(record)
-                if len({sample.example_id for sample, _ in self._samples} | {example_id}) <= self.num_samples:
-                    self._samples.append((record, waveform))
+            if len({sample.example_id for sample, _ in self._samples}) < self.num_samples:
+                self._samples += spoken
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: SpeechLLM) -> None:  # type: ignore[override]
         """Sum up, and write everything that people look at or listen to."""

@@ -116,6 +116,9 @@ class SpeechLLM(L.LightningModule):
             for steps in self.test_steps.get(name) or sorted(talker.supported_steps, reverse=True)
         ]
 
+    def _part(self, run_name: str) -> nn.Module:
+        return self.thinker if run_name == THINKER else self.talkers[run_name]
+
     def _named_talkers(self) -> list[tuple[str, Talker]]:
         return [(name, talker) for name, talker in self.talkers.items() if isinstance(talker, Talker)]
 
@@ -142,7 +145,7 @@ class SpeechLLM(L.LightningModule):
             if should_log:
                 self.log_scalars(THINKER, scalars, self.global_step)
         place = (self.global_step, batch_idx, self.global_rank)
-        for name, output in (self._talk(batch, self._think(batch), place) if self.talkers else {}).items():
+        for name, output in self._talk(batch, place).items():
             loss = loss + output.loss
             self._show(name, output.nll)
             if should_log:
@@ -156,7 +159,7 @@ class SpeechLLM(L.LightningModule):
         if self.thinker_objective is not None:
             self._update(THINKER, thinker_output.loss, thinker_output.is_exact.float().mean(), size)
         place = ("validation", batch_idx, self.global_rank)
-        for name, output in (self._talk(batch, thinker_output, place) if self.talkers else {}).items():
+        for name, output in self._talk(batch, place, thinker_output).items():
             self._update(name, output.nll, output.accuracy, size)
 
     def on_validation_epoch_end(self) -> None:
@@ -223,12 +226,9 @@ class SpeechLLM(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         """AdamW with warm-up and cosine; see :func:`optimizer_with_warmup_cosine`."""
-        parts = {name: self.talkers[name] for name in self.talkers}
-        rates = {name: self.talker_learning_rates.get(name, self.learning_rate) for name in parts}
-        if self.thinker_objective is not None:
-            parts[THINKER], rates[THINKER] = self.thinker, self.learning_rate
-        named = [(parts[name], rates[name]) for name in self.run_names]
-        return optimizer_with_warmup_cosine(self, named, self.weight_decay, self.warmup_steps, self.muon)
+        rates = self.talker_learning_rates
+        parts = [(self._part(name), rates.get(name, self.learning_rate)) for name in self.run_names]
+        return optimizer_with_warmup_cosine(self, parts, self.weight_decay, self.warmup_steps, self.muon)
 
     def configure_gradient_clipping(
         self,
@@ -239,8 +239,7 @@ class SpeechLLM(L.LightningModule):
         """Clip the thinker's and each talker's gradients by their own norm: no talker slows another down."""
         should_log = self.global_step % self.log_every_n_steps == 0
         for name in self.run_names:
-            part = self.thinker if name == THINKER else self.talkers[name]
-            parameters = [parameter for parameter in part.parameters() if parameter.grad is not None]
+            parameters = [parameter for parameter in self._part(name).parameters() if parameter.grad is not None]
             norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
             if should_log:
                 self.log_scalars(name, {"train/grad_norm": norm}, self.global_step)
@@ -270,10 +269,14 @@ class SpeechLLM(L.LightningModule):
         return self.thinker(batch.query, batch.query_lengths, batch.reply_texts)
 
     def _talk(
-        self, batch: SpokenBatch, thinker_output: ThinkerOutput, place: tuple[int | str, ...]
+        self, batch: SpokenBatch, place: tuple[int | str, ...], thinker_output: ThinkerOutput | None = None
     ) -> dict[str, TalkerOutput]:
+        """Score a batch with every talker, from one thinker pass; there is none if there are no talkers."""
+        if not self.talkers:
+            return {}
         if batch.units is None or batch.unit_lengths is None:
             raise ValueError("Talkers train on speech tokens: add units to the data module's fields.")
+        thinker_output = thinker_output or self._think(batch)
         text = TextStates(thinker_output.hidden, thinker_output.embedding, thinker_output.lengths)
         outputs = {}
         for name, talker in self._named_talkers():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_modules.optimization import optimizer_with_warmup_cosine
 from lightning_modules.seeding import derive_generator
 from lightning_modules.text_normalization import normalize_text
+from lightning_modules.thinker.transcription import best_transcripts
 from lightning_modules.word_error_rate import word_error_rates
 
 if TYPE_CHECKING:
@@ -130,11 +131,8 @@ class SpeechRecognizer(L.LightningModule):
 
     def _greedy(self, log_probs: Tensor, frame_lengths: Tensor) -> list[str]:
         """Best path, repeats merged, blanks dropped."""
-        texts = []
-        for row, length in zip(log_probs.argmax(-1).cpu(), frame_lengths.tolist(), strict=True):
-            merged = row[:length].unique_consecutive().tolist()
-            texts.append(normalize_text("".join(self.characters[index - 1] for index in merged if index)))
-        return texts
+        rows = best_transcripts(log_probs, frame_lengths, blank_id=0)
+        return [normalize_text("".join(self.characters[index - 1] for index in row)) for row in rows]
 
     def _loss(self, log_probs: Tensor, frame_lengths: Tensor, texts: Sequence[str]) -> Tensor:
         """CTC, nats a character; rows whose text cannot fit into their frames count nothing."""

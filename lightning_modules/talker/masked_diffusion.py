@@ -140,7 +140,7 @@ class MaskedDiffusionTalker(Talker):
         reader = AnchorReader(self.anchors, text)
         decoder = _BlockDecoder(self, max_blocks)
         for block in range(max_blocks):
-            tokens, num_forwards = decoder.decode_block(block, reader.next_block(), num_steps, sampler)
+            tokens, num_forwards = decoder.decode_block(reader.next_block(), num_steps, sampler)
             codes, ended = cut_at_eos(tokens, self.vocabulary.eos_id)
             is_last = ended or block == max_blocks - 1
             if not (fused_commit or is_last):
@@ -188,7 +188,7 @@ class _BlockDecoder:
             self.pending = None
         return self.talker.head(hidden)
 
-    def decode_block(self, block: int, anchors: Tensor, num_steps: int, sampler: TokenSampler) -> tuple[Tensor, int]:
+    def decode_block(self, anchors: Tensor, num_steps: int, sampler: TokenSampler) -> tuple[Tensor, int]:
         """Unmask one block; gives its tokens ``(block_size,)`` and the number of forward passes."""
         talker = self.talker
         tokens = torch.full((1, talker.block_size), talker.vocabulary.mask_id, device=self.device)
