@@ -70,3 +70,39 @@ def clean_context_mask(order: Tensor, num_noisy_copies: int = 1) -> Tensor:
     noisy_rows = torch.cat([own_noisy_block, earlier_clean], dim=1)
     clean_rows = torch.cat([no_noise, key <= query], dim=1)
     return torch.cat([noisy_rows, clean_rows], dim=0)
+
+
+def causal_context_mask(
+    num_blocks: int,
+    block_size: int,
+    anchors_per_block: int,
+    num_noisy_copies: int = 1,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Mask for ``[x_t, ..., x_t, x_0]``: noisy copies, then a clean one in the layout of :func:`anchored_causal_order`.
+
+    A noisy position attends to its own block in its own copy, and in the clean copy to its block's anchors and to all
+    that comes before them. The clean copy is causal: it is what an autoregressive talker sees.
+
+    Args:
+        num_blocks: Blocks of a sequence, ``K``.
+        block_size: Tokens a block; a noisy copy has ``L = K * block_size`` positions.
+        anchors_per_block: Anchor slots a block of the clean copy, ``Q``; it has ``M = K * (Q + block_size)`` positions.
+        num_noisy_copies: Copies with masks of their own, ``C``.
+        device: Where the mask lives.
+
+    Returns:
+        True where attention is allowed, ``(C * L + M, C * L + M) bool``.
+
+    Reference: arXiv 2509.04185 (set block decoding).
+    """
+    clean = anchored_causal_order(num_blocks, block_size, anchors_per_block, device)
+    block = block_causal_order(num_blocks, block_size, device)
+    copies = torch.eye(num_noisy_copies, dtype=torch.bool, device=device)
+    own_noisy_block = torch.kron(copies, block[:, None] == block[None, :])
+    anchors_rank = block * (block_size + 1)
+    clean_before = mask_from_order(anchors_rank, clean).repeat(num_noisy_copies, 1)
+    no_noise = torch.zeros(len(clean), num_noisy_copies * len(block), dtype=torch.bool, device=device)
+    noisy_rows = torch.cat([own_noisy_block, clean_before], dim=1)
+    clean_rows = torch.cat([no_noise, mask_from_order(clean, clean)], dim=1)
+    return torch.cat([noisy_rows, clean_rows], dim=0)

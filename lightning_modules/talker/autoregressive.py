@@ -57,6 +57,10 @@ class AutoregressiveTalker(Talker):
         Returns:
             ``(B, L, V)``.
         """
+        return self.head(self.causal_hidden(text, x_0))
+
+    def causal_hidden(self, text: TextStates, x_0: Tensor) -> Tensor:
+        """Give the hidden states that :meth:`logits` predicts from, ``(B, L, width)``."""
         num_blocks = x_0.shape[1] // self.block_size
         num_anchors = self.anchors.anchors_per_block
         begin = x_0.new_full((x_0.shape[0], 1), self.vocabulary.bos_id)
@@ -65,7 +69,7 @@ class AutoregressiveTalker(Talker):
         order = anchored_causal_order(num_blocks, self.block_size, num_anchors, x_0.device)
         hidden = self.backbone(slots, self.slot_positions(num_blocks, x_0.device), mask_from_order(order, order))
         hidden = hidden.unflatten(1, (num_blocks, num_anchors + self.block_size))[:, :, num_anchors:]
-        return self.head(hidden.flatten(1, 2))
+        return hidden.flatten(1, 2)
 
     def forward(
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
@@ -73,7 +77,7 @@ class AutoregressiveTalker(Talker):
         """Next-token cross-entropy over the speech tokens and the EOS that ends them; see :class:`Talker`."""
         speech = self.lay_out(units, unit_lengths)
         is_scored = speech.is_up_to_first_eos
-        loss, accuracy = masked_cross_entropy(self.logits(text, speech.x_0), speech.x_0, is_scored)
+        loss, accuracy = masked_cross_entropy(self.head, self.causal_hidden(text, speech.x_0), speech.x_0, is_scored)
         return TalkerOutput(loss, loss.detach(), accuracy, is_scored.sum(), loss.new_zeros(()))
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.talker.attention import CausalContextAttention, attend
 from lightning_modules.talker.key_value_cache import KeyValueCache
 
 
@@ -34,9 +35,9 @@ class RotaryPositions(nn.Module):
 
     @staticmethod
     def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """Rotate queries or keys, ``(B, heads, L, head_dim)``."""
+        """Rotate queries and keys, ``(..., L, head_dim)``, in their own precision."""
         first, second = x.chunk(2, dim=-1)
-        return (x * cosines + torch.cat([-second, first], dim=-1) * sines).to(x.dtype)
+        return x * cosines.to(x.dtype) + torch.cat([-second, first], dim=-1) * sines.to(x.dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -56,18 +57,20 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None,
+        attention: Tensor | CausalContextAttention | None,
         cache: KeyValueCache | None,
         layer_index: int,
     ) -> Tensor:
         """Run the layer on ``(B, L, width)``; see :class:`TalkerBackbone`."""
         qkv = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        query = RotaryPositions.rotate(query, *rotation)
-        key = RotaryPositions.rotate(key, *rotation)
+        query_and_key, value = qkv.permute(2, 0, 3, 1, 4).split([2, 1])
+        (query, key), value = RotaryPositions.rotate(query_and_key, *rotation), value[0]
         if cache is not None:
             key, value = cache.write(layer_index, key, value)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        if isinstance(attention, CausalContextAttention):
+            attended = attention(query, key, value)
+        else:
+            attended = attend(query, key, value, attention)
         x = x + self.attention_out(attended.transpose(1, 2).flatten(2))
         gate, up = self.gate_and_up(self.ffn_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
@@ -105,14 +108,19 @@ class TalkerBackbone(nn.Module):
         self.final_norm = nn.RMSNorm(width, eps=1e-6)
 
     def forward(
-        self, x: Tensor, positions: Tensor, attention_mask: Tensor | None, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        attention: Tensor | CausalContextAttention | None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Run all layers.
 
         Args:
             x: Embedded positions, ``(B, L, width)``.
             positions: Index of each position in the speech sequence, ``(L,) int64``.
-            attention_mask: True where a row may attend, ``(L, cached + L) bool``; None lets all attend to all.
+            attention: True where a row may attend, ``(L, cached + L) bool``, or an object that attends by a structure
+                of its own, which needs an empty cache; None lets all attend to all.
             cache: Keys and values of the committed positions, which come before those of ``x``. The new ones are
                 written behind them, and stay only if the caller commits them.
 
@@ -121,7 +129,7 @@ class TalkerBackbone(nn.Module):
         """
         rotation = self.rotary(positions)
         for index, layer in enumerate(self.layers):
-            x = layer(x, rotation, attention_mask, cache, index)
+            x = layer(x, rotation, attention, cache, index)
         return self.final_norm(x)
 
     def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:

@@ -1,15 +1,20 @@
 """Losses of the talkers as pure functions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def masked_cross_entropy(logits: Tensor, targets: Tensor, is_scored: Tensor) -> tuple[Tensor, Tensor]:
-    """Average the cross-entropy and the accuracy over the scored positions.
+def masked_cross_entropy(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, is_scored: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Average the cross-entropy and the accuracy over the scored positions; the head runs on no others.
 
     Args:
-        logits: ``(B, L, V)``.
+        head: Gives logits ``(n, V)`` for hidden states ``(n, width)``.
+        hidden: ``(B, L, width)``.
         targets: Token ids, ``(B, L) int64``; read only where scored.
         is_scored: ``(B, L) bool``.
 
@@ -18,10 +23,9 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, is_scored: Tensor) -> 
 
     Reference: arXiv 2602.08607, loss on masked positions only.
     """
-    scored_logits, scored_targets = logits[is_scored].float(), targets[is_scored]
-    num_scored = scored_targets.numel()
-    if num_scored == 0:
-        return logits.sum() * 0.0, logits.new_zeros((), dtype=torch.float32)
-    loss = F.cross_entropy(scored_logits, scored_targets)
-    accuracy = (scored_logits.detach().argmax(-1) == scored_targets).float().mean()
+    logits, scored_targets = head(hidden[is_scored]).float(), targets[is_scored]
+    if scored_targets.numel() == 0:
+        return hidden.sum() * 0.0 + logits.sum(), torch.zeros((), device=hidden.device)
+    loss = F.cross_entropy(logits, scored_targets)
+    accuracy = (logits.detach().argmax(-1) == scored_targets).float().mean()
     return loss, accuracy

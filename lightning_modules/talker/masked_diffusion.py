@@ -13,7 +13,7 @@ from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.masking import Masking
 from lightning_modules.talker.sampling import TokenSampler
 from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, cut_at_eos
-from lightning_modules.talker.unmasking import most_confident, num_to_reveal
+from lightning_modules.talker.unmasking import powers_of_two_up_to, unmask_block
 
 
 class MaskedDiffusionTalker(Talker):
@@ -58,8 +58,7 @@ class MaskedDiffusionTalker(Talker):
     @property
     def supported_steps(self) -> tuple[int, ...]:
         """4, the paper's default, then every power of two up to the block size."""
-        powers = [2**n for n in range(self.block_size.bit_length()) if 2**n <= self.block_size]
-        return tuple(sorted(powers, key=lambda steps: (steps != 4, -steps)))
+        return powers_of_two_up_to(self.block_size)
 
     def embed(self, tokens: Tensor, anchors: Tensor) -> Tensor:
         """Embed tokens in whole blocks with their anchors in place.
@@ -74,7 +73,11 @@ class MaskedDiffusionTalker(Talker):
         return self.embed_tokens(tokens) + self.anchors.in_place(anchors, self.block_size)
 
     def logits(self, text: TextStates, x_t: Tensor, x_0: Tensor | None = None) -> Tensor:
-        """Predict every position of a partly masked sequence.
+        """Predict every position of partly masked sequences, ``(B, L, V)`` or ``(B, C * L, V)``; see :meth:`hidden`."""
+        return self.head(self.hidden(text, x_t, x_0))
+
+    def hidden(self, text: TextStates, x_t: Tensor, x_0: Tensor | None = None) -> Tensor:
+        """Run a partly masked sequence through the backbone.
 
         Args:
             text: What the thinker wrote.
@@ -83,20 +86,20 @@ class MaskedDiffusionTalker(Talker):
             x_0: Clean tokens for earlier blocks to be read from, ``(B, L) int64``; left out, from ``x_t``.
 
         Returns:
-            ``(B, L, V)`` or ``(B, C * L, V)``.
+            Hidden states, ``(B, L, width)`` or ``(B, C * L, width)``.
         """
         length = x_t.shape[1] if x_0 is None else x_0.shape[1]
         anchors = self.anchors(text, length // self.block_size)
         order = block_causal_order(length // self.block_size, self.block_size, x_t.device)
         positions = torch.arange(length, device=x_t.device)
         if x_0 is None:
-            return self.head(self.backbone(self.embed(x_t, anchors), positions, mask_from_order(order, order)))
+            return self.backbone(self.embed(x_t, anchors), positions, mask_from_order(order, order))
         num_copies = x_t.shape[1] // length
         all_tokens = torch.cat([x_t, x_0], dim=1)
         embedded = self.embed(all_tokens, anchors.repeat(1, num_copies + 1, 1, 1))
         mask = clean_context_mask(order, num_copies)
         hidden = self.backbone(embedded, positions.repeat(num_copies + 1), mask)
-        return self.head(hidden[:, : num_copies * length])
+        return hidden[:, : num_copies * length]
 
     def forward(
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
@@ -107,8 +110,8 @@ class MaskedDiffusionTalker(Talker):
         is_masked = torch.cat(masks, dim=1)
         targets = speech.x_0.repeat(1, self.num_noisy_copies)
         x_t = targets.masked_fill(is_masked, self.vocabulary.mask_id)
-        logits = self.logits(text, x_t, speech.x_0 if self.clean_context else None)
-        loss, accuracy = masked_cross_entropy(logits, targets, is_masked)
+        hidden = self.hidden(text, x_t, speech.x_0 if self.clean_context else None)
+        loss, accuracy = masked_cross_entropy(self.head, hidden, targets, is_masked)
         num_masked = is_masked.sum()
         masked_share = num_masked / (speech.is_real.sum() * self.num_noisy_copies)
         return TalkerOutput(loss, loss.detach(), accuracy, num_masked, masked_share)
@@ -140,13 +143,13 @@ class MaskedDiffusionTalker(Talker):
         reader = AnchorReader(self.anchors, text)
         decoder = _BlockDecoder(self, max_blocks)
         for block in range(max_blocks):
-            tokens, num_forwards = decoder.decode_block(reader.next_block(), num_steps, sampler)
+            tokens = decoder.decode_block(reader.next_block(), num_steps, sampler)
             codes, ended = cut_at_eos(tokens, self.vocabulary.eos_id)
             is_last = ended or block == max_blocks - 1
-            if not (fused_commit or is_last):
+            pays_commit = not (fused_commit or is_last)
+            if pays_commit:
                 decoder.commit_pending()
-                num_forwards += 1
-            yield SpeechChunk(codes, num_forwards, ended, is_last)
+            yield SpeechChunk(codes, num_steps + pays_commit, ended, is_last)
             if is_last:
                 return
 
@@ -188,17 +191,11 @@ class _BlockDecoder:
             self.pending = None
         return self.talker.head(hidden)
 
-    def decode_block(self, anchors: Tensor, num_steps: int, sampler: TokenSampler) -> tuple[Tensor, int]:
-        """Unmask one block; gives its tokens ``(block_size,)`` and the number of forward passes."""
+    def decode_block(self, anchors: Tensor, num_steps: int, sampler: TokenSampler) -> Tensor:
+        """Unmask one block; gives its tokens ``(block_size,)``."""
         talker = self.talker
-        tokens = torch.full((1, talker.block_size), talker.vocabulary.mask_id, device=self.device)
-        num_masked = talker.block_size
-        for step in range(num_steps):
-            candidates, confidence = sampler(self.forward(talker.embed(tokens, anchors)))
-            num_revealed = num_to_reveal(num_masked, num_steps - step)
-            is_masked = tokens == talker.vocabulary.mask_id
-            revealed = most_confident(confidence, is_masked, num_revealed)
-            tokens = torch.where(revealed, candidates, tokens)
-            num_masked -= num_revealed
+        mask_id = talker.vocabulary.mask_id
+        masked = torch.full((1, talker.block_size), mask_id, device=self.device)
+        tokens = unmask_block(lambda x_t: self.forward(talker.embed(x_t, anchors)), masked, mask_id, num_steps, sampler)
         self.pending = talker.embed(tokens, anchors)
-        return tokens[0], num_steps
+        return tokens[0]

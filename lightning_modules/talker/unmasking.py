@@ -1,7 +1,11 @@
-"""Which masked positions a decoding step reveals."""
+"""Unmasking a block: which masked positions a decoding step reveals, and the steps themselves."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from lightning_modules.talker.sampling import TokenSampler
 
 
 def num_to_reveal(num_masked: int, num_steps_left: int) -> int:
@@ -34,3 +38,36 @@ def most_confident(confidence: Tensor, is_masked: Tensor, num_revealed: int) -> 
     order = candidates.argsort(dim=-1, descending=True, stable=True)
     chosen = torch.zeros_like(is_masked)
     return chosen.scatter(-1, order[..., :num_revealed], True) & is_masked
+
+
+def unmask_block(
+    predict: Callable[[Tensor], Tensor], masked: Tensor, mask_id: int, num_steps: int, sampler: TokenSampler
+) -> Tensor:
+    """Reveal a masked block in ``num_steps`` steps, the most confident positions first.
+
+    Args:
+        predict: Gives the logits ``(B, block_size, V)`` of a partly masked block ``(B, block_size)``; called each step.
+        masked: A block of nothing but masks, ``(B, block_size) int64``.
+        mask_id: The mask.
+        num_steps: Steps, ``K``, at most the block size.
+        sampler: Chooses tokens.
+
+    Returns:
+        The tokens, ``(B, block_size) int64``.
+
+    Reference: arXiv 2602.08607, block diffusion decoding.
+    """
+    tokens, num_masked = masked, masked.shape[1]
+    for step in range(num_steps):
+        candidates, confidence = sampler(predict(tokens))
+        num_revealed = num_to_reveal(num_masked, num_steps - step)
+        revealed = most_confident(confidence, tokens == mask_id, num_revealed)
+        tokens = torch.where(revealed, candidates, tokens)
+        num_masked -= num_revealed
+    return tokens
+
+
+def powers_of_two_up_to(block_size: int) -> tuple[int, ...]:
+    """Steps a block that any masked-diffusion talker offers: 4, the paper's default, then the other powers of two."""
+    powers = [2**n for n in range(block_size.bit_length()) if 2**n <= block_size]
+    return tuple(sorted(powers, key=lambda steps: (steps != 4, -steps)))

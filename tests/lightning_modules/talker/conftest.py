@@ -12,6 +12,7 @@ from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.masking import BlockBernoulli
+from lightning_modules.talker.set_block import SetBlockTalker
 
 NUM_CODES, HIDDEN, EMBEDDING, WIDTH = 30, 12, 10, 32
 
@@ -28,6 +29,8 @@ def build_talker(kind: str, hidden_size: int, embedding_size: int) -> Talker:
     if kind == "ntp":
         return AutoregressiveTalker(NUM_CODES, anchors, backbone, block_size=8)
     masking = BlockBernoulli(0.3, 1.0)
+    if kind == "set_block":
+        return SetBlockTalker(NUM_CODES, anchors, backbone, masking, block_size=8)
     return MaskedDiffusionTalker(NUM_CODES, anchors, backbone, masking, block_size=8, clean_context=True)
 
 
@@ -35,6 +38,14 @@ def make_talker(kind: str) -> Talker:
     talker = build_talker(kind, HIDDEN, EMBEDDING)
     talker.reset_parameters(torch.Generator().manual_seed(5))
     return talker.eval()
+
+
+def logits_of(talker: Talker, text: TextStates, tokens: Tensor) -> Tensor:
+    """Predictions of every position: from its past, or from its masked block and clean earlier ones."""
+    if isinstance(talker, SetBlockTalker):
+        return talker.masked_logits(text, torch.full_like(tokens, talker.vocabulary.mask_id), tokens)
+    assert isinstance(talker, AutoregressiveTalker | MaskedDiffusionTalker)
+    return talker.logits(text, tokens)
 
 
 def make_text(lengths: list[int], seed: int = 0) -> TextStates:
@@ -56,6 +67,6 @@ def states_of(text: TextStates, row: int = 0) -> list[OneState]:
     return [OneState(text.hidden[row, j], text.embedding[row, j]) for j in range(int(text.lengths[row]))]
 
 
-@pytest.fixture(params=["ntp", "mdm"])
+@pytest.fixture(params=["ntp", "mdm", "set_block"])
 def talker(request: pytest.FixtureRequest) -> Talker:
     return make_talker(request.param)

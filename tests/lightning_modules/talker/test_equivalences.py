@@ -4,14 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_modules.talker.anchors import TextStates
+from lightning_modules.talker.attention import CausalContextAttention, attend
 from lightning_modules.talker.attention_masks import (
     anchored_causal_order,
     block_causal_order,
+    causal_context_mask,
     clean_context_mask,
     mask_from_order,
 )
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
+from lightning_modules.talker.base import Talker
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
+from lightning_modules.talker.set_block import SetBlockTalker
 from lightning_modules.talker.unmasking import most_confident, num_to_reveal
 from tests.lightning_modules.talker.conftest import make_talker, make_text, states_of
 
@@ -36,8 +41,38 @@ def test_clean_context_reads_own_noise_and_earlier_clean_blocks_only() -> None:
     assert mask[4].tolist() == [False, False, False, False, True, True, False, False]
 
 
+def test_causal_context_reads_own_noise_and_the_clean_past_up_to_the_anchors() -> None:
+    mask = causal_context_mask(num_blocks=2, block_size=2, anchors_per_block=1, num_noisy_copies=2)
+    # Columns: noisy copy 1 (2 blocks of 2), noisy copy 2, then clean [anchor, token, token] twice.
+    assert mask[2].tolist() == [False, False, True, True] + [False] * 4 + [True] * 4 + [False] * 2
+    assert mask[4].tolist() == [False] * 4 + [True, True] + [False] * 2 + [True] + [False] * 5
+    assert mask[8].tolist() == [False] * 8 + [True] + [False] * 5
+    assert mask[12].tolist() == [False] * 8 + [True] * 5 + [False]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_attention_by_structure_equals_attention_by_mask(trains: bool) -> None:
+    attention = CausalContextAttention(num_blocks=3, block_size=4, anchors_per_block=2, num_noisy_copies=2)
+    states = torch.randn(3, 2, 2, 42, 6, generator=torch.Generator().manual_seed(0)).requires_grad_(trains)
+    attended = attention(*states)
+    expected = torch.nn.functional.scaled_dot_product_attention(*states, attn_mask=attention.mask)
+    torch.testing.assert_close(attended, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(attend(*states, attention.mask), expected, rtol=1e-5, atol=1e-6)
+    if trains:
+        gradients = [torch.autograd.grad(one.square().sum(), states)[0] for one in (attended, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def predict_partly_masked(talker: Talker, text: TextStates, tokens: Tensor) -> Tensor:
+    """The training forward of a sequence of which only the last block is masked."""
+    if isinstance(talker, SetBlockTalker):
+        return talker.masked_logits(text, tokens, tokens)
+    assert isinstance(talker, MaskedDiffusionTalker)
+    return talker.logits(text, tokens)
+
+
 @torch.no_grad()
-def decode_without_cache(talker: MaskedDiffusionTalker, text: object, max_blocks: int, num_steps: int) -> Tensor:
+def decode_without_cache(talker: Talker, text: TextStates, max_blocks: int, num_steps: int) -> Tensor:
     """Plain loop: every step runs the whole prefix, finished blocks clean, through the training forward."""
     block_size, vocabulary = talker.block_size, talker.vocabulary
     tokens = torch.zeros(1, 0, dtype=torch.int64)
@@ -45,7 +80,7 @@ def decode_without_cache(talker: MaskedDiffusionTalker, text: object, max_blocks
         tokens = torch.cat([tokens, torch.full((1, block_size), vocabulary.mask_id)], dim=1)
         num_masked = block_size
         for step in range(num_steps):
-            logits = talker.logits(text, tokens)[:, -block_size:]  # type: ignore[arg-type]
+            logits = predict_partly_masked(talker, text, tokens)[:, -block_size:]
             confidence, best = logits.softmax(-1).max(-1)
             block = tokens[:, -block_size:]
             num_revealed = num_to_reveal(num_masked, num_steps - step)
@@ -69,6 +104,17 @@ def test_cached_block_decoding_equals_the_full_forward(num_steps: int, fused_com
     assert torch.cat([chunk.tokens for chunk in chunks]).tolist() == expected.tolist()
     assert len(chunks) > 1, "one block alone would not test the cache"
     assert {chunk.num_forwards for chunk in chunks[:-1]} == {num_steps + (not fused_commit)}
+
+
+@pytest.mark.parametrize("num_steps", [8, 4, 2, 1])
+def test_cached_set_block_decoding_equals_the_full_forward(num_steps: int) -> None:
+    talker = make_talker("set_block")
+    text = make_text([7])
+    expected = decode_without_cache(talker, text, 5, num_steps)
+    chunks = list(talker.stream(states_of(text), 5, num_steps))
+    assert torch.cat([chunk.tokens for chunk in chunks]).tolist() == expected.tolist()
+    assert len(chunks) > 1, "one block alone would not test the cache"
+    assert {chunk.num_forwards for chunk in chunks} == {num_steps}
 
 
 @torch.no_grad()
@@ -114,3 +160,45 @@ def test_noisy_copies_do_not_see_each_other() -> None:
     together = talker.logits(text, torch.cat(copies, dim=1), x_0)
     for copy, logits in zip(copies, together.split(24, dim=1), strict=True):
         torch.testing.assert_close(logits, talker.logits(text, copy, x_0), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_set_block_training_reads_the_past_as_an_autoregressive_talker_does() -> None:
+    talker = make_talker("set_block")
+    assert isinstance(talker, SetBlockTalker)
+    text = make_text([6, 4])
+    generator = torch.Generator().manual_seed(0)
+    x_0 = torch.randint(0, 30, (2, 24), generator=generator)
+    copies = [
+        x_0.masked_fill(torch.rand(2, 24, generator=generator) < 0.6, talker.vocabulary.mask_id) for _ in range(2)
+    ]
+    of_noisy, of_clean = talker.hidden(text, torch.cat(copies, dim=1), x_0)
+    torch.testing.assert_close(talker.head(of_clean), talker.logits(text, x_0), rtol=1e-4, atol=1e-5)
+    for copy, hidden in zip(copies, of_noisy.split(24, dim=1), strict=True):
+        for block in range(3):
+            mixed = torch.cat([x_0[:, : 8 * block], copy[:, 8 * block : 8 * block + 8]], dim=1)
+            alone = talker.masked_logits(text, mixed, mixed)[:, -8:]
+            torch.testing.assert_close(talker.head(hidden[:, 8 * block : 8 * block + 8]), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_set_block_talker_learns_from_masks_alone_or_from_next_tokens_too() -> None:
+    text, lengths = make_text([4]), torch.tensor([11])
+    units = torch.randint(0, 30, (1, 11), generator=torch.Generator().manual_seed(0))
+    talker = make_talker("set_block")
+    assert isinstance(talker, SetBlockTalker)
+    losses = {}
+    for weight in (0.0, 1.0, 3.0):
+        talker.next_token_weight = weight
+        output = talker(text, units, lengths, torch.Generator().manual_seed(1))
+        losses[weight] = float(output.loss.detach())
+        assert float(output.nll) == losses[0.0]
+    assert losses[3.0] - losses[0.0] == pytest.approx(3 * (losses[1.0] - losses[0.0]), rel=1e-4)
+    assert losses[1.0] > losses[0.0]
+
+
+@pytest.mark.parametrize(("argument", "value"), [("num_noisy_copies", 0), ("next_token_weight", -0.5)])
+def test_set_block_talker_refuses_nonsense(argument: str, value: float) -> None:
+    whole = make_talker("set_block")
+    assert isinstance(whole, SetBlockTalker)
+    with pytest.raises(ValueError, match=argument):
+        SetBlockTalker(30, whole.anchors, whole.backbone, whole.masking, 8, **{argument: value})  # type: ignore[arg-type]

@@ -92,10 +92,10 @@ def test_loss_reads_scored_positions_only() -> None:
     logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     targets = torch.tensor([[1, 2, 99], [99, 0, 4]])
     is_scored = targets < 5
-    loss, _ = masked_cross_entropy(logits, targets, is_scored)
+    loss, _ = masked_cross_entropy(lambda hidden: hidden, logits, targets, is_scored)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert (gradient[~is_scored] == 0).all() and (gradient[is_scored] != 0).any()
-    nothing, _ = masked_cross_entropy(logits, targets, torch.zeros_like(is_scored))
+    nothing, _ = masked_cross_entropy(lambda hidden: hidden, logits, targets, torch.zeros_like(is_scored))
     assert nothing == 0 and nothing.requires_grad
 
 

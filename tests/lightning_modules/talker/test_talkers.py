@@ -11,15 +11,19 @@ from torch import Tensor
 from lightning_modules.talker.anchors import TextStates
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.sampling import TokenSampler
-from tests.lightning_modules.talker.conftest import NUM_CODES, OneState, make_talker, make_text, row_of, states_of
-
-
-def logits_of(talker: Talker, text: TextStates, tokens: Tensor) -> Tensor:
-    return talker.logits(text, tokens)  # type: ignore[operator]
+from tests.lightning_modules.talker.conftest import (
+    NUM_CODES,
+    OneState,
+    logits_of,
+    make_talker,
+    make_text,
+    row_of,
+    states_of,
+)
 
 
 @settings(max_examples=25, deadline=None)
-@given(kind=st.sampled_from(["ntp", "mdm"]), changed=st.integers(0, 7), seed=st.integers(0, 99))
+@given(kind=st.sampled_from(["ntp", "mdm", "set_block"]), changed=st.integers(0, 7), seed=st.integers(0, 99))
 def test_changing_a_text_token_changes_no_block_before_its_own(kind: str, changed: int, seed: int) -> None:
     talker = make_talker(kind)
     text = make_text([8], seed)
@@ -86,7 +90,7 @@ def overfit(talker: Talker, text: TextStates, units: Tensor, lengths: Tensor, nu
     return float(loss.detach())
 
 
-@pytest.mark.parametrize(("kind", "num_steps"), [("ntp", (8,)), ("mdm", (8, 4, 2, 1))])
+@pytest.mark.parametrize(("kind", "num_steps"), [("ntp", (8,)), ("mdm", (8, 4, 2, 1)), ("set_block", (8, 4, 2, 1))])
 def test_a_talker_overfits_a_batch_and_streams_it_back(kind: str, num_steps: tuple[int, ...]) -> None:
     talker = make_talker(kind)
     text = make_text([6, 3, 5], seed=3)

@@ -1,0 +1,218 @@
+"""A masked-diffusion talker that reads the finished past causally, and so can grow out of an NTP talker."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_modules.talker.anchors import SemanticAnchors, TextStates
+from lightning_modules.talker.attention import CausalContextAttention
+from lightning_modules.talker.attention_masks import mask_from_order
+from lightning_modules.talker.autoregressive import AutoregressiveTalker
+from lightning_modules.talker.backbone import TalkerBackbone
+from lightning_modules.talker.base import TalkerOutput
+from lightning_modules.talker.losses import masked_cross_entropy
+from lightning_modules.talker.masking import Masking
+from lightning_modules.talker.sampling import TokenSampler
+from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, cut_at_eos
+from lightning_modules.talker.unmasking import powers_of_two_up_to, unmask_block
+
+
+class SetBlockTalker(AutoregressiveTalker):
+    """An autoregressive talker that also predicts the masked tokens of a block in parallel, a few at a time.
+
+    It keeps the layout of :class:`AutoregressiveTalker` (anchor slots ahead of a block's tokens, the slot of token
+    ``p`` reads token ``p - 1``), so that all that an NTP talker has learned is of use from the first step. Earlier blocks are
+    clean and causal; the block in work is masked and attends to all of itself, one slot a token and no anchors of its
+    own: it reads those of the clean copy, which depend on the past alone.
+
+    Args:
+        num_codes: Size of the speech codebook.
+        anchors: Projects text states and assigns them to blocks.
+        backbone: Decoder layers.
+        masking: Draws which positions training masks.
+        block_size: Speech tokens a block.
+        num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own, that share one clean copy.
+        next_token_weight: Weight of the next-token loss on the clean copy, which costs no pass of its own; 0 leaves
+            the output head out.
+
+    Raises:
+        ValueError: If there is no noisy copy, or the weight is negative.
+
+    Reference: arXiv 2509.04185 (set block decoding); arXiv 2602.08607 for anchors and unmasking.
+    """
+
+    def __init__(
+        self,
+        num_codes: int,
+        anchors: SemanticAnchors,
+        backbone: TalkerBackbone,
+        masking: Masking,
+        block_size: int = 16,
+        num_noisy_copies: int = 1,
+        next_token_weight: float = 1.0,
+    ) -> None:
+        super().__init__(num_codes, anchors, backbone, block_size)
+        if num_noisy_copies < 1:
+            raise ValueError(f"num_noisy_copies is {num_noisy_copies}: give at least 1, or there is nothing to unmask.")
+        if next_token_weight < 0:
+            raise ValueError(f"next_token_weight is {next_token_weight}: give 0 or more.")
+        self.masking = masking
+        self.num_noisy_copies = num_noisy_copies
+        self.next_token_weight = next_token_weight
+
+    @property
+    def supported_steps(self) -> tuple[int, ...]:
+        """4, the paper's default, then every power of two up to the block size."""
+        return powers_of_two_up_to(self.block_size)
+
+    def previous_tokens(self, x_t: Tensor, x_0: Tensor) -> Tensor:
+        """Give what each slot of a noisy copy reads: the token before it, which is clean if an earlier block holds it.
+
+        Args:
+            x_t: Partly masked tokens in whole blocks, ``(B, L) int64``.
+            x_0: The clean ones, ``(B, L) int64``.
+
+        Returns:
+            ``(B, L) int64``.
+        """
+        begin = x_0.new_full((x_0.shape[0], 1), self.vocabulary.bos_id)
+        noisy, clean = (torch.cat([begin, tokens[:, :-1]], dim=1) for tokens in (x_t, x_0))
+        is_first = torch.arange(x_0.shape[1], device=x_0.device) % self.block_size == 0
+        return torch.where(is_first, clean, noisy)
+
+    def hidden(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Run noisy copies and the clean one through the backbone.
+
+        Args:
+            text: What the thinker wrote.
+            x_t: Partly masked tokens in whole blocks, several copies behind each other, ``(B, C * L) int64``.
+            x_0: Clean tokens, ``(B, L) int64``.
+
+        Returns:
+            Hidden states of the noisy copies, ``(B, C * L, width)``, from which a token is predicted given the rest of
+            its block, and of the clean one, ``(B, L, width)``, from which it is predicted given its past.
+        """
+        length, device = x_0.shape[1], x_0.device
+        num_blocks, num_copies = length // self.block_size, x_t.shape[1] // length
+        num_anchors = self.anchors.anchors_per_block
+        noisy = torch.cat([self.previous_tokens(copy, x_0) for copy in x_t.split(length, dim=1)], dim=1)
+        clean = self.previous_tokens(x_0, x_0).unflatten(1, (num_blocks, self.block_size))
+        slots = [self.embed_tokens(noisy), self.embed_slots(self.anchors(text, num_blocks), clean)]
+        positions = [torch.arange(length, device=device).repeat(num_copies), self.slot_positions(num_blocks, device)]
+        attention = CausalContextAttention(num_blocks, self.block_size, num_anchors, num_copies, device)
+        hidden = self.backbone(torch.cat(slots, dim=1), torch.cat(positions), attention)
+        of_noisy, of_clean = hidden.split([num_copies * length, hidden.shape[1] - num_copies * length], dim=1)
+        of_clean = of_clean.unflatten(1, (num_blocks, num_anchors + self.block_size))[:, :, num_anchors:]
+        return of_noisy, of_clean.flatten(1, 2)
+
+    def masked_logits(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> Tensor:
+        """Predict every position of partly masked copies, ``(B, C * L, V)``; see :meth:`hidden`."""
+        return self.head(self.hidden(text, x_t, x_0)[0])
+
+    def forward(
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
+    ) -> TalkerOutput:
+        """Cross-entropy over masked positions plus that of next tokens; ``nll`` is the former; see :class:`Talker`."""
+        speech = self.lay_out(units, unit_lengths)
+        masks = [self.masking(speech.is_real, self.block_size, generator) for _ in range(self.num_noisy_copies)]
+        is_masked = torch.cat(masks, dim=1)
+        targets = speech.x_0.repeat(1, self.num_noisy_copies)
+        x_t = targets.masked_fill(is_masked, self.vocabulary.mask_id)
+        of_noisy, of_clean = self.hidden(text, x_t, speech.x_0)
+        nll, accuracy = masked_cross_entropy(self.head, of_noisy, targets, is_masked)
+        loss = nll
+        if self.next_token_weight > 0:
+            next_token_nll, _ = masked_cross_entropy(self.head, of_clean, speech.x_0, speech.is_up_to_first_eos)
+            loss = nll + self.next_token_weight * next_token_nll
+        num_masked = is_masked.sum()
+        masked_share = num_masked / (speech.is_real.sum() * self.num_noisy_copies)
+        return TalkerOutput(loss, nll.detach(), accuracy, num_masked, masked_share)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        text: Iterable[TextState],
+        max_blocks: int,
+        num_steps: int | None = None,
+        sampler: TokenSampler | None = None,
+    ) -> Iterator[SpeechChunk]:
+        """Decode block by block in ``num_steps`` forward passes each; see :class:`Talker`.
+
+        The finished block rides with the next one's first pass, which writes its keys and values to the cache.
+        """
+        num_steps = self.resolve_num_steps(num_steps)
+        sampler = sampler or TokenSampler()
+        reader = AnchorReader(self.anchors, text)
+        decoder = _BlockDecoder(self, max_blocks)
+        for block in range(max_blocks):
+            tokens = decoder.decode_block(reader.next_block(), num_steps, sampler)
+            codes, ended = cut_at_eos(tokens, self.vocabulary.eos_id)
+            is_last = ended or block == max_blocks - 1
+            yield SpeechChunk(codes, num_steps, ended, is_last)
+            if is_last:
+                return
+
+
+class _BlockDecoder:
+    """Cache of the committed slots, and the finished block that is still to be committed."""
+
+    def __init__(self, talker: SetBlockTalker, max_blocks: int) -> None:
+        self.talker = talker
+        self.device = talker.head.weight.device
+        slots_per_block = talker.anchors.anchors_per_block + talker.block_size
+        self.cache = talker.backbone.new_cache(1, max_blocks * slots_per_block + talker.block_size)
+        self.last_token = torch.full((1, 1), talker.vocabulary.bos_id, device=self.device)
+        self.pending = self.last_token[:, :0]
+        self.first_position = 0
+
+    def decode_block(self, anchors: Tensor, num_steps: int, sampler: TokenSampler) -> Tensor:
+        """Unmask one block; gives its tokens ``(block_size,)``."""
+        talker = self.talker
+        mask_id = talker.vocabulary.mask_id
+        uncommitted: Tensor | None = anchors
+
+        def predict(x_t: Tensor) -> Tensor:
+            nonlocal uncommitted
+            noisy = self.read(x_t)
+            hidden = self.forward(noisy) if uncommitted is None else self.forward_and_commit(uncommitted, noisy)
+            uncommitted = None
+            return talker.head(hidden)
+
+        masked = torch.full((1, talker.block_size), mask_id, device=self.device)
+        tokens = unmask_block(predict, masked, mask_id, num_steps, sampler)
+        self.pending = self.read(tokens)
+        self.last_token = tokens[:, -1:]
+        self.first_position += talker.block_size
+        return tokens[0]
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Give what the slots of the block in work read: each the token before it, ``(1, block_size) int64``."""
+        return torch.cat([self.last_token, tokens[:, :-1]], dim=1)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Run the block in work, which may attend to all that is committed and to itself."""
+        talker = self.talker
+        positions = self.first_position + torch.arange(talker.block_size, device=self.device)
+        return talker.backbone(talker.embed_tokens(noisy), positions, None, self.cache)
+
+    def forward_and_commit(self, anchors: Tensor, noisy: Tensor) -> Tensor:
+        """Run it behind the finished block and its own anchors, and keep the keys and values of these two."""
+        talker, num_pending = self.talker, self.pending.shape[1]
+        num_anchors, block_size = talker.anchors.anchors_per_block, talker.block_size
+        num_new = num_pending + num_anchors
+        slots = [
+            talker.embed_tokens(self.pending),
+            talker.embed_slots(anchors, self.pending[:, None, :0]),
+            talker.embed_tokens(noisy),
+        ]
+        offsets = [torch.arange(n, device=self.device) for n in (num_pending, num_anchors, block_size)]
+        offsets[0] = offsets[0] - num_pending
+        order = torch.arange(num_new + block_size, device=self.device)
+        order[num_pending:num_new], order[num_new:] = num_new, num_new + 1
+        committed = torch.full((self.cache.num_committed,), -1, device=self.device)
+        mask = mask_from_order(order, torch.cat([committed, order]))
+        positions = self.first_position + torch.cat(offsets)
+        hidden = talker.backbone(torch.cat(slots, dim=1), positions, mask, self.cache)
+        self.cache.commit(num_new)
+        return hidden[:, num_new:]
