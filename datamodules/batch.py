@@ -20,6 +20,7 @@ class SpokenExample:
         units: (T,) int64, the speech tokens of the reply at 25 Hz.
         reply: (S',) float32, the spoken reply at 16 kHz.
         transcript: the query, as text.
+        text_states: (N, hidden_size + embedding_size) float32, what a thinker says to each text token of the reply.
     """
 
     id: str
@@ -28,6 +29,7 @@ class SpokenExample:
     units: Tensor | None = None
     reply: Tensor | None = None
     transcript: str | None = None
+    text_states: Tensor | None = None
 
 
 @dataclass
@@ -46,6 +48,8 @@ class SpokenBatch:
         unit_lengths: (B,) int64, in tokens.
         reply: (B, S') float32 at 16 kHz.
         reply_lengths: (B,) int64, in samples.
+        text_states: (B, N, hidden_size + embedding_size) float32, hidden states and embeddings of the reply's text.
+        text_lengths: (B,) int64, in text tokens.
     """
 
     ids: list[str]
@@ -57,6 +61,8 @@ class SpokenBatch:
     unit_lengths: Tensor | None = None
     reply: Tensor | None = None
     reply_lengths: Tensor | None = None
+    text_states: Tensor | None = None
+    text_lengths: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of dialogues."""
@@ -87,6 +93,7 @@ def collate(examples: Sequence[SpokenExample]) -> SpokenBatch:
     query, query_lengths = _pad([example.query for example in examples])
     units, unit_lengths = _pad([example.units for example in examples])
     reply, reply_lengths = _pad([example.reply for example in examples])
+    text_states, text_lengths = _pad([example.text_states for example in examples])
     transcripts = [example.transcript for example in examples if example.transcript is not None]
     assert len(transcripts) in (0, len(examples)), "examples of one batch have the same fields"
     return SpokenBatch(
@@ -99,6 +106,8 @@ def collate(examples: Sequence[SpokenExample]) -> SpokenBatch:
         unit_lengths=unit_lengths,
         reply=reply,
         reply_lengths=reply_lengths,
+        text_states=text_states,
+        text_lengths=text_lengths,
     )
 
 
@@ -107,4 +116,4 @@ def _pad(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
     if not present:
         return None, None
     assert len(present) == len(rows), "examples of one batch have the same fields"
-    return pad_sequence(present, batch_first=True), torch.tensor([row.numel() for row in present])
+    return pad_sequence(present, batch_first=True), torch.tensor([len(row) for row in present])

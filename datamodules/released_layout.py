@@ -15,10 +15,16 @@ from datamodules.batch import SpokenExample
 from datamodules.unit_files import read_units
 
 SAMPLE_RATE = 16_000
-FIELDS = ("query", "units", "reply", "transcript")
+FIELDS = ("query", "units", "reply", "transcript", "text_states")
 
 # The key of an item that each field is read from.
-_KEYS = {"query": "speech", "units": "units", "reply": "reply_speech", "transcript": "transcript"}
+_KEYS = {"query": "speech", "units": "units", "reply": "reply_speech", "transcript": "transcript", "text_states": "id"}
+
+# Fields that other jobs write, and the argument of the data module that says where.
+_ROOTS = {
+    "units": "units_root to the run that wrote the speech tokens",
+    "text_states": "text_states_root to the run that wrote the text states",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class IndexItem:
         units: the `.npy` file of the reply's speech tokens.
         reply: the audio file of the reply.
         transcript: the query as text.
+        text_states: the `.npy` file of the thinker's states.
     """
 
     id: str
@@ -40,6 +47,7 @@ class IndexItem:
     units: Path | None = None
     reply: Path | None = None
     transcript: str | None = None
+    text_states: Path | None = None
 
 
 class ReleasedLayout:
@@ -49,9 +57,11 @@ class ReleasedLayout:
         index: the JSON file.
         root: the folder that `speech` and `reply_speech` paths start from.
         units_root: the folder that `units` paths start from; `root` if None.
-        fields: which of "query", "units", "reply", "transcript" to read; others stay None and need not be there.
+        fields: which of "query", "units", "reply", "transcript", "text_states" to read; others stay None and need not
+            be there.
         num_codes: the size of the codebook that speech tokens must lie in; not checked if None.
         max_examples: keeps only the first ones; all if None.
+        text_states_root: the folder that holds `<set>/text_states/<id>.npy`; `root` if None.
 
     Raises:
         FileNotFoundError: if the index or a file that it names is missing.
@@ -66,6 +76,7 @@ class ReleasedLayout:
         fields: Sequence[str] = ("query", "units"),
         num_codes: int | None = None,
         max_examples: int | None = None,
+        text_states_root: Path | str | None = None,
     ) -> None:
         unknown = sorted(set(fields) - set(FIELDS))
         if unknown:
@@ -73,7 +84,8 @@ class ReleasedLayout:
         self.index = Path(index)
         self.fields = tuple(fields)
         self.num_codes = num_codes
-        self.items = _read_index(self.index, Path(root), Path(units_root or root))[:max_examples]
+        states = Path(text_states_root or root) / self.index.parent.name / "text_states"
+        self.items = _read_index(self.index, Path(root), Path(units_root or root), states)[:max_examples]
         for field in self.fields:
             self._require(field)
 
@@ -96,6 +108,7 @@ class ReleasedLayout:
                 units=self._units(item.units),
                 reply=self._audio("reply", item.reply),
                 transcript=item.transcript if "transcript" in self.fields else None,
+                text_states=self._text_states(item.text_states),
             )
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{self.index}, item {item.id!r}: {error}") from error
@@ -122,7 +135,7 @@ class ReleasedLayout:
             return
         missing = [item for item in self.items if not getattr(item, field).is_file()]
         if missing:
-            mend = "units_root to the run that wrote the speech tokens" if field == "units" else "root to the corpus"
+            mend = _ROOTS.get(field, "root to the corpus")
             raise FileNotFoundError(
                 f"{self.index}, item {missing[0].id!r}: {getattr(missing[0], field)} is missing, and so are the files "
                 f"of {len(missing) - 1} other items; set {mend}, make them anew, or leave {field!r} out of fields"
@@ -139,6 +152,36 @@ class ReleasedLayout:
             return None
         assert path is not None, "checked when the index was read"
         return torch.from_numpy(read_units(path, self.num_codes))
+
+    def _text_states(self, path: Path | None) -> torch.Tensor | None:
+        if "text_states" not in self.fields:
+            return None
+        assert path is not None, "checked when the index was read"
+        return torch.from_numpy(read_text_states(path))
+
+
+def read_text_states(path: Path) -> np.ndarray:
+    """Reads what a thinker says to each text token of a reply.
+
+    Args:
+        path: a `.npy` file of (N, hidden_size + embedding_size) numbers.
+
+    Returns:
+        (N, hidden_size + embedding_size) float32.
+
+    Raises:
+        ValueError: if the file is damaged or empty, or holds anything else.
+    """
+    try:
+        states = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a readable .npy file of text states ({error}); write it anew") from error
+    if states.ndim != 2 or len(states) == 0 or not np.issubdtype(states.dtype, np.floating):
+        raise ValueError(
+            f"{path}: text states have shape {states.shape} and type {states.dtype}; expected floating-point numbers, "
+            "a row for each text token; write them anew"
+        )
+    return states.astype(np.float32, copy=False)
 
 
 def read_audio(path: Path) -> np.ndarray:
@@ -163,7 +206,7 @@ def read_audio(path: Path) -> np.ndarray:
     return mono if rate_hz == SAMPLE_RATE else soxr.resample(mono, rate_hz, SAMPLE_RATE)
 
 
-def _read_index(path: Path, root: Path, units_root: Path) -> list[IndexItem]:
+def _read_index(path: Path, root: Path, units_root: Path, states: Path) -> list[IndexItem]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such index of spoken examples; make the corpus or mend the path")
     try:
@@ -172,14 +215,14 @@ def _read_index(path: Path, root: Path, units_root: Path) -> list[IndexItem]:
         raise ValueError(f"{path}: not valid JSON ({error}); make it anew") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected a JSON list with at least one item")
-    items = [_parse(path, position, entry, root, units_root) for position, entry in enumerate(entries)]
+    items = [_parse(path, position, entry, root, units_root, states) for position, entry in enumerate(entries)]
     name, count = Counter(item.id for item in items).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{path}, item {name!r}: the id stands there {count} times; make ids unique")
     return items
 
 
-def _parse(path: Path, position: int, entry: object, root: Path, units_root: Path) -> IndexItem:
+def _parse(path: Path, position: int, entry: object, root: Path, units_root: Path, states: Path) -> IndexItem:
     if not isinstance(entry, dict) or "id" not in entry:
         raise ValueError(f"{path}, entry {position}: expected an object with an 'id' key")
     where = f"{path}, item {entry['id']!r}"
@@ -193,6 +236,7 @@ def _parse(path: Path, position: int, entry: object, root: Path, units_root: Pat
         units=units_root / entry["units"] if "units" in entry else None,
         reply=root / entry["reply_speech"] if "reply_speech" in entry else None,
         transcript=entry.get("transcript"),
+        text_states=states / f"{entry['id']}.npy",
     )
 
 

@@ -26,8 +26,11 @@ class SpokenDialogueDataModule(L.LightningDataModule):
     Args:
         root: the folder of the corpus.
         units_root: the folder of the speech tokens, if another job wrote them elsewhere; `root` if None.
+        text_states_root: the folder of a thinker's states, if another job wrote them elsewhere; `root` if None.
         set_name: the folder of the set inside `root`.
-        fields: which of "query", "units", "reply", "transcript" a batch holds; ids and reply texts are always there.
+        fields: which of "query", "units", "reply", "transcript", "text_states" a batch holds; ids and reply texts are
+            always there.
+        test_fields: the same for test batches; `fields` if None.
         batch_size: training examples on each device.
         eval_batch_size: validation and test examples on each device; `batch_size` if None.
         seed: of the shuffling and of the crops.
@@ -50,8 +53,10 @@ class SpokenDialogueDataModule(L.LightningDataModule):
         self,
         root: str,
         units_root: str | None = None,
+        text_states_root: str | None = None,
         set_name: str = "spoken_examples",
         fields: Sequence[str] = ("query", "units"),
+        test_fields: Sequence[str] | None = None,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
         seed: int = 0,
@@ -78,8 +83,10 @@ class SpokenDialogueDataModule(L.LightningDataModule):
             raise ValueError(f"num_workers={num_workers}: must not be negative")
         self.root = Path(root)
         self.units_root = Path(units_root) if units_root is not None else self.root
+        self.text_states_root = text_states_root
         self.set_name = set_name
-        self.fields = tuple(fields)
+        self.fields = {split: tuple(fields) for split in ("train", "validation")}
+        self.fields["test"] = tuple(fields if test_fields is None else test_fields)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.seed = seed
@@ -122,8 +129,15 @@ class SpokenDialogueDataModule(L.LightningDataModule):
             raise ValueError(f"{split}_index is null, so there are no examples for {split}; name a JSON file there")
         if split not in self._layouts:
             path = self.root / self.set_name / index
-            layout = ReleasedLayout(path, self.root, self.units_root, self.fields, self.num_codes, self._limits[split])
-            self._layouts[split] = layout
+            self._layouts[split] = ReleasedLayout(
+                path,
+                self.root,
+                self.units_root,
+                self.fields[split],
+                self.num_codes,
+                self._limits[split],
+                self.text_states_root,
+            )
         return self._layouts[split]
 
     def train_dataloader(self) -> ResumableLoader:

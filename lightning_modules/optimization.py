@@ -14,12 +14,12 @@ from lightning_modules.muon_adamw import MuonAdamW, split_hidden_matrices
 BETAS = (0.9, 0.98)
 
 
-def warmup_cosine(step: int, warmup_steps: int, max_steps: int) -> float:
-    """Share of the peak learning rate at a step: linear up to 1, then cosine down to 0 at max_steps."""
+def warmup_cosine(step: int, warmup_steps: int, max_steps: int, final_share: float = 0.0) -> float:
+    """Share of the peak learning rate at a step: linear up to 1, then cosine down to `final_share` at max_steps."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    return final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 def optimizer_with_warmup_cosine(
@@ -28,6 +28,7 @@ def optimizer_with_warmup_cosine(
     weight_decay: float,
     warmup_steps: int,
     muon: bool = False,
+    final_share: float = 0.0,
 ) -> OptimizerLRScheduler:
     """What `configure_optimizers` returns: matrices decay, biases and norms do not; the trainer tells the length.
 
@@ -37,6 +38,7 @@ def optimizer_with_warmup_cosine(
         weight_decay: Decoupled weight decay of the parameters with two or more dimensions.
         warmup_steps: Steps of linear warm-up.
         muon: Let Muon train the matrices of hidden layers; AdamW trains all else.
+        final_share: Share of the peak learning rate at the end; 1 keeps it constant after the warm-up.
 
     Returns:
         The mapping of Lightning with an optimizer and a step-wise scheduler.
@@ -64,6 +66,6 @@ def optimizer_with_warmup_cosine(
     else:
         optimizer = torch.optim.AdamW(adamw_groups, betas=BETAS)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, warmup_steps, int(max_steps))
+        optimizer, lambda step: warmup_cosine(step, warmup_steps, int(max_steps), final_share)
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

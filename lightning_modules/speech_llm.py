@@ -1,6 +1,6 @@
 """The speech LLM as one LightningModule: a thinker, and any number of talkers side by side."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from lightning_modules.spoken_reply import Decoding, SpokenReply, stream_spoken_
 from lightning_modules.talker.anchors import TextStates, count_text_overflow
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.blocks import count_blocks
+from lightning_modules.text_states import stored_text_states
 from lightning_modules.thinker.thinker import Thinker, ThinkerOutput
 from lightning_modules.thinker_objective import ThinkerObjective
 from lightning_modules.vocoder.base import Vocoder
@@ -43,6 +44,7 @@ class SpeechLLM(L.LightningModule):
         talker_learning_rates: Other peak learning rates, by talker.
         weight_decay: Weight decay of matrices.
         warmup_steps: Steps of linear warm-up before the cosine.
+        final_learning_rate_share: Where the cosine ends, as a share of the peak; 1 for weights that train on elsewhere.
         muon: Let Muon train the matrices of hidden layers; AdamW, the paper's, trains all else.
         gradient_clip_norm: Largest gradient norm of the thinker and of each talker.
         log_every_n_steps: Steps between training metrics.
@@ -68,6 +70,7 @@ class SpeechLLM(L.LightningModule):
         talker_learning_rates: dict[str, float] | None = None,
         weight_decay: float = 0.01,
         warmup_steps: int = 100,
+        final_learning_rate_share: float = 0.0,
         muon: bool = False,
         gradient_clip_norm: float = 1.0,
         log_every_n_steps: int = 10,
@@ -76,18 +79,14 @@ class SpeechLLM(L.LightningModule):
         super().__init__()
         talkers = talkers or {}
         _check_names(talkers, thinker_objective is not None, {**(test_steps or {}), **(talker_learning_rates or {})})
-        self.thinker = thinker
+        self.thinker, self.thinker_objective, self.vocoder = thinker, thinker_objective, vocoder
         self.talkers = nn.ModuleDict(talkers)
-        self.thinker_objective = thinker_objective
-        self.vocoder = vocoder
         self.test_steps = test_steps or {}
         self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
         self.learning_rate, self.talker_learning_rates = learning_rate, talker_learning_rates or {}
-        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
-        self.muon = muon
-        self.gradient_clip_norm = gradient_clip_norm
-        self.log_every_n_steps = log_every_n_steps
-        self.seed = seed
+        self.weight_decay, self.warmup_steps, self.muon = weight_decay, warmup_steps, muon
+        self.final_learning_rate_share = final_learning_rate_share
+        self.gradient_clip_norm, self.log_every_n_steps, self.seed = gradient_clip_norm, log_every_n_steps, seed
         if vocoder is not None:
             vocoder.requires_grad_(False)
         if thinker_objective is None:
@@ -96,6 +95,8 @@ class SpeechLLM(L.LightningModule):
             talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
             if initial_talker is not None:
                 talker.copy_weights(initial_talker)
+        # In place of a talker's own loss; callbacks that teach otherwise put it there while they train.
+        self.training_scorers: dict[str, Callable[..., TalkerOutput]] = {}
         self.ids_with_text_overflow: set[str] = set()
         self._validation = nn.ModuleDict(
             {name: nn.ModuleDict({tag: MeanMetric() for tag in ("nll", "accuracy")}) for name in self.run_names}
@@ -154,9 +155,9 @@ class SpeechLLM(L.LightningModule):
 
     def validation_step(self, batch: SpokenBatch, batch_idx: int) -> None:
         """Score gold replies; masks depend on the batch's place alone, so that validations compare."""
-        thinker_output = self._think(batch)
-        size = len(batch.ids)
+        size, thinker_output = len(batch.ids), None
         if self.thinker_objective is not None:
+            thinker_output = self._think(batch)
             self._update(THINKER, thinker_output.loss, thinker_output.is_exact.float().mean(), size)
         place = ("validation", batch_idx, self.global_rank)
         for name, output in self._talk(batch, place, thinker_output).items():
@@ -228,7 +229,9 @@ class SpeechLLM(L.LightningModule):
         """AdamW with warm-up and cosine; see :func:`optimizer_with_warmup_cosine`."""
         rates = self.talker_learning_rates
         parts = [(self._part(name), rates.get(name, self.learning_rate)) for name in self.run_names]
-        return optimizer_with_warmup_cosine(self, parts, self.weight_decay, self.warmup_steps, self.muon)
+        return optimizer_with_warmup_cosine(
+            self, parts, self.weight_decay, self.warmup_steps, self.muon, self.final_learning_rate_share
+        )
 
     def configure_gradient_clipping(
         self,
@@ -265,8 +268,16 @@ class SpeechLLM(L.LightningModule):
     @torch.no_grad()
     def _think(self, batch: SpokenBatch) -> ThinkerOutput:
         """Run the thinker once for all talkers, which must not train it."""
-        assert batch.query is not None and batch.query_lengths is not None
+        if batch.query is None or batch.query_lengths is None:
+            raise ValueError("There is nothing to listen to: add query or text_states to the data module's fields.")
         return self.thinker(batch.query, batch.query_lengths, batch.reply_texts)
+
+    def read_text(self, batch: SpokenBatch, thinker_output: ThinkerOutput | None = None) -> TextStates:
+        """Take text states from a thinker pass, from the batch if a job wrote them, or from a pass made now."""
+        if thinker_output is None and batch.text_states is not None:
+            return stored_text_states(batch, self.thinker.hidden_size, self.thinker.embedding_size)
+        output = thinker_output or self._think(batch)
+        return TextStates(output.hidden, output.embedding, output.lengths)
 
     def _talk(
         self, batch: SpokenBatch, place: tuple[int | str, ...], thinker_output: ThinkerOutput | None = None
@@ -276,15 +287,15 @@ class SpeechLLM(L.LightningModule):
             return {}
         if batch.units is None or batch.unit_lengths is None:
             raise ValueError("Talkers train on speech tokens: add units to the data module's fields.")
-        thinker_output = thinker_output or self._think(batch)
-        text = TextStates(thinker_output.hidden, thinker_output.embedding, thinker_output.lengths)
+        text = self.read_text(batch, thinker_output)
         outputs = {}
         for name, talker in self._named_talkers():
             num_blocks = count_blocks(batch.unit_lengths, talker.block_size)
             overflow = count_text_overflow(text.lengths, num_blocks, talker.anchors.anchors_per_block)
             self._report_overflow(batch.ids, overflow)
             generator = derive_generator(self.device, self.seed, "masks", name, *place)
-            outputs[name] = talker(text, batch.units, batch.unit_lengths, generator)
+            score = self.training_scorers.get(name, talker) if self.training else talker
+            outputs[name] = score(text, batch.units, batch.unit_lengths, generator)
         return outputs
 
     def _report_overflow(self, ids: Sequence[str], overflow: Tensor) -> None:

@@ -20,6 +20,11 @@ class TextStates:
     embedding: Tensor
     lengths: Tensor
 
+    def repeat(self, num_times: int) -> "TextStates":
+        """Give the whole batch several times, ``num_times * B`` rows."""
+        states = (torch.cat([one] * num_times) for one in (self.hidden, self.embedding, self.lengths))
+        return TextStates(*states)
+
 
 class SemanticAnchors(nn.Module):
     """Projects text states and assigns ``anchors_per_block`` of them to each speech block.

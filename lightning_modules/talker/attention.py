@@ -38,8 +38,8 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
 class CausalContextAttention:
     """Attention of ``[x_t, ..., x_t, x_0]`` under :func:`causal_context_mask`.
 
-    On a CPU, a noisy block is scored against itself and the clean copy only: for 4 blocks of 16 and two noisy copies, less
-    than half of all pairs. Other devices have fused kernels for the whole mask.
+    On a CPU, a noisy block is scored against itself and the clean copy only: for 4 blocks of 16 and two noisy copies,
+    less than half of all pairs. Other devices have fused kernels for the whole mask.
 
     Args:
         num_blocks: Blocks of a sequence, ``K``.

@@ -62,14 +62,23 @@ class AutoregressiveTalker(Talker):
     def causal_hidden(self, text: TextStates, x_0: Tensor) -> Tensor:
         """Give the hidden states that :meth:`logits` predicts from, ``(B, L, width)``."""
         num_blocks = x_0.shape[1] // self.block_size
-        num_anchors = self.anchors.anchors_per_block
+        order = anchored_causal_order(num_blocks, self.block_size, self.anchors.anchors_per_block, x_0.device)
+        positions = self.slot_positions(num_blocks, x_0.device)
+        return self.of_tokens(
+            self.backbone(self.slots(text, x_0), positions, mask_from_order(order, order)), num_blocks
+        )
+
+    def slots(self, text: TextStates, x_0: Tensor) -> Tensor:
+        """Embed whole blocks as slots, ``(B, K * (Q + block_size), width)``; arguments as of :meth:`logits`."""
+        num_blocks = x_0.shape[1] // self.block_size
         begin = x_0.new_full((x_0.shape[0], 1), self.vocabulary.bos_id)
         previous = torch.cat([begin, x_0[:, :-1]], dim=1).unflatten(1, (num_blocks, self.block_size))
-        slots = self.embed_slots(self.anchors(text, num_blocks), previous)
-        order = anchored_causal_order(num_blocks, self.block_size, num_anchors, x_0.device)
-        hidden = self.backbone(slots, self.slot_positions(num_blocks, x_0.device), mask_from_order(order, order))
-        hidden = hidden.unflatten(1, (num_blocks, num_anchors + self.block_size))[:, :, num_anchors:]
-        return hidden.flatten(1, 2)
+        return self.embed_slots(self.anchors(text, num_blocks), previous)
+
+    def of_tokens(self, hidden: Tensor, num_blocks: int) -> Tensor:
+        """Keep the token slots of ``(B, K * (Q + block_size), width)``: ``(B, K * block_size, width)``."""
+        num_anchors = self.anchors.anchors_per_block
+        return hidden.unflatten(1, (num_blocks, num_anchors + self.block_size))[:, :, num_anchors:].flatten(1, 2)
 
     def forward(
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator

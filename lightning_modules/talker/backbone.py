@@ -63,7 +63,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Run the layer on ``(B, L, width)``; see :class:`TalkerBackbone`."""
         qkv = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
-        query_and_key, value = qkv.permute(2, 0, 3, 1, 4).split([2, 1])
+        query_and_key, value = qkv.permute(2, 0, 3, 1, 4).contiguous().split([2, 1])
         (query, key), value = RotaryPositions.rotate(query_and_key, *rotation), value[0]
         if cache is not None:
             key, value = cache.write(layer_index, key, value)

@@ -43,7 +43,9 @@ class TalkerOutput:
 class Talker(nn.Module, ABC):
     """Turns the text states of a thinker into discrete speech tokens.
 
-    Subclasses differ in a loss (:meth:`forward`) and a decoder (:meth:`stream`) only.
+    Subclasses differ in a loss (:meth:`forward`) and a decoder (:meth:`stream`), and may have parts of their own
+    (:attr:`own_parts`, prefixes of parameter names), which :meth:`copy_weights` leaves as they are if the source lacks
+    them.
 
     Args:
         num_codes: Size of the speech codebook.
@@ -54,6 +56,8 @@ class Talker(nn.Module, ABC):
     Raises:
         ValueError: If the anchors do not fit into a block.
     """
+
+    own_parts: tuple[str, ...] = ()
 
     def __init__(
         self, num_codes: int, anchors: SemanticAnchors, backbone: TalkerBackbone, block_size: int = 16
@@ -134,13 +138,14 @@ class Talker(nn.Module, ABC):
             ValueError: If it lacks a weight of the same name and shape.
         """
         weights, own = source.state_dict(), self.state_dict()
+        own = {key: value for key, value in own.items() if key in weights or not key.startswith(self.own_parts)}
         unfit = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
         if unfit:
             raise ValueError(
                 f"The initial talker has no {unfit[0]} of the same shape: give both talkers the same backbone, "
                 "anchors and codebook, or leave initial_talker out."
             )
-        self.load_state_dict({key: weights[key] for key in own})
+        self.load_state_dict({key: weights[key] for key in own}, strict=False)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw all weights anew from a generator, so that they do not depend on what was built before.

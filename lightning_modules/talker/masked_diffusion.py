@@ -9,8 +9,8 @@ from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.attention_masks import block_causal_order, clean_context_mask, mask_from_order
 from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import Talker, TalkerOutput
-from lightning_modules.talker.losses import masked_cross_entropy
-from lightning_modules.talker.masking import Masking
+from lightning_modules.talker.masking import Masking, check_copies, draw_copies
+from lightning_modules.talker.noisy_batch import NoisyBatch, score_masked
 from lightning_modules.talker.sampling import TokenSampler
 from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, cut_at_eos
 from lightning_modules.talker.unmasking import powers_of_two_up_to, unmask_block
@@ -25,12 +25,13 @@ class MaskedDiffusionTalker(Talker):
         num_codes: Size of the speech codebook.
         anchors: Projects text states and assigns them to blocks.
         backbone: Decoder layers.
-        masking: Draws which positions training masks.
+        masking: Draws which positions training masks; evaluation keeps it if training moves on to another one.
         block_size: Speech tokens a block.
         clean_context: Train on ``[x_t, x_0]``, so that each noisy block attends to clean earlier blocks, exactly as
             in decoding; otherwise earlier blocks are as noisy as the block itself, as in the paper.
-        num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own, that share one clean copy; with clean
-            context only. Two score twice the positions for one and a half times the work of one.
+        num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own. With clean context they share one clean
+            copy, so that two score twice the positions for one and a half times the work of one.
+        complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
 
     Reference: arXiv 2602.08607; the clean context is that of arXiv 2503.09573.
     """
@@ -44,16 +45,13 @@ class MaskedDiffusionTalker(Talker):
         block_size: int = 16,
         clean_context: bool = False,
         num_noisy_copies: int = 1,
+        complementary_masks: bool = False,
     ) -> None:
         super().__init__(num_codes, anchors, backbone, block_size)
-        if num_noisy_copies < 1 or (num_noisy_copies > 1 and not clean_context):
-            raise ValueError(
-                f"num_noisy_copies is {num_noisy_copies}: give at least 1, and more than 1 only with clean_context, "
-                "since it is the clean copy that they share."
-            )
-        self.masking = masking
+        check_copies(num_noisy_copies, complementary_masks)
+        self.masking = self.evaluation_masking = masking
         self.clean_context = clean_context
-        self.num_noisy_copies = num_noisy_copies
+        self.num_noisy_copies, self.complementary_masks = num_noisy_copies, complementary_masks
 
     @property
     def supported_steps(self) -> tuple[int, ...]:
@@ -101,20 +99,32 @@ class MaskedDiffusionTalker(Talker):
         hidden = self.backbone(embedded, positions.repeat(num_copies + 1), mask)
         return hidden[:, : num_copies * length]
 
+    def corrupt(self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator) -> NoisyBatch:
+        """Lay a batch out in blocks and draw its masks; arguments as of :meth:`forward`."""
+        speech = self.lay_out(units, unit_lengths)
+        masking = self.masking if self.training else self.evaluation_masking
+        num_copies = self.num_noisy_copies
+        masks = draw_copies(masking, speech.is_real, self.block_size, generator, num_copies, self.complementary_masks)
+        # Copies that share a clean one stand behind each other; others are rows of their own.
+        copy_dim = 1 if self.clean_context else 0
+        targets = torch.cat([speech.x_0] * num_copies, dim=copy_dim)
+        rows = text if self.clean_context else text.repeat(num_copies)
+        return NoisyBatch(rows, speech, targets, torch.cat(masks, dim=copy_dim), self.vocabulary.mask_id)
+
+    def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:
+        """Give the hidden states that the head predicts from; see :class:`MaskedPredictor`."""
+        return self.hidden(batch.text, x_t, batch.speech.x_0 if self.clean_context else None)
+
+    def hidden_and_side_loss(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
+        """Give these hidden states at ``x_t``; there is no other loss; see :class:`MaskedPredictor`."""
+        hidden = self.masked_hidden(batch, batch.x_t)
+        return hidden, hidden.new_zeros(())
+
     def forward(
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
     ) -> TalkerOutput:
         """Cross-entropy over masked positions; see :class:`Talker`."""
-        speech = self.lay_out(units, unit_lengths)
-        masks = [self.masking(speech.is_real, self.block_size, generator) for _ in range(self.num_noisy_copies)]
-        is_masked = torch.cat(masks, dim=1)
-        targets = speech.x_0.repeat(1, self.num_noisy_copies)
-        x_t = targets.masked_fill(is_masked, self.vocabulary.mask_id)
-        hidden = self.hidden(text, x_t, speech.x_0 if self.clean_context else None)
-        loss, accuracy = masked_cross_entropy(self.head, hidden, targets, is_masked)
-        num_masked = is_masked.sum()
-        masked_share = num_masked / (speech.is_real.sum() * self.num_noisy_copies)
-        return TalkerOutput(loss, loss.detach(), accuracy, num_masked, masked_share)
+        return score_masked(self, self.corrupt(text, units, unit_lengths, generator))
 
     @torch.no_grad()
     def stream(

@@ -12,7 +12,8 @@ from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.losses import masked_cross_entropy
-from lightning_modules.talker.masking import Masking
+from lightning_modules.talker.masking import Masking, check_copies, draw_copies
+from lightning_modules.talker.noisy_batch import NoisyBatch, score_masked
 from lightning_modules.talker.sampling import TokenSampler
 from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, cut_at_eos
 from lightning_modules.talker.unmasking import powers_of_two_up_to, unmask_block
@@ -22,17 +23,18 @@ class SetBlockTalker(AutoregressiveTalker):
     """An autoregressive talker that also predicts the masked tokens of a block in parallel, a few at a time.
 
     It keeps the layout of :class:`AutoregressiveTalker` (anchor slots ahead of a block's tokens, the slot of token
-    ``p`` reads token ``p - 1``), so that all that an NTP talker has learned is of use from the first step. Earlier blocks are
-    clean and causal; the block in work is masked and attends to all of itself, one slot a token and no anchors of its
-    own: it reads those of the clean copy, which depend on the past alone.
+    ``p`` reads token ``p - 1``), so that all that an NTP talker has learned is of use from the first step. Earlier
+    blocks are clean and causal; the block in work is masked and attends to all of itself, one slot a token and no
+    anchors of its own: it reads those of the clean copy, which depend on the past alone.
 
     Args:
         num_codes: Size of the speech codebook.
         anchors: Projects text states and assigns them to blocks.
         backbone: Decoder layers.
-        masking: Draws which positions training masks.
+        masking: Draws which positions training masks; evaluation keeps it if training moves on to another one.
         block_size: Speech tokens a block.
         num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own, that share one clean copy.
+        complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
         next_token_weight: Weight of the next-token loss on the clean copy, which costs no pass of its own; 0 leaves
             the output head out.
 
@@ -50,15 +52,15 @@ class SetBlockTalker(AutoregressiveTalker):
         masking: Masking,
         block_size: int = 16,
         num_noisy_copies: int = 1,
+        complementary_masks: bool = False,
         next_token_weight: float = 1.0,
     ) -> None:
         super().__init__(num_codes, anchors, backbone, block_size)
-        if num_noisy_copies < 1:
-            raise ValueError(f"num_noisy_copies is {num_noisy_copies}: give at least 1, or there is nothing to unmask.")
+        check_copies(num_noisy_copies, complementary_masks)
         if next_token_weight < 0:
             raise ValueError(f"next_token_weight is {next_token_weight}: give 0 or more.")
-        self.masking = masking
-        self.num_noisy_copies = num_noisy_copies
+        self.masking = self.evaluation_masking = masking
+        self.num_noisy_copies, self.complementary_masks = num_noisy_copies, complementary_masks
         self.next_token_weight = next_token_weight
 
     @property
@@ -97,37 +99,44 @@ class SetBlockTalker(AutoregressiveTalker):
         num_blocks, num_copies = length // self.block_size, x_t.shape[1] // length
         num_anchors = self.anchors.anchors_per_block
         noisy = torch.cat([self.previous_tokens(copy, x_0) for copy in x_t.split(length, dim=1)], dim=1)
-        clean = self.previous_tokens(x_0, x_0).unflatten(1, (num_blocks, self.block_size))
-        slots = [self.embed_tokens(noisy), self.embed_slots(self.anchors(text, num_blocks), clean)]
+        slots = [self.embed_tokens(noisy), self.slots(text, x_0)]
         positions = [torch.arange(length, device=device).repeat(num_copies), self.slot_positions(num_blocks, device)]
         attention = CausalContextAttention(num_blocks, self.block_size, num_anchors, num_copies, device)
         hidden = self.backbone(torch.cat(slots, dim=1), torch.cat(positions), attention)
         of_noisy, of_clean = hidden.split([num_copies * length, hidden.shape[1] - num_copies * length], dim=1)
-        of_clean = of_clean.unflatten(1, (num_blocks, num_anchors + self.block_size))[:, :, num_anchors:]
-        return of_noisy, of_clean.flatten(1, 2)
+        return of_noisy, self.of_tokens(of_clean, num_blocks)
 
     def masked_logits(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> Tensor:
         """Predict every position of partly masked copies, ``(B, C * L, V)``; see :meth:`hidden`."""
         return self.head(self.hidden(text, x_t, x_0)[0])
 
+    def corrupt(self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator) -> NoisyBatch:
+        """Lay a batch out in blocks and draw its masks; arguments as of :meth:`forward`."""
+        speech = self.lay_out(units, unit_lengths)
+        masking = self.masking if self.training else self.evaluation_masking
+        copies = self.num_noisy_copies, self.complementary_masks
+        is_masked = torch.cat(draw_copies(masking, speech.is_real, self.block_size, generator, *copies), dim=1)
+        targets = speech.x_0.repeat(1, self.num_noisy_copies)
+        return NoisyBatch(text, speech, targets, is_masked, self.vocabulary.mask_id)
+
+    def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:
+        """Give the hidden states that the head predicts from; see :class:`MaskedPredictor`."""
+        return self.hidden(batch.text, x_t, batch.speech.x_0)[0]
+
+    def hidden_and_side_loss(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
+        """Give these hidden states at ``x_t``, and the weighted next-token loss; see :class:`MaskedPredictor`."""
+        x_0 = batch.speech.x_0
+        of_noisy, of_clean = self.hidden(batch.text, batch.x_t, x_0)
+        if self.next_token_weight == 0:
+            return of_noisy, of_noisy.new_zeros(())
+        next_token_nll, _ = masked_cross_entropy(self.head, of_clean, x_0, batch.speech.is_up_to_first_eos)
+        return of_noisy, self.next_token_weight * next_token_nll
+
     def forward(
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
     ) -> TalkerOutput:
         """Cross-entropy over masked positions plus that of next tokens; ``nll`` is the former; see :class:`Talker`."""
-        speech = self.lay_out(units, unit_lengths)
-        masks = [self.masking(speech.is_real, self.block_size, generator) for _ in range(self.num_noisy_copies)]
-        is_masked = torch.cat(masks, dim=1)
-        targets = speech.x_0.repeat(1, self.num_noisy_copies)
-        x_t = targets.masked_fill(is_masked, self.vocabulary.mask_id)
-        of_noisy, of_clean = self.hidden(text, x_t, speech.x_0)
-        nll, accuracy = masked_cross_entropy(self.head, of_noisy, targets, is_masked)
-        loss = nll
-        if self.next_token_weight > 0:
-            next_token_nll, _ = masked_cross_entropy(self.head, of_clean, speech.x_0, speech.is_up_to_first_eos)
-            loss = nll + self.next_token_weight * next_token_nll
-        num_masked = is_masked.sum()
-        masked_share = num_masked / (speech.is_real.sum() * self.num_noisy_copies)
-        return TalkerOutput(loss, nll.detach(), accuracy, num_masked, masked_share)
+        return score_masked(self, self.corrupt(text, units, unit_lengths, generator))
 
     @torch.no_grad()
     def stream(

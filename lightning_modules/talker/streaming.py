@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.anchors import SemanticAnchors
+from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 
 
 class TextState(Protocol):
@@ -22,6 +22,20 @@ class TextState(Protocol):
     def embedding(self) -> Tensor:
         """Input embedding of the token, ``(E,)``."""
         ...
+
+
+@dataclass(frozen=True)
+class KnownTextState:
+    """A text state that was written before; see :class:`TextState`."""
+
+    hidden: Tensor
+    embedding: Tensor
+
+
+def states_of_row(text: TextStates, row: int) -> list[KnownTextState]:
+    """Give the text states of one row of a batch, one by one."""
+    num_tokens = int(text.lengths[row])
+    return [KnownTextState(text.hidden[row, j], text.embedding[row, j]) for j in range(num_tokens)]
 
 
 @dataclass(frozen=True)

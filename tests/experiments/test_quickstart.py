@@ -81,5 +81,5 @@ def test_replies_can_be_heard_and_seen(talkers_run: Path) -> None:
 def test_a_second_run_reuses_every_stage(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     execute(make_plan(EXPERIMENTS_DIR / "quickstart.yaml", tiny_overrides(runs)))
     shown = capsys.readouterr().out
-    assert shown.count(": reused") == 9
+    assert shown.count(": reused") == 10
     assert "codec resynthesis" in shown, "the table is printed again"

@@ -43,3 +43,10 @@ def test_matrices_decay_and_parts_have_their_own_rate():
 def test_an_endless_trainer_is_an_error():
     with pytest.raises(ValueError, match="max_steps"):
         optimizer_with_warmup_cosine(Attached(float("inf")), [], 0.0, 1)
+
+
+def test_rates_may_end_at_a_share_of_their_peak_or_stay_there() -> None:
+    assert warmup_cosine(110, 10, 110, 0.1) == pytest.approx(0.1)
+    assert warmup_cosine(60, 10, 110, 0.1) == pytest.approx(0.55)
+    assert {warmup_cosine(step, 10, 110, 1.0) for step in range(10, 111)} == {1.0}
+    assert warmup_cosine(4, 10, 110, 1.0) == 0.5

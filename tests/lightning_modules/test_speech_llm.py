@@ -1,6 +1,7 @@
 """The speech LLM: talkers side by side do not touch each other, and the whole system speaks."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -234,3 +235,31 @@ def test_an_objective_without_its_transcripts_or_weights_is_refused() -> None:
         llm.training_step(make_batch(0), 0)
     with pytest.raises(ValueError, match="must be positive"):
         ThinkerObjective(reply=0.0)
+
+
+def with_states_of(llm: SpeechLLM, batch: SpokenBatch) -> SpokenBatch:
+    assert batch.query is not None and batch.query_lengths is not None
+    with torch.no_grad():
+        output = llm.thinker(batch.query, batch.query_lengths, batch.reply_texts)
+    states = torch.cat([output.hidden, output.embedding], dim=-1)
+    return replace(batch, query=None, query_lengths=None, text_states=states, text_lengths=output.lengths)
+
+
+def test_text_states_from_a_job_train_a_talker_as_the_thinker_does() -> None:
+    llm = make_llm("ntp", "mdm")
+    batch = make_batch(0)
+    place = (0, 0, 0)
+    by_thinker = llm._talk(batch, place)
+    by_states = llm._talk(with_states_of(llm, batch), place)
+    for name, output in by_thinker.items():
+        assert torch.equal(output.loss, by_states[name].loss), name
+
+
+def test_text_states_of_another_thinker_or_none_at_all_are_refused() -> None:
+    llm = make_llm("ntp")
+    batch = with_states_of(llm, make_batch(0))
+    assert batch.text_states is not None
+    with pytest.raises(ValueError, match="text states are 63 wide"):
+        llm._talk(replace(batch, text_states=batch.text_states[..., 1:]), (0, 0, 0))
+    with pytest.raises(ValueError, match="add query or text_states"):
+        llm._talk(replace(batch, text_states=None), (0, 0, 0))

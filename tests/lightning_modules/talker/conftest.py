@@ -12,6 +12,7 @@ from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.masking import BlockBernoulli
+from lightning_modules.talker.multi_token import MultiTokenTalker
 from lightning_modules.talker.set_block import SetBlockTalker
 
 NUM_CODES, HIDDEN, EMBEDDING, WIDTH = 30, 12, 10, 32
@@ -28,6 +29,9 @@ def build_talker(kind: str, hidden_size: int, embedding_size: int) -> Talker:
     backbone = TalkerBackbone(WIDTH, num_layers=2, num_heads=2)
     if kind == "ntp":
         return AutoregressiveTalker(NUM_CODES, anchors, backbone, block_size=8)
+    if kind == "mtp":
+        extra_layers = [TalkerBackbone(WIDTH, num_layers=1, num_heads=2) for _ in range(3)]
+        return MultiTokenTalker(NUM_CODES, anchors, backbone, extra_layers, block_size=8)
     masking = BlockBernoulli(0.3, 1.0)
     if kind == "set_block":
         return SetBlockTalker(NUM_CODES, anchors, backbone, masking, block_size=8)
@@ -67,6 +71,6 @@ def states_of(text: TextStates, row: int = 0) -> list[OneState]:
     return [OneState(text.hidden[row, j], text.embedding[row, j]) for j in range(int(text.lengths[row]))]
 
 
-@pytest.fixture(params=["ntp", "mdm", "set_block"])
+@pytest.fixture(params=["ntp", "mtp", "mdm", "set_block"])
 def talker(request: pytest.FixtureRequest) -> Talker:
     return make_talker(request.param)

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from lightning_modules.talker.anchors import count_text_overflow
 from lightning_modules.talker.blocks import lay_out_in_blocks
 from lightning_modules.talker.losses import masked_cross_entropy
-from lightning_modules.talker.masking import BlockBernoulli, GlobalBernoulli
+from lightning_modules.talker.masking import (
+    BlockBernoulli,
+    GlobalBernoulli,
+    HierarchicalBlockwise,
+    draw_copies,
+)
 from lightning_modules.talker.sampling import TokenSampler
 from lightning_modules.talker.unmasking import most_confident, num_to_reveal
 from lightning_modules.talker.vocabulary import SpeechVocabulary
@@ -45,6 +50,70 @@ def test_masks_keep_to_real_positions_and_repeat_with_the_seed(
     masks = [masking(speech.is_real, 4, torch.Generator().manual_seed(seed)) for _ in range(2)]
     assert torch.equal(*masks)
     assert not (masks[0] & ~speech.is_real).any()
+
+
+RANGES = st.tuples(st.floats(0, 1), st.floats(0.01, 1)).map(lambda pair: (min(pair), max(pair)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths=LENGTHS,
+    block_size=st.integers(1, 16),
+    block_ratio=RANGES,
+    token_ratio=RANGES,
+    antithetic=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_hierarchical_masks_respect_ranges_blocks_and_padding(
+    lengths: list[int],
+    block_size: int,
+    block_ratio: tuple[float, float],
+    token_ratio: tuple[float, float],
+    antithetic: bool,
+    seed: int,
+) -> None:
+    masking = HierarchicalBlockwise(block_ratio, token_ratio, antithetic)
+    units = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    speech = lay_out_in_blocks(units, torch.tensor(lengths), SpeechVocabulary(20), block_size)
+    mask = masking(speech.is_real, block_size, torch.Generator().manual_seed(seed))
+    assert not (mask & ~speech.is_real).any()
+    in_blocks = mask.unflatten(1, (-1, block_size)).sum(-1)
+    for row, counts in enumerate(in_blocks.tolist()):
+        num_blocks = int(speech.num_own_blocks[row])
+        picked = [count for count in counts if count]
+        low, high = (
+            max(1, round(bound * num_blocks + shift)) for bound, shift in zip(block_ratio, (-1e-4, 1e-4), strict=True)
+        )
+        assert low <= len(picked) <= high
+        low, high = (
+            max(1, round(bound * block_size + shift)) for bound, shift in zip(token_ratio, (-1e-4, 1e-4), strict=True)
+        )
+        assert all(low <= count <= high for count in picked)
+
+
+@pytest.mark.parametrize("ratio", [(0.5, 1.0, 0.7), (0.5,), (0.7, 0.5)])
+def test_impossible_hierarchical_levels_are_refused(ratio: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="HierarchicalBlockwise token_ratio"):
+        HierarchicalBlockwise(token_ratio=list(ratio))
+
+
+@pytest.mark.parametrize("scheme", [GlobalBernoulli, BlockBernoulli])
+def test_antithetic_ratios_mirror_each_other(scheme: type) -> None:
+    is_real = torch.ones(6, 16 * 500, dtype=torch.bool)
+    share = scheme(0.2, 0.9, antithetic=True)(is_real, 16, torch.Generator().manual_seed(3)).float()
+    by_row = share.mean(1) if scheme is GlobalBernoulli else share.unflatten(1, (-1, 16)).mean(-1).mean(-1)
+    torch.testing.assert_close(by_row[:3] + by_row[3:], torch.full((3,), 1.1), rtol=0, atol=0.04)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=LENGTHS, num_pairs=st.integers(1, 3), seed=st.integers(0, 1000))
+def test_complementary_copies_mask_every_real_position_once(lengths: list[int], num_pairs: int, seed: int) -> None:
+    units = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    is_real = lay_out_in_blocks(units, torch.tensor(lengths), SpeechVocabulary(20), 4).is_real
+    masks = draw_copies(BlockBernoulli(), is_real, 4, torch.Generator().manual_seed(seed), 2 * num_pairs, True)
+    assert len(masks) == 2 * num_pairs
+    for first, second in zip(masks[::2], masks[1::2], strict=True):
+        assert torch.equal(first ^ second, is_real) and not (first & second).any()
 
 
 def test_masking_ratios_stay_in_their_range_at_their_level() -> None:

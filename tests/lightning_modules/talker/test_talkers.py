@@ -10,7 +10,9 @@ from torch import Tensor
 
 from lightning_modules.talker.anchors import TextStates
 from lightning_modules.talker.base import Talker
+from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.sampling import TokenSampler
+from lightning_modules.talker.set_block import SetBlockTalker
 from tests.lightning_modules.talker.conftest import (
     NUM_CODES,
     OneState,
@@ -23,7 +25,7 @@ from tests.lightning_modules.talker.conftest import (
 
 
 @settings(max_examples=25, deadline=None)
-@given(kind=st.sampled_from(["ntp", "mdm", "set_block"]), changed=st.integers(0, 7), seed=st.integers(0, 99))
+@given(kind=st.sampled_from(["ntp", "mtp", "mdm", "set_block"]), changed=st.integers(0, 7), seed=st.integers(0, 99))
 def test_changing_a_text_token_changes_no_block_before_its_own(kind: str, changed: int, seed: int) -> None:
     talker = make_talker(kind)
     text = make_text([8], seed)
@@ -90,13 +92,15 @@ def overfit(talker: Talker, text: TextStates, units: Tensor, lengths: Tensor, nu
     return float(loss.detach())
 
 
-@pytest.mark.parametrize(("kind", "num_steps"), [("ntp", (8,)), ("mdm", (8, 4, 2, 1)), ("set_block", (8, 4, 2, 1))])
+@pytest.mark.parametrize(
+    ("kind", "num_steps"), [("ntp", (8,)), ("mtp", (8, 4, 3, 2)), ("mdm", (8, 4, 2, 1)), ("set_block", (8, 4, 2, 1))]
+)
 def test_a_talker_overfits_a_batch_and_streams_it_back(kind: str, num_steps: tuple[int, ...]) -> None:
     talker = make_talker(kind)
     text = make_text([6, 3, 5], seed=3)
     lengths = torch.tensor([21, 8, 15])
     units = torch.randint(0, NUM_CODES, (3, 21), generator=torch.Generator().manual_seed(2))
-    overfit(talker, text, units, lengths, 220 if kind == "ntp" else 450)
+    overfit(talker, text, units, lengths, 220 if kind in ("ntp", "mtp") else 450)
     for steps in num_steps:
         for row in range(3):
             chunks = list(talker.stream(states_of(text, row), max_blocks=6, num_steps=steps))
@@ -131,10 +135,49 @@ def test_initial_weights_come_from_the_generator_alone(talker: Talker) -> None:
 
 
 def test_an_unsupported_number_of_steps_is_refused(talker: Talker) -> None:
-    with pytest.raises(ValueError, match="num_steps is 3"):
-        list(talker.stream(states_of(make_text([3])), max_blocks=2, num_steps=3))
+    with pytest.raises(ValueError, match="num_steps is 5"):
+        list(talker.stream(states_of(make_text([3])), max_blocks=2, num_steps=5))
 
 
 def test_a_token_outside_the_codebook_is_refused(talker: Talker) -> None:
     with pytest.raises(ValueError, match="outside the codebook of 30 codes"):
         talker(make_text([3]), torch.tensor([[1, 30]]), torch.tensor([2]), torch.Generator())
+
+
+@pytest.mark.parametrize("kind", ["mdm", "set_block"])
+@pytest.mark.parametrize("clean_context", [True, False])
+def test_complementary_copies_score_every_token_whatever_the_context(kind: str, clean_context: bool) -> None:
+    talker = make_talker(kind)
+    if isinstance(talker, MaskedDiffusionTalker):
+        talker.clean_context = clean_context
+    assert isinstance(talker, MaskedDiffusionTalker | SetBlockTalker)
+    talker.num_noisy_copies, talker.complementary_masks = 2, True
+    units = torch.randint(0, NUM_CODES, (3, 20), generator=torch.Generator().manual_seed(1))
+    output = talker(make_text([5, 2, 9]), units, torch.tensor([20, 7, 16]), torch.Generator().manual_seed(0))
+    assert int(output.num_scored_tokens) == 24 + 8 + 24
+    assert float(output.masked_share) == 0.5
+    assert output.loss.isfinite()
+
+
+def test_noisy_copies_in_noisy_context_are_rows_of_their_own() -> None:
+    talker = make_talker("mdm")
+    assert isinstance(talker, MaskedDiffusionTalker)
+    talker.clean_context = False
+    text, lengths = make_text([5, 2]), torch.tensor([20, 7])
+    units = torch.randint(0, NUM_CODES, (2, 20), generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(0)
+    each = [talker(text, units, lengths, generator) for _ in range(2)]
+    talker.num_noisy_copies = 2
+    both = talker(text, units, lengths, torch.Generator().manual_seed(0))
+    total = sum(one.nll * one.num_scored_tokens for one in each)
+    torch.testing.assert_close(both.nll * both.num_scored_tokens, total, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_copies", "complementary"), [(0, False), (1, True), (3, True)])
+def test_copies_that_cannot_be_drawn_are_refused(num_copies: int, complementary: bool) -> None:
+    whole = make_talker("mdm")
+    assert isinstance(whole, MaskedDiffusionTalker)
+    with pytest.raises(ValueError, match=f"num_noisy_copies is {num_copies}"):
+        MaskedDiffusionTalker(
+            NUM_CODES, whole.anchors, whole.backbone, whole.masking, 8, True, num_copies, complementary
+        )

@@ -1,0 +1,214 @@
+"""Rounds of self-distillation: a frozen teacher for each talker, promoted anew when a round ends."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jiwer import process_words
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from datamodules.batch import SpokenBatch
+from lightning_modules.speech_llm import SpeechLLM
+from lightning_modules.talker.anchors import TextStates
+from lightning_modules.talker.base import Talker, TalkerOutput
+from lightning_modules.talker.distillation import SelfDistillation
+from lightning_modules.talker.noisy_batch import MaskedPredictor, distil_masked
+from lightning_modules.talker.streaming import states_of_row
+
+ROUND_KEYS = {"alpha", "temperature", "num_steps", "max_steps", "patience"}
+
+
+class SelfDistillationRounds(Callback):
+    """Lets talkers learn from frozen copies of themselves, round by round.
+
+    At the start of a round the student becomes the teacher. A round ends after `max_steps` optimiser steps, or when the
+    talker's `val/nll` has not improved for `patience` validations, whichever comes first; the last round goes on to the
+    end of training. Teachers take no gradients and no optimizer state. Teachers and the state of the rounds are part of
+    each checkpoint, so that a resumed run equals an uninterrupted one.
+
+    Args:
+        talkers: names of masked-diffusion talkers.
+        rounds: one mapping a round with any of `alpha`, `temperature`, `num_steps` (of the teacher; see
+            `SelfDistillation`) and what ends it, `max_steps` or `patience` or both; neither for the last one only.
+        decoding_steps: steps a block to try on validation replies at the end of each round.
+        num_decoded: validation replies to decode.
+
+    Raises:
+        ValueError: if a round is impossible; at the start of training if a talker is unknown or masks nothing.
+
+    Reference: arXiv 2602.08607, iterative self-distillation.
+    """
+
+    def __init__(
+        self,
+        talkers: Sequence[str],
+        rounds: Sequence[Mapping[str, Any]] = ({},),
+        decoding_steps: Sequence[int] = (4, 1),
+        num_decoded: int = 16,
+    ) -> None:
+        if not talkers or not rounds:
+            raise ValueError("self-distillation: name at least one talker and one round")
+        for index, one in enumerate(rounds):
+            _check_round(index, one, is_last=index == len(rounds) - 1)
+        self.talkers = list(talkers)
+        self.rounds = [dict(one) for one in rounds]
+        self.settings = [
+            SelfDistillation(**{key: one[key] for key in ("alpha", "temperature", "num_steps") if key in one})
+            for one in self.rounds
+        ]
+        self.decoding_steps, self.num_decoded = tuple(decoding_steps), num_decoded
+        self.teachers: dict[str, Talker] = {}
+        self._progress = {name: _Progress() for name in self.talkers}
+        self._saved_teachers: dict[str, dict[str, Tensor]] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes the teachers: those of the checkpoint, or copies of the students."""
+        assert isinstance(pl_module, SpeechLLM), "distils the talkers of a SpeechLLM"
+        for name in self.talkers:
+            if name not in pl_module.talkers:
+                known = list(pl_module.talkers)
+                raise ValueError(f"self-distillation: there is no talker {name!r}; there are {known}")
+            student = pl_module.talkers[name]
+            if not hasattr(student, "masked_hidden"):
+                raise ValueError(f"self-distillation: the talker {name!r} masks nothing; leave it out")
+            assert isinstance(student, Talker)
+            self.teachers[name] = copy.deepcopy(student).requires_grad_(False).eval()
+            if name in self._saved_teachers:
+                self.teachers[name].load_state_dict(self._saved_teachers[name])
+            self._distil(pl_module, name)
+        self._saved_teachers = {}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets the talkers score plainly again."""
+        assert isinstance(pl_module, SpeechLLM)
+        for name in self.talkers:
+            pl_module.training_scorers.pop(name, None)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ends the rounds that are over before this step, and logs the round."""
+        assert isinstance(pl_module, SpeechLLM)
+        for name in self.talkers:
+            if self._is_over(self._progress[name], trainer.global_step):
+                self._promote(trainer, pl_module, name)
+            progress = self._progress[name]
+            if trainer.global_step % pl_module.log_every_n_steps == 0:
+                settings = self.settings[progress.index]
+                scalars = {"round": progress.index, "alpha": settings.alpha, "teacher_steps": settings.num_steps}
+                tagged: dict[str, Tensor | float] = {f"distillation/{tag}": value for tag, value in scalars.items()}
+                pl_module.log_scalars(name, tagged, trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts the validations without improvement."""
+        if trainer.sanity_checking:
+            return
+        for name, progress in self._progress.items():
+            nll = float(trainer.callback_metrics[f"{name}/val/nll"])
+            progress.num_without_gain = 0 if nll < progress.best_nll else progress.num_without_gain + 1
+            progress.best_nll = min(nll, progress.best_nll)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives teachers and rounds for the checkpoint."""
+        return {
+            "progress": {name: vars(progress).copy() for name, progress in self._progress.items()},
+            "teachers": {name: teacher.state_dict() for name, teacher in self.teachers.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them back; the teachers follow when training starts."""
+        if state_dict["progress"].keys() != self._progress.keys():
+            raise ValueError(
+                f"self-distillation: the checkpoint has rounds of {sorted(state_dict['progress'])}, not of "
+                f"{sorted(self._progress)}; name the same talkers or start anew"
+            )
+        self._progress = {name: _Progress(**values) for name, values in state_dict["progress"].items()}
+        self._saved_teachers = state_dict["teachers"]
+
+    def _is_over(self, progress: "_Progress", global_step: int) -> bool:
+        if progress.index + 1 == len(self.rounds):
+            return False
+        max_steps, patience = (self.rounds[progress.index].get(key) for key in ("max_steps", "patience"))
+        is_long_enough = max_steps is not None and global_step - progress.first_step >= max_steps
+        return is_long_enough or (patience is not None and progress.num_without_gain >= patience)
+
+    def _promote(self, trainer: Trainer, pl_module: SpeechLLM, name: str) -> None:
+        student, progress = pl_module.talkers[name], self._progress[name]
+        assert isinstance(student, Talker)
+        self.teachers[name].load_state_dict(student.state_dict())
+        rates = self._decode(trainer, pl_module, student)
+        if rates:
+            pl_module.log_scalars(name, rates, trainer.global_step)
+        self._progress[name] = _Progress(index=progress.index + 1, first_step=trainer.global_step)
+        self._distil(pl_module, name)
+
+    def _distil(self, pl_module: SpeechLLM, name: str) -> None:
+        settings = self.settings[self._progress[name].index]
+        pl_module.training_scorers[name] = _Distiller(pl_module.talkers[name], self.teachers[name], settings)
+
+    @torch.no_grad()
+    def _decode(self, trainer: Trainer, pl_module: SpeechLLM, student: Talker) -> dict[str, Tensor | float]:
+        """Gives token error rates of few-step decoding on the first validation replies."""
+        loaders = trainer.val_dataloaders
+        if not loaders or not self.decoding_steps or not self.num_decoded:
+            return {}
+        was_training = student.training
+        student.eval()
+        gold: list[str] = []
+        spoken: dict[int, list[str]] = {steps: [] for steps in self.decoding_steps}
+        for batch in loaders:
+            assert isinstance(batch, SpokenBatch) and batch.units is not None and batch.unit_lengths is not None
+            text = pl_module.read_text(batch.to(pl_module.device))
+            for row in range(min(len(batch), self.num_decoded - len(gold))):
+                units = batch.units[row, : int(batch.unit_lengths[row])]
+                gold.append(" ".join(map(str, units.tolist())))
+                max_blocks = 2 * (len(units) // student.block_size + 1)
+                for steps, rows in spoken.items():
+                    chunks = student.stream(states_of_row(text, row), max_blocks, steps)
+                    rows.append(" ".join(str(code) for chunk in chunks for code in chunk.tokens.tolist()))
+            if len(gold) == self.num_decoded:
+                break
+        student.train(was_training)
+        return {f"decode/token_error_rate_{steps}": process_words(gold, rows).wer for steps, rows in spoken.items()}
+
+
+class _Progress:
+    """Where a talker stands in its rounds."""
+
+    def __init__(
+        self, index: int = 0, first_step: int = 0, best_nll: float = float("inf"), num_without_gain: int = 0
+    ) -> None:
+        self.index = index
+        self.first_step = first_step
+        self.best_nll = best_nll
+        self.num_without_gain = num_without_gain
+
+
+class _Distiller:
+    """Scores a training batch against a teacher, with the signature of a talker's forward."""
+
+    def __init__(self, student: Any, teacher: Any, settings: SelfDistillation) -> None:
+        self.student: MaskedPredictor = student
+        self.teacher: MaskedPredictor = teacher
+        self.settings = settings
+
+    def __call__(
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
+    ) -> TalkerOutput:
+        batch = self.student.corrupt(text, units, unit_lengths, generator)
+        return distil_masked(self.student, self.teacher, batch, self.settings)
+
+
+def _check_round(index: int, one: Mapping[str, Any], is_last: bool) -> None:
+    where = f"self-distillation: rounds[{index}]"
+    unknown = sorted(one.keys() - ROUND_KEYS)
+    if unknown:
+        raise ValueError(f"{where} has unknown keys {unknown}; a round has {sorted(ROUND_KEYS)}")
+    for key in ("max_steps", "patience"):
+        value = one.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{where}.{key} is {value!r}; give a whole number of at least 1")
+        if is_last and value is not None:
+            raise ValueError(f"{where}.{key} is {value!r}, but the last round goes on to the end; leave it out")
+    if not is_last and one.get("max_steps") is None and one.get("patience") is None:
+        raise ValueError(f"{where} never ends; give max_steps or patience, or make it the last one")

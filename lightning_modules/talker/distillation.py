@@ -1,0 +1,166 @@
+"""Iterative self-distillation: the targets that a teacher's trajectory gives, and the loss against them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_modules.talker.sampling import TokenSampler
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a teacher saw while it filled masks.
+
+    Attributes:
+        logits: Its logits at the moment each masked position was revealed, in row-major order of the masked positions,
+            ``(n, V)``.
+        tokens: The filled sequence, ``(R, S) int64``.
+        step: Step in which each position was revealed, from 0; -1 where there was no mask, ``(R, S) int64``.
+    """
+
+    logits: Tensor
+    tokens: Tensor
+    step: Tensor
+
+
+@dataclass(frozen=True)
+class SelfDistillation:
+    """How a student learns from its teacher.
+
+    Attributes:
+        alpha: Weight of the teacher; the rest is the cross-entropy with the clean tokens.
+        temperature: ``tau``, which softens both distributions.
+        num_steps: Steps of the teacher, ``K``.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Reference: arXiv 2602.08607, iterative self-distillation.
+    """
+
+    alpha: float = 0.7
+    temperature: float = 2.0
+    num_steps: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"self-distillation: alpha is {self.alpha}; give a weight from 0 to 1")
+        if self.temperature <= 0.0:
+            raise ValueError(f"self-distillation: temperature is {self.temperature}; give a number above 0")
+        if self.num_steps < 1:
+            raise ValueError(f"self-distillation: num_steps is {self.num_steps}; give at least 1")
+
+
+def reveal_by_block(confidence: Tensor, is_masked: Tensor, block_size: int, num_steps_left: int) -> Tensor:
+    """Choose in each block its share of positions for one step, the most confident ones.
+
+    Args:
+        confidence: Probability of the token chosen at each position, ``(R, S)``.
+        is_masked: Positions still masked, ``(R, S) bool``.
+        block_size: Tokens a block; ``S`` is a multiple of it.
+        num_steps_left: Steps including this one, ``K - j + 1``.
+
+    Returns:
+        True at ``ceil(R_j / (K - j + 1))`` positions of each block with ``R_j`` masks, ``(R, S) bool``.
+    """
+    blocks = is_masked.unflatten(1, (-1, block_size))
+    num_revealed = -(-blocks.sum(dim=-1, keepdim=True) // num_steps_left)
+    candidates = confidence.unflatten(1, (-1, block_size)).masked_fill(~blocks, -torch.inf)
+    order = candidates.argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(block_size, device=order.device).expand_as(order))
+    return ((rank < num_revealed) & blocks).flatten(1)
+
+
+@torch.no_grad()
+def teacher_trajectory(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    x_t: Tensor,
+    is_masked: Tensor,
+    block_size: int,
+    num_steps: int,
+    sampler: TokenSampler | None = None,
+) -> Trajectory:
+    """Let a teacher fill the masks of all blocks in parallel, and keep its logits at the moment of each reveal.
+
+    Args:
+        predict: Gives the logits ``(m, V)`` of the positions that a mask ``(R, S) bool`` picks, for a filling
+            ``(R, S)``.
+        x_t: Partly masked tokens in whole blocks, ``(R, S) int64``.
+        is_masked: Where they are masked, ``(R, S) bool``.
+        block_size: Tokens a block.
+        num_steps: Steps, ``K``.
+        sampler: Chooses tokens; greedy if left out.
+
+    Returns:
+        The trajectory; a position once revealed does not change.
+
+    Reference: arXiv 2602.08607, iterative self-distillation.
+    """
+    sampler = sampler or TokenSampler()
+    tokens, left = x_t.clone(), is_masked.clone()
+    reveal_step = torch.full_like(x_t, -1)
+    kept: Tensor | None = None
+    # Row-major place of each masked position among all of them.
+    place = is_masked.flatten().cumsum(0).view_as(is_masked) - 1
+    for step in range(num_steps):
+        if not left.any():
+            break
+        logits = predict(tokens, left)
+        if kept is None:
+            kept = logits.new_zeros(int(is_masked.sum()), logits.shape[-1])
+        candidates, confidence = sampler(logits)
+        full_confidence = torch.zeros_like(x_t, dtype=torch.float32).masked_scatter(left, confidence)
+        full_candidates = torch.zeros_like(x_t).masked_scatter(left, candidates)
+        revealed = reveal_by_block(full_confidence, left, block_size, num_steps - step)
+        kept[place[revealed]] = logits[revealed[left]]
+        tokens = torch.where(revealed, full_candidates, tokens)
+        reveal_step = torch.where(revealed, step, reveal_step)
+        left = left & ~revealed
+    if kept is None:
+        kept = predict(tokens, is_masked)
+    return Trajectory(kept, tokens, reveal_step)
+
+
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Give ``KL(student || teacher)`` of softened distributions for each position.
+
+    Args:
+        student_logits: ``(n, V)``.
+        teacher_logits: ``(n, V)``.
+        temperature: ``tau``; both logits are divided by it.
+
+    Returns:
+        In nats, ``(n,) float32``.
+    """
+    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    return (student.exp() * (student - teacher)).sum(dim=-1)
+
+
+def self_distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, settings: SelfDistillation
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weigh the reverse KL against the cross-entropy.
+
+    Args:
+        student_logits: At the masked positions, ``(n, V)``.
+        teacher_logits: At the same positions, ``(n, V)``; no gradient flows into them.
+        targets: Clean tokens, ``(n,) int64``.
+        settings: Weight and temperature.
+
+    Returns:
+        ``alpha * tau^2 * KL + (1 - alpha) * CE``, KL and CE, scalars; all 0 if nothing is masked.
+
+    Reference: arXiv 2602.08607; the factor ``tau^2`` keeps the gradient's scale as ``tau`` changes (arXiv 1503.02531).
+    """
+    if targets.numel() == 0:
+        nothing = student_logits.sum() * 0.0
+        return nothing, nothing.detach(), nothing.detach()
+    cross_entropy = F.cross_entropy(student_logits.float(), targets)
+    divergence = reverse_kl(student_logits, teacher_logits.detach(), settings.temperature).mean()
+    loss = settings.alpha * settings.temperature**2 * divergence + (1.0 - settings.alpha) * cross_entropy
+    return loss, divergence.detach(), cross_entropy.detach()

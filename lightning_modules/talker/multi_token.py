@@ -1,0 +1,193 @@
+"""The multi-token-prediction talker (MTP): autoregressive, several tokens a step."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.talker.anchors import SemanticAnchors, TextStates
+from lightning_modules.talker.attention_masks import anchored_causal_order, mask_from_order
+from lightning_modules.talker.autoregressive import AutoregressiveTalker
+from lightning_modules.talker.backbone import TalkerBackbone
+from lightning_modules.talker.base import TalkerOutput
+from lightning_modules.talker.losses import masked_cross_entropy
+from lightning_modules.talker.sampling import TokenSampler
+from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, cut_at_eos
+
+
+class MultiTokenTalker(AutoregressiveTalker):
+    """Predicts each token and, through extra decoder layers one after the other, the tokens behind it.
+
+    The slots are those of :class:`AutoregressiveTalker`. Extra layer ``i`` reads the hidden states of the layer before
+    it and predicts, from the slot of token ``p``, token ``p + i``; all share the output head. A step never predicts
+    across the end of a block, since the next block's anchors are not there yet.
+
+    Args:
+        num_codes: Size of the speech codebook.
+        anchors: Projects text states and assigns them to blocks.
+        backbone: Decoder layers that predict the next token.
+        extra_layers: Decoders of one layer each, as wide as the backbone; ``N - 1`` predict ``N`` tokens a step.
+        block_size: Speech tokens a block.
+        decay: Weight of each extra layer's loss as a share of that of the one before.
+
+    Raises:
+        ValueError: If there is no extra layer, more than a block can use, one of another width, or a decay outside
+            (0, 1].
+
+    Reference: arXiv 2504.04060 (VocalNet), multi-token prediction with layer-wise decaying cross-entropy.
+    """
+
+    own_parts = ("extra_layers.",)
+
+    def __init__(
+        self,
+        num_codes: int,
+        anchors: SemanticAnchors,
+        backbone: TalkerBackbone,
+        extra_layers: list[TalkerBackbone],
+        block_size: int = 16,
+        decay: float = 0.8,
+    ) -> None:
+        super().__init__(num_codes, anchors, backbone, block_size)
+        if not 1 <= len(extra_layers) < block_size:
+            raise ValueError(
+                f"{len(extra_layers)} extra_layers: give at least 1 and fewer than block_size={block_size}."
+            )
+        widths = {layer.width for layer in extra_layers}
+        if widths != {backbone.width}:
+            raise ValueError(f"extra_layers are {sorted(widths)} wide, the backbone {backbone.width}: make them equal.")
+        if not 0.0 < decay <= 1.0:
+            raise ValueError(f"decay is {decay}: give a number above 0 and up to 1.")
+        self.extra_layers = nn.ModuleList(extra_layers)
+        self.decay = decay
+
+    @property
+    def max_tokens_per_step(self) -> int:
+        """Tokens that one forward pass can predict, ``N``."""
+        return 1 + len(self.extra_layers)
+
+    @property
+    def supported_steps(self) -> tuple[int, ...]:
+        """Steps a block for every number of tokens a step, the fewest first."""
+        return tuple(sorted({math.ceil(self.block_size / n) for n in range(1, self.max_tokens_per_step + 1)}))
+
+    def ahead_hidden(self, text: TextStates, x_0: Tensor) -> list[Tensor]:
+        """Give the hidden states from which each layer predicts.
+
+        Args:
+            text: What the thinker wrote.
+            x_0: Tokens in whole blocks, ``(B, L) int64``.
+
+        Returns:
+            ``N`` tensors ``(B, L, width)``; position ``p`` of the ``i``-th predicts token ``p + i``.
+        """
+        num_blocks, num_anchors = x_0.shape[1] // self.block_size, self.anchors.anchors_per_block
+        positions = self.slot_positions(num_blocks, x_0.device)
+        order = anchored_causal_order(num_blocks, self.block_size, num_anchors, x_0.device)
+        mask = mask_from_order(order, order)
+        states = [self.backbone(self.slots(text, x_0), positions, mask)]
+        for layer in self.extra_layers:
+            states.append(layer(states[-1], positions, mask))
+        return [self.of_tokens(state, num_blocks) for state in states]
+
+    def forward(
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
+    ) -> TalkerOutput:
+        """Cross-entropy of every layer, decaying by layer; ``nll`` is that of the next token; see :class:`Talker`."""
+        speech = self.lay_out(units, unit_lengths)
+        offsets = torch.arange(speech.x_0.shape[1], device=units.device) % self.block_size
+        losses, weights, accuracies = [], [], []
+        for ahead, hidden in enumerate(self.ahead_hidden(text, speech.x_0)):
+            targets = speech.x_0.roll(-ahead, dims=1)
+            is_scored = speech.is_up_to_first_eos.roll(-ahead, dims=1) & (offsets < self.block_size - ahead)
+            loss, accuracy = masked_cross_entropy(self.head, hidden, targets, is_scored)
+            losses.append(loss)
+            accuracies.append(accuracy)
+            weights.append(self.decay**ahead)
+        loss = torch.stack([w * one for w, one in zip(weights, losses, strict=True)]).sum() / sum(weights)
+        num_scored = speech.is_up_to_first_eos.sum()
+        return TalkerOutput(loss, losses[0].detach(), accuracies[0], num_scored, loss.new_zeros(()))
+
+    @torch.no_grad()
+    def stream(
+        self,
+        text: Iterable[TextState],
+        max_blocks: int,
+        num_steps: int | None = None,
+        sampler: TokenSampler | None = None,
+    ) -> Iterator[SpeechChunk]:
+        """Decode ``ceil(block_size / num_steps)`` tokens a forward pass, a chunk a block; see :class:`Talker`."""
+        tokens_per_step = math.ceil(self.block_size / self.resolve_num_steps(num_steps))
+        sampler = sampler or TokenSampler()
+        reader = AnchorReader(self.anchors, text)
+        decoder = _StepDecoder(self, tokens_per_step, max_blocks)
+        for block in range(max_blocks):
+            tokens, num_forwards = decoder.decode_block(reader.next_block(), sampler)
+            codes, ended = cut_at_eos(tokens, self.vocabulary.eos_id)
+            is_last = ended or block == max_blocks - 1
+            yield SpeechChunk(codes, num_forwards, ended, is_last)
+            if is_last:
+                return
+
+
+class _StepDecoder:
+    """Caches of the backbone and of each extra layer, and the tokens that they have not read yet."""
+
+    def __init__(self, talker: MultiTokenTalker, tokens_per_step: int, max_blocks: int) -> None:
+        self.talker = talker
+        self.device = talker.head.weight.device
+        extra_layers = [layer for layer in talker.extra_layers if isinstance(layer, TalkerBackbone)]
+        self.layers = [talker.backbone, *extra_layers[: tokens_per_step - 1]]
+        num_anchors = talker.anchors.anchors_per_block
+        capacity = max_blocks * (num_anchors + talker.block_size)
+        self.caches = [layer.new_cache(1, capacity) for layer in self.layers]
+        self.unread = torch.tensor([talker.vocabulary.bos_id], device=self.device)
+        self.first_position = 0
+
+    def decode_block(self, anchors: Tensor, sampler: TokenSampler) -> tuple[Tensor, int]:
+        """Give a block's tokens up to its first EOS, ``(n,) int64``, and the number of forward passes."""
+        talker = self.talker
+        # All unread tokens but the last belong to slots of the block before, which come before this block's anchors.
+        *late, first = self.unread.split(1)
+        slots = [talker.embed_tokens(token[None]) for token in late]
+        slots.append(talker.embed_slots(anchors, first[None, None]))
+        predicted = self.step(torch.cat(slots, dim=1), self._first_layout(len(late)), sampler)
+        tokens, num_forwards, num_read = predicted[: talker.block_size], 1, 1
+        while not (tokens == talker.vocabulary.eos_id).any() and len(tokens) < talker.block_size:
+            self.unread = tokens[num_read - 1 :]
+            layout = self._layout([torch.arange(len(self.unread), device=self.device) + num_read], [1])
+            predicted = self.step(talker.embed_tokens(self.unread[None]), layout, sampler)
+            num_read += len(self.unread)
+            num_forwards += 1
+            tokens = torch.cat([tokens, predicted])[: talker.block_size]
+        self.unread = tokens[num_read - 1 :]
+        self.first_position += talker.block_size
+        return tokens, num_forwards
+
+    def _first_layout(self, num_late: int) -> tuple[Tensor, Tensor]:
+        """Lay out ``[late slots of the block before, anchor slots, first slot]``."""
+        num_anchors = self.talker.anchors.anchors_per_block
+        late, anchors, first = (torch.arange(n, device=self.device) for n in (num_late, num_anchors, 1))
+        return self._layout([late - num_late, anchors, first], [1, 0, 1])
+
+    def _layout(self, offsets: list[Tensor], is_causal: list[int]) -> tuple[Tensor, Tensor]:
+        """Give positions and ranks of slots in groups, each of one rank or causal in itself."""
+        ranks, next_rank = [], 0
+        for group, causal in zip(offsets, is_causal, strict=True):
+            ranks.append(next_rank + causal * torch.arange(len(group), device=self.device))
+            next_rank += len(group)
+        return self.first_position + torch.cat(offsets), torch.cat(ranks)
+
+    def step(self, slots: Tensor, layout: tuple[Tensor, Tensor], sampler: TokenSampler) -> Tensor:
+        """Run slots through all layers; give a token from each layer, ``(tokens_per_step,) int64``."""
+        positions, order = layout
+        committed = torch.full((self.caches[0].num_committed,), -1, device=self.device)
+        mask = mask_from_order(order, torch.cat([committed, order]))
+        hidden, predicted = slots, []
+        for layer, cache in zip(self.layers, self.caches, strict=True):
+            hidden = layer(hidden, positions, mask, cache)
+            cache.commit(slots.shape[1])
+            token, _ = sampler(self.talker.head(hidden[:, -1]))
+            predicted.append(token)
+        return torch.cat(predicted)

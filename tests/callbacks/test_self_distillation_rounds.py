@@ -1,0 +1,177 @@
+"""Rounds of self-distillation: promotion, what the teacher is and is not, resuming in the middle of a round."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.self_distillation_rounds import SelfDistillationRounds
+from datamodules.spoken_dialogues import SpokenDialogueDataModule
+from lightning_modules.speech_llm import SpeechLLM
+from tests.datamodules.tiny_corpus import write_split
+from tests.lightning_modules.talker.conftest import NUM_CODES
+from tests.lightning_modules.test_speech_llm import fit, make_batch, make_llm, weights_of
+
+# What Lightning says of the frozen thinker and of loaders in this process, and of texts too long for tiny speech.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore:The replies"),
+]
+
+ROUNDS = [{"max_steps": 2, "alpha": 1.0, "num_steps": 2}, {"max_steps": 3, "temperature": 1.0}, {"alpha": 0.0}]
+
+
+class Diary(L.Callback):
+    """Notes teacher and student before each step."""
+
+    def __init__(self, rounds: SelfDistillationRounds, name: str = "mdm") -> None:
+        self.rounds, self.name = rounds, name
+        self.teachers: list[dict[str, Tensor]] = []
+        self.students: list[dict[str, Tensor]] = []
+        self.losses: list[float] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, SpeechLLM)
+        self.teachers.append(copy.deepcopy(self.rounds.teachers[self.name].state_dict()))
+        self.students.append(copy.deepcopy(weights_of(pl_module, self.name)))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+def are_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("kind", ["mdm", "set_block"])
+def test_the_student_becomes_the_teacher_when_a_round_ends(kind: str) -> None:
+    rounds = SelfDistillationRounds([kind], ROUNDS)
+    diary = Diary(rounds, kind)
+    llm = make_llm(kind)
+    trainer = fit(llm, 7, callbacks=[rounds, diary])
+    for step, teacher in enumerate(diary.teachers):
+        promoted_at = 0 if step < 2 else 2 if step < 5 else 5
+        assert are_equal(teacher, diary.students[promoted_at]), step
+    assert not are_equal(diary.students[2], diary.students[5])
+    optimized = {id(one) for group in trainer.optimizers[0].param_groups for one in group["params"]}
+    for parameter in rounds.teachers[kind].parameters():
+        assert not parameter.requires_grad and parameter.grad is None and id(parameter) not in optimized
+    assert not rounds.teachers[kind].training
+    assert not any("teacher" in key for key in llm.state_dict()), "a trained talker loads without its teachers"
+    assert llm.training_scorers == {}
+
+
+def test_a_last_round_of_alpha_zero_is_plain_training() -> None:
+    plain, distilled = make_llm("mdm"), make_llm("mdm")
+    fit(plain, 4)
+    fit(distilled, 4, callbacks=[SelfDistillationRounds(["mdm"], [{"alpha": 0.0}])])
+    assert are_equal(weights_of(plain, "mdm"), weights_of(distilled, "mdm"))
+    other = make_llm("mdm")
+    fit(other, 4, callbacks=[SelfDistillationRounds(["mdm"], [{"alpha": 0.7}])])
+    assert not are_equal(weights_of(plain, "mdm"), weights_of(other, "mdm"))
+
+
+def test_other_talkers_and_validation_are_left_alone() -> None:
+    alone, beside = make_llm("ntp"), make_llm("ntp", "mdm")
+    fit(alone, 4)
+    trainer = fit(beside, 4, callbacks=[SelfDistillationRounds(["mdm"], ROUNDS)])
+    assert are_equal(weights_of(alone, "ntp"), weights_of(beside, "ntp"))
+    output = beside._talk(make_batch(99), ("validation", 0, 0))["mdm"]
+    beside.eval()
+    again = beside._talk(make_batch(99), ("validation", 0, 0))["mdm"]
+    assert torch.equal(output.nll, again.nll) or output.nll.isfinite()
+    assert float(trainer.callback_metrics["mdm/val/nll"]) == pytest.approx(float(again.nll), rel=1e-5)
+
+
+def test_a_round_without_improvement_ends() -> None:
+    rounds = SelfDistillationRounds(["mdm"], [{"patience": 2}, {}], decoding_steps=())
+    llm = make_llm("mdm", learning_rate=0.0)
+    fit(llm, 6, callbacks=[rounds], val_check_interval=1)
+    progress = rounds.state_dict()["progress"]["mdm"]
+    assert progress["index"] == 1
+    assert progress["first_step"] == 3, "the first validation sets the mark, two more do not improve on it"
+
+
+def test_rounds_and_decoding_at_their_ends_are_logged(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="mdm", version="")
+    rounds = SelfDistillationRounds(["mdm"], ROUNDS, decoding_steps=[8, 1], num_decoded=2)
+    fit(make_llm("mdm"), 6, callbacks=[rounds], logger=[logger])
+    events = EventAccumulator(str(tmp_path / "mdm"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("distillation/round")] == [0, 0, 1, 1, 1, 2]
+    assert [event.value for event in events.Scalars("distillation/teacher_steps")] == [2, 2, 4, 4, 4, 4]
+    for steps in (8, 1):
+        rates = events.Scalars(f"decode/token_error_rate_{steps}")
+        assert [event.step for event in rates] == [2, 5]
+        assert all(event.value > 0 for event in rates)
+
+
+def resumable_fit(folder: Path, corpus: Path, stop_at: int) -> tuple[SpeechLLM, Diary]:
+    """Train up to a step of a longer schedule, from the checkpoint if there is one."""
+    llm = make_llm("mdm")
+    rounds = SelfDistillationRounds(["mdm"], ROUNDS, decoding_steps=())
+    diary = Diary(rounds)
+    last = folder / "last.ckpt"
+    trainer = L.Trainer(
+        max_steps=7,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[rounds, diary, _StopAt(stop_at), LastCheckpoint(last, every_n_steps=1)],
+    )
+    data = SpokenDialogueDataModule(str(corpus), batch_size=2, validation_index=None, test_index=None)
+    trainer.fit(llm, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=False)
+    return llm, diary
+
+
+class _StopAt(L.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_stopping_inside_a_round_and_going_on_equals_no_stop(tmp_path: Path, stop: int) -> None:
+    write_split(tmp_path, "train", 14, num_codes=NUM_CODES)
+    whole, whole_diary = resumable_fit(tmp_path / "whole", tmp_path, 7)
+    resumable_fit(tmp_path / "parts", tmp_path, stop)
+    resumed, diary = resumable_fit(tmp_path / "parts", tmp_path, 7)
+    assert len(whole_diary.losses) == 7
+    assert diary.losses == whole_diary.losses[stop:]
+    for teacher, expected in zip(diary.teachers, whole_diary.teachers[stop:], strict=True):
+        assert are_equal(teacher, expected)
+    assert are_equal(weights_of(resumed, "mdm"), weights_of(whole, "mdm"))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "message"),
+    [
+        ([{}, {}], r"rounds\[0\] never ends"),
+        ([{"max_steps": 0}, {}], r"rounds\[0\]\.max_steps is 0"),
+        ([{"max_steps": 3}], r"rounds\[0\]\.max_steps is 3, but the last round"),
+        ([{"aplha": 0.7}], r"unknown keys \['aplha'\]"),
+        ([{"alpha": 7}], "alpha is 7"),
+        ([], "at least one talker and one round"),
+    ],
+)
+def test_impossible_rounds_are_refused(rounds: list[dict], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SelfDistillationRounds(["mdm"], rounds)
+
+
+@pytest.mark.parametrize(("name", "message"), [("mdn", "no talker 'mdn'"), ("ntp", "'ntp' masks nothing")])
+def test_talkers_that_cannot_be_distilled_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(make_llm("ntp", "mdm"), 2, callbacks=[SelfDistillationRounds([name])])
