@@ -33,7 +33,7 @@ class SpeechLLM(L.LightningModule):
 
     Args:
         thinker: Writes reply text to a spoken query.
-        talkers: Talkers by name; none trains the thinker alone (stage 1 of the paper).
+        talkers: Talkers by name, None leaves one out; without any the thinker trains alone (stage 1 of the paper).
         thinker_objective: What the thinker learns from; it is frozen if left out.
         initial_talker: Trained talker whose weights all talkers start from; drawn by seed and name if left out.
         vocoder: Turns speech tokens into samples; needed to speak, not to train.
@@ -59,7 +59,7 @@ class SpeechLLM(L.LightningModule):
     def __init__(
         self,
         thinker: Thinker,
-        talkers: dict[str, Talker] | None = None,
+        talkers: dict[str, Talker | None] | None = None,
         thinker_objective: ThinkerObjective | None = None,
         initial_talker: Talker | None = None,
         vocoder: Vocoder | None = None,
@@ -77,10 +77,10 @@ class SpeechLLM(L.LightningModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        talkers = talkers or {}
-        _check_names(talkers, thinker_objective is not None, {**(test_steps or {}), **(talker_learning_rates or {})})
+        present = {name: talker for name, talker in (talkers or {}).items() if talker is not None}
+        _check_names(present, thinker_objective is not None, {**(test_steps or {}), **(talker_learning_rates or {})})
         self.thinker, self.thinker_objective, self.vocoder = thinker, thinker_objective, vocoder
-        self.talkers = nn.ModuleDict(talkers)
+        self.talkers = nn.ModuleDict(present)
         self.test_steps = test_steps or {}
         self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
         self.learning_rate, self.talker_learning_rates = learning_rate, talker_learning_rates or {}
@@ -91,7 +91,7 @@ class SpeechLLM(L.LightningModule):
             vocoder.requires_grad_(False)
         if thinker_objective is None:
             thinker.requires_grad_(False)
-        for name, talker in talkers.items():
+        for name, talker in present.items():
             talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
             if initial_talker is not None:
                 talker.copy_weights(initial_talker)
