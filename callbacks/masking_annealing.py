@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.masked_talkers import find_masked_talkers
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.masking_schedule import MaskingLevels, MaskingSchedule
 
@@ -53,12 +54,7 @@ class MaskingAnnealing(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what the talkers or the number of steps do not allow."""
-        assert isinstance(pl_module, SpeechLLM), "anneals the talkers of a SpeechLLM"
-        for name in self.talkers:
-            if name not in pl_module.talkers:
-                raise ValueError(f"masking schedule: there is no talker {name!r}; there are {list(pl_module.talkers)}")
-            if not hasattr(pl_module.talkers[name], "masking"):
-                raise ValueError(f"masking schedule: the talker {name!r} masks nothing; leave it out")
+        find_masked_talkers(pl_module, self.talkers, "masking schedule")
         max_steps, last = trainer.estimated_stepping_batches, self.schedule.places[-1]
         if self.unit == "share" and max_steps == float("inf"):
             raise ValueError("masking schedule: shares need an end of training: set trainer.max_steps, or count steps")
@@ -73,7 +69,7 @@ class MaskingAnnealing(Callback):
         assert isinstance(pl_module, SpeechLLM)
         levels = self.levels_at(trainer.global_step, trainer.estimated_stepping_batches)
         masking = levels.build()
-        for name in self.talkers:
-            pl_module.talkers[name].masking = masking  # type: ignore[assignment]
+        for name, talker in find_masked_talkers(pl_module, self.talkers, "masking schedule").items():
+            talker.masking = masking
             if trainer.global_step % pl_module.log_every_n_steps == 0:
                 pl_module.log_scalars(name, levels.as_scalars(), trainer.global_step)

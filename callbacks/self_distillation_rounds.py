@@ -9,12 +9,13 @@ from jiwer import process_words
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.masked_talkers import find_masked_talkers
 from datamodules.batch import SpokenBatch
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.anchors import TextStates
-from lightning_modules.talker.base import Talker, TalkerOutput
+from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.distillation import SelfDistillation
-from lightning_modules.talker.noisy_batch import MaskedPredictor, distil_masked
+from lightning_modules.talker.masked_talker import MaskedTalker
 from lightning_modules.talker.streaming import states_of_row
 
 ROUND_KEYS = {"alpha", "temperature", "num_steps", "max_steps", "patience"}
@@ -59,21 +60,16 @@ class SelfDistillationRounds(Callback):
             for one in self.rounds
         ]
         self.decoding_steps, self.num_decoded = tuple(decoding_steps), num_decoded
-        self.teachers: dict[str, Talker] = {}
+        self.teachers: dict[str, MaskedTalker] = {}
+        self._students: dict[str, MaskedTalker] = {}
         self._progress = {name: _Progress() for name in self.talkers}
         self._saved_teachers: dict[str, dict[str, Tensor]] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the teachers: those of the checkpoint, or copies of the students."""
-        assert isinstance(pl_module, SpeechLLM), "distils the talkers of a SpeechLLM"
-        for name in self.talkers:
-            if name not in pl_module.talkers:
-                known = list(pl_module.talkers)
-                raise ValueError(f"self-distillation: there is no talker {name!r}; there are {known}")
-            student = pl_module.talkers[name]
-            if not hasattr(student, "masked_hidden"):
-                raise ValueError(f"self-distillation: the talker {name!r} masks nothing; leave it out")
-            assert isinstance(student, Talker)
+        assert isinstance(pl_module, SpeechLLM)
+        self._students = find_masked_talkers(pl_module, self.talkers, "self-distillation")
+        for name, student in self._students.items():
             self.teachers[name] = copy.deepcopy(student).requires_grad_(False).eval()
             if name in self._saved_teachers:
                 self.teachers[name].load_state_dict(self._saved_teachers[name])
@@ -133,8 +129,7 @@ class SelfDistillationRounds(Callback):
         return is_long_enough or (patience is not None and progress.num_without_gain >= patience)
 
     def _promote(self, trainer: Trainer, pl_module: SpeechLLM, name: str) -> None:
-        student, progress = pl_module.talkers[name], self._progress[name]
-        assert isinstance(student, Talker)
+        student, progress = self._students[name], self._progress[name]
         self.teachers[name].load_state_dict(student.state_dict())
         rates = self._decode(trainer, pl_module, student)
         if rates:
@@ -144,10 +139,10 @@ class SelfDistillationRounds(Callback):
 
     def _distil(self, pl_module: SpeechLLM, name: str) -> None:
         settings = self.settings[self._progress[name].index]
-        pl_module.training_scorers[name] = _Distiller(pl_module.talkers[name], self.teachers[name], settings)
+        pl_module.training_scorers[name] = _Distiller(self._students[name], self.teachers[name], settings)
 
     @torch.no_grad()
-    def _decode(self, trainer: Trainer, pl_module: SpeechLLM, student: Talker) -> dict[str, Tensor | float]:
+    def _decode(self, trainer: Trainer, pl_module: SpeechLLM, student: MaskedTalker) -> dict[str, Tensor | float]:
         """Gives token error rates of few-step decoding on the first validation replies."""
         loaders = trainer.val_dataloaders
         if not loaders or not self.decoding_steps or not self.num_decoded:
@@ -187,16 +182,14 @@ class _Progress:
 class _Distiller:
     """Scores a training batch against a teacher, with the signature of a talker's forward."""
 
-    def __init__(self, student: Any, teacher: Any, settings: SelfDistillation) -> None:
-        self.student: MaskedPredictor = student
-        self.teacher: MaskedPredictor = teacher
-        self.settings = settings
+    def __init__(self, student: MaskedTalker, teacher: MaskedTalker, settings: SelfDistillation) -> None:
+        self.student, self.teacher, self.settings = student, teacher, settings
 
     def __call__(
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
     ) -> TalkerOutput:
         batch = self.student.corrupt(text, units, unit_lengths, generator)
-        return distil_masked(self.student, self.teacher, batch, self.settings)
+        return self.student.distil(self.teacher, batch, self.settings)
 
 
 def _check_round(index: int, one: Mapping[str, Any], is_last: bool) -> None:

@@ -2,11 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+
+def text_states_folder(root: Path, set_name: str) -> Path:
+    """Gives where the text states of a set lie, one `<id>.npy` an example."""
+    return root / set_name / "text_states"
 
 
 @dataclass

@@ -11,7 +11,7 @@ import soundfile
 import soxr
 import torch
 
-from datamodules.batch import SpokenExample
+from datamodules.batch import SpokenExample, text_states_folder
 from datamodules.unit_files import read_units
 
 SAMPLE_RATE = 16_000
@@ -84,7 +84,7 @@ class ReleasedLayout:
         self.index = Path(index)
         self.fields = tuple(fields)
         self.num_codes = num_codes
-        states = Path(text_states_root or root) / self.index.parent.name / "text_states"
+        states = text_states_folder(Path(text_states_root or root), self.index.parent.name)
         self.items = _read_index(self.index, Path(root), Path(units_root or root), states)[:max_examples]
         for field in self.fields:
             self._require(field)

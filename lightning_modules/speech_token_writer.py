@@ -1,7 +1,6 @@
 """A job that writes the speech tokens of a corpus' replies, one `.npy` an example, as the released sets store them."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from lightning_modules.array_files import write_array
 from lightning_modules.speech_codec import SpeechCodec
 
 SPLITS = ("train", "validation", "test")
@@ -90,10 +90,7 @@ class SpeechTokenWriter:
         padded = pad_sequence(waveforms, batch_first=True)
         tokens, token_lengths = self.codec.encode(padded.to(device), lengths.to(device))
         for path, row, length in zip(paths, tokens.cpu(), token_lengths.tolist(), strict=True):
-            partial = path.with_name(path.name + ".partial")
-            with partial.open("wb") as file:
-                np.save(file, row[:length].numpy().astype(np.int32))
-            os.replace(partial, path)
+            write_array(path, row[:length].numpy().astype(np.int32))
 
     def _items(self, split: str) -> list[Mapping[str, Any]]:
         index = self.corpus_root / self.set_name / f"{split}.json"

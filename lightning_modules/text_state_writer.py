@@ -1,6 +1,5 @@
 """A job that writes what a frozen thinker says to each reply, so that talkers train without running it."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from datamodules.batch import text_states_folder
+from lightning_modules.array_files import write_array
 from lightning_modules.thinker.thinker import Thinker
-
-FOLDER = "text_states"
 
 
 class TextStateWriter:
@@ -58,7 +57,7 @@ class TextStateWriter:
         Raises:
             ValueError: A query or a reply is damaged, empty or too long.
         """
-        folder = Path(output_dir) / self.set_name / FOLDER
+        folder = text_states_folder(Path(output_dir), self.set_name)
         folder.mkdir(parents=True, exist_ok=True)
         report: dict[str, Any] = {}
         for split, examples in self.splits.items():
@@ -84,8 +83,5 @@ class TextStateWriter:
             output = self.thinker(padded, lengths, [example.reply_text for example in batch])
         states = torch.cat([output.hidden.float(), output.embedding.float()], dim=-1).cpu().numpy()
         for path, row, length in zip(paths, states, output.lengths.tolist(), strict=True):
-            partial = path.with_name(path.name + ".partial")
-            with partial.open("wb") as file:
-                np.save(file, row[:length])
-            os.replace(partial, path)
+            write_array(path, row[:length])
         return int(output.lengths.sum())

@@ -1,16 +1,23 @@
 """The next-token-prediction talker (NTP), the autoregressive baseline."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_modules.talker.anchors import TextStates
 from lightning_modules.talker.attention_masks import anchored_causal_order, mask_from_order
+from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, cut_at_eos
+from lightning_modules.talker.streaming import (
+    AnchorReader,
+    BlockDecoder,
+    SpeechChunk,
+    TextState,
+    stream_blocks,
+)
 
 
 class AutoregressiveTalker(Talker):
@@ -68,11 +75,15 @@ class AutoregressiveTalker(Talker):
             self.backbone(self.slots(text, x_0), positions, mask_from_order(order, order)), num_blocks
         )
 
+    def previous_tokens(self, tokens: Tensor) -> Tensor:
+        """Give what the slot of each token reads, the token before it and BOS before the first: ``(B, L)`` as given."""
+        begin = tokens.new_full((tokens.shape[0], 1), self.vocabulary.bos_id)
+        return torch.cat([begin, tokens[:, :-1]], dim=1)
+
     def slots(self, text: TextStates, x_0: Tensor) -> Tensor:
         """Embed whole blocks as slots, ``(B, K * (Q + block_size), width)``; arguments as of :meth:`logits`."""
         num_blocks = x_0.shape[1] // self.block_size
-        begin = x_0.new_full((x_0.shape[0], 1), self.vocabulary.bos_id)
-        previous = torch.cat([begin, x_0[:, :-1]], dim=1).unflatten(1, (num_blocks, self.block_size))
+        previous = self.previous_tokens(x_0).unflatten(1, (num_blocks, self.block_size))
         return self.embed_slots(self.anchors(text, num_blocks), previous)
 
     def of_tokens(self, hidden: Tensor, num_blocks: int) -> Tensor:
@@ -89,7 +100,6 @@ class AutoregressiveTalker(Talker):
         loss, accuracy = masked_cross_entropy(self.head, self.causal_hidden(text, speech.x_0), speech.x_0, is_scored)
         return TalkerOutput(loss, loss.detach(), accuracy, is_scored.sum(), loss.new_zeros(()))
 
-    @torch.no_grad()
     def stream(
         self,
         text: Iterable[TextState],
@@ -99,35 +109,70 @@ class AutoregressiveTalker(Talker):
     ) -> Iterator[SpeechChunk]:
         """Decode token by token, a chunk a block; see :class:`Talker`."""
         self.resolve_num_steps(num_steps)
-        sampler = sampler or TokenSampler()
-        reader = AnchorReader(self.anchors, text)
-        num_anchors = self.anchors.anchors_per_block
-        cache = self.backbone.new_cache(1, max_blocks * (num_anchors + self.block_size))
-        device = self.head.weight.device
-        order = anchored_causal_order(1, self.block_size, num_anchors, device)[: num_anchors + 1]
-        positions = self.slot_positions(max_blocks, device).unflatten(0, (max_blocks, -1))
-        previous = torch.tensor([[[self.vocabulary.bos_id]]], device=device)
-        for block in range(max_blocks):
-            first_mask = torch.ones(
-                num_anchors + 1, cache.num_committed + num_anchors + 1, dtype=torch.bool, device=device
-            )
-            first_mask[:, cache.num_committed :] = mask_from_order(order, order)
-            slots = self.embed_slots(reader.next_block(), previous)
-            mask: Tensor | None = first_mask
-            tokens: list[Tensor] = []
-            start = 0
-            while len(tokens) < self.block_size:
-                hidden = self.backbone(slots, positions[block, start : start + slots.shape[1]], mask, cache)
-                cache.commit(slots.shape[1])
-                start += slots.shape[1]
-                token, _ = sampler(self.head(hidden[:, -1]))
-                tokens.append(token)
-                previous = token[None, None]
-                if int(token) == self.vocabulary.eos_id:
-                    break
-                slots, mask = self.embed_tokens(token)[None], None
-            codes, ended = cut_at_eos(torch.cat(tokens), self.vocabulary.eos_id)
-            is_last = ended or block == max_blocks - 1
-            yield SpeechChunk(codes, len(tokens), ended, is_last)
-            if is_last:
-                return
+        decoder = StepDecoder(self, [self.backbone], max_blocks, sampler or TokenSampler())
+        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
+
+
+class StepDecoder(BlockDecoder):
+    """Caches of a talker's layers, and the tokens that they have not read yet.
+
+    Args:
+        talker: Gives embeddings and the head.
+        layers: Its backbone, which predicts the next token, then one for each token behind it; each reads the hidden
+            states of the one before.
+        max_blocks: Room in the caches.
+        sampler: Chooses tokens.
+    """
+
+    def __init__(
+        self, talker: AutoregressiveTalker, layers: Sequence[TalkerBackbone], max_blocks: int, sampler: TokenSampler
+    ) -> None:
+        self.talker, self.layers, self.sampler = talker, layers, sampler
+        self.device = talker.head.weight.device
+        capacity = max_blocks * (talker.anchors.anchors_per_block + talker.block_size)
+        self.caches = [layer.new_cache(1, capacity) for layer in layers]
+        self.unread = torch.tensor([talker.vocabulary.bos_id], device=self.device)
+        self.offsets = torch.arange(talker.block_size, device=self.device)
+        self.first_position = 0
+
+    def decode_block(self, anchors: Tensor) -> tuple[Tensor, int]:
+        """Predict ``len(layers)`` tokens a step, up to the first EOS; see :class:`BlockDecoder`."""
+        talker = self.talker
+        tokens, num_forwards, num_read = self._first_step(anchors), 1, 1
+        while not (tokens == talker.vocabulary.eos_id).any() and len(tokens) < talker.block_size:
+            self.unread = tokens[num_read - 1 :]
+            order = self.offsets[: len(self.unread)]
+            positions = self.first_position + num_read + order
+            predicted = self._step(talker.embed_tokens(self.unread[None]), positions, order)
+            num_read += len(self.unread)
+            num_forwards += 1
+            tokens = torch.cat([tokens, predicted])
+        tokens = tokens[: talker.block_size]
+        self.unread = tokens[num_read - 1 :]
+        self.first_position += talker.block_size
+        return tokens, num_forwards
+
+    def _first_step(self, anchors: Tensor) -> Tensor:
+        """Read ``[late slots of the block before, anchor slots, first slot]``."""
+        talker, num_anchors = self.talker, self.talker.anchors.anchors_per_block
+        # All unread tokens but the last belong to slots of the block before.
+        late, first = self.unread[None, :-1], self.unread[None, None, -1:]
+        slots = torch.cat([talker.embed_tokens(late), talker.embed_slots(anchors, first)], dim=1)
+        num_late = late.shape[1]
+        positions = torch.cat([self.offsets[:num_late] - num_late, self.offsets[:num_anchors], self.offsets[:1]])
+        order = torch.arange(num_late + num_anchors + 1, device=self.device)
+        order[num_late:-1] = num_late
+        return self._step(slots, self.first_position + positions, order)
+
+    def _step(self, slots: Tensor, positions: Tensor, order: Tensor) -> Tensor:
+        """Run slots through all layers; give a token from each layer, ``(len(layers),) int64``."""
+        mask = None
+        if len(order) > 1:
+            committed = torch.full((self.caches[0].num_committed,), -1, device=self.device)
+            mask = mask_from_order(order, torch.cat([committed, order]))
+        hidden, predicted = slots, []
+        for layer, cache in zip(self.layers, self.caches, strict=True):
+            hidden = layer(hidden, positions, mask, cache)
+            cache.commit(slots.shape[1])
+            predicted.append(self.sampler(self.talker.head(hidden[:, -1]))[0])
+        return torch.cat(predicted)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_modules.talker.sampling import TokenSampler
+from lightning_modules.talker.unmasking import most_confident, num_to_reveal
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,8 @@ def reveal_by_block(confidence: Tensor, is_masked: Tensor, block_size: int, num_
         True at ``ceil(R_j / (K - j + 1))`` positions of each block with ``R_j`` masks, ``(R, S) bool``.
     """
     blocks = is_masked.unflatten(1, (-1, block_size))
-    num_revealed = -(-blocks.sum(dim=-1, keepdim=True) // num_steps_left)
-    candidates = confidence.unflatten(1, (-1, block_size)).masked_fill(~blocks, -torch.inf)
-    order = candidates.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(block_size, device=order.device).expand_as(order))
-    return ((rank < num_revealed) & blocks).flatten(1)
+    num_revealed = num_to_reveal(blocks.sum(dim=-1, keepdim=True), num_steps_left)
+    return most_confident(confidence.unflatten(1, (-1, block_size)), blocks, num_revealed).flatten(1)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,7 +24,16 @@ def masked_cross_entropy(
     """
     logits, scored_targets = head(hidden[is_scored]).float(), targets[is_scored]
     if scored_targets.numel() == 0:
-        return hidden.sum() * 0.0 + logits.sum(), torch.zeros((), device=hidden.device)
+        return hidden.sum() * 0.0 + logits.sum(), token_accuracy(logits, scored_targets)
     loss = F.cross_entropy(logits, scored_targets)
-    accuracy = (logits.detach().argmax(-1) == scored_targets).float().mean()
-    return loss, accuracy
+    return loss, token_accuracy(logits, scored_targets)
+
+
+def token_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Give the share of positions whose most likely token is right, a scalar; 0 if there are none.
+
+    Args:
+        logits: ``(n, V)``.
+        targets: Token ids, ``(n,) int64``.
+    """
+    return (logits.detach().argmax(dim=-1) == targets).float().sum() / max(1, targets.numel())

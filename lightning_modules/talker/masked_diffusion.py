@@ -8,15 +8,20 @@ from torch import Tensor
 from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.attention_masks import block_causal_order, clean_context_mask, mask_from_order
 from lightning_modules.talker.backbone import TalkerBackbone
-from lightning_modules.talker.base import Talker, TalkerOutput
-from lightning_modules.talker.masking import Masking, check_copies, draw_copies
-from lightning_modules.talker.noisy_batch import NoisyBatch, score_masked
+from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
+from lightning_modules.talker.masking import Masking
 from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, cut_at_eos
-from lightning_modules.talker.unmasking import powers_of_two_up_to, unmask_block
+from lightning_modules.talker.streaming import (
+    AnchorReader,
+    BlockDecoder,
+    SpeechChunk,
+    TextState,
+    stream_blocks,
+)
+from lightning_modules.talker.unmasking import unmask_block
 
 
-class MaskedDiffusionTalker(Talker):
+class MaskedDiffusionTalker(MaskedTalker):
     """Predicts the masked tokens of a block in parallel, a few at a time.
 
     Attention is full inside a block and causal across blocks; the first positions of a block carry its anchors.
@@ -47,16 +52,8 @@ class MaskedDiffusionTalker(Talker):
         num_noisy_copies: int = 1,
         complementary_masks: bool = False,
     ) -> None:
-        super().__init__(num_codes, anchors, backbone, block_size)
-        check_copies(num_noisy_copies, complementary_masks)
-        self.masking = self.evaluation_masking = masking
-        self.clean_context = clean_context
-        self.num_noisy_copies, self.complementary_masks = num_noisy_copies, complementary_masks
-
-    @property
-    def supported_steps(self) -> tuple[int, ...]:
-        """4, the paper's default, then every power of two up to the block size."""
-        return powers_of_two_up_to(self.block_size)
+        copies = clean_context, num_noisy_copies, complementary_masks
+        super().__init__(num_codes, anchors, backbone, masking, block_size, *copies)
 
     def embed(self, tokens: Tensor, anchors: Tensor) -> Tensor:
         """Embed tokens in whole blocks with their anchors in place.
@@ -99,34 +96,10 @@ class MaskedDiffusionTalker(Talker):
         hidden = self.backbone(embedded, positions.repeat(num_copies + 1), mask)
         return hidden[:, : num_copies * length]
 
-    def corrupt(self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator) -> NoisyBatch:
-        """Lay a batch out in blocks and draw its masks; arguments as of :meth:`forward`."""
-        speech = self.lay_out(units, unit_lengths)
-        masking = self.masking if self.training else self.evaluation_masking
-        num_copies = self.num_noisy_copies
-        masks = draw_copies(masking, speech.is_real, self.block_size, generator, num_copies, self.complementary_masks)
-        # Copies that share a clean one stand behind each other; others are rows of their own.
-        copy_dim = 1 if self.clean_context else 0
-        targets = torch.cat([speech.x_0] * num_copies, dim=copy_dim)
-        rows = text if self.clean_context else text.repeat(num_copies)
-        return NoisyBatch(rows, speech, targets, torch.cat(masks, dim=copy_dim), self.vocabulary.mask_id)
-
     def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:
-        """Give the hidden states that the head predicts from; see :class:`MaskedPredictor`."""
+        """Give the hidden states that the head predicts from; see :class:`MaskedTalker`."""
         return self.hidden(batch.text, x_t, batch.speech.x_0 if self.clean_context else None)
 
-    def hidden_and_side_loss(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
-        """Give these hidden states at ``x_t``; there is no other loss; see :class:`MaskedPredictor`."""
-        hidden = self.masked_hidden(batch, batch.x_t)
-        return hidden, hidden.new_zeros(())
-
-    def forward(
-        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
-    ) -> TalkerOutput:
-        """Cross-entropy over masked positions; see :class:`Talker`."""
-        return score_masked(self, self.corrupt(text, units, unit_lengths, generator))
-
-    @torch.no_grad()
     def stream(
         self,
         text: Iterable[TextState],
@@ -149,26 +122,22 @@ class MaskedDiffusionTalker(Talker):
             The speech tokens of each block, up to the first EOS.
         """
         num_steps = self.resolve_num_steps(num_steps)
-        sampler = sampler or TokenSampler()
-        reader = AnchorReader(self.anchors, text)
-        decoder = _BlockDecoder(self, max_blocks)
-        for block in range(max_blocks):
-            tokens = decoder.decode_block(reader.next_block(), num_steps, sampler)
-            codes, ended = cut_at_eos(tokens, self.vocabulary.eos_id)
-            is_last = ended or block == max_blocks - 1
-            pays_commit = not (fused_commit or is_last)
-            if pays_commit:
-                decoder.commit_pending()
-            yield SpeechChunk(codes, num_steps + pays_commit, ended, is_last)
-            if is_last:
-                return
+        decoder = _BlockDecoder(self, max_blocks, num_steps, sampler or TokenSampler(), fused_commit)
+        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
 
 
-class _BlockDecoder:
+class _BlockDecoder(BlockDecoder):
     """Cache of the committed blocks and the finished block that is still to be committed."""
 
-    def __init__(self, talker: MaskedDiffusionTalker, max_blocks: int) -> None:
-        self.talker = talker
+    def __init__(
+        self,
+        talker: MaskedDiffusionTalker,
+        max_blocks: int,
+        num_steps: int,
+        sampler: TokenSampler,
+        fused_commit: bool,
+    ) -> None:
+        self.talker, self.num_steps, self.sampler, self.fused_commit = talker, num_steps, sampler, fused_commit
         self.cache = talker.backbone.new_cache(1, max_blocks * talker.block_size)
         self.device = talker.head.weight.device
         self.pending: Tensor | None = None
@@ -177,13 +146,16 @@ class _BlockDecoder:
         start = self.cache.num_committed
         return torch.arange(start, start + num_positions, device=self.device)
 
-    def commit_pending(self) -> None:
-        """Write the finished block's keys and values in a pass of their own."""
+    def close_block(self) -> int:
+        """Write the finished block's keys and values in a pass of their own, unless the next block does it."""
+        if self.fused_commit:
+            return 0
         assert self.pending is not None
         block_size = self.talker.block_size
         self.talker.backbone(self.pending, self.positions(block_size), None, self.cache)
         self.cache.commit(block_size)
         self.pending = None
+        return 1
 
     def forward(self, embedded: Tensor) -> Tensor:
         """Run the network on the block in work, committing the pending one on the way: ``(1, block_size, V)``."""
@@ -201,11 +173,12 @@ class _BlockDecoder:
             self.pending = None
         return self.talker.head(hidden)
 
-    def decode_block(self, anchors: Tensor, num_steps: int, sampler: TokenSampler) -> Tensor:
-        """Unmask one block; gives its tokens ``(block_size,)``."""
-        talker = self.talker
-        mask_id = talker.vocabulary.mask_id
+    def decode_block(self, anchors: Tensor) -> tuple[Tensor, int]:
+        """Unmask one block; see :class:`BlockDecoder`."""
+        talker, mask_id = self.talker, self.talker.vocabulary.mask_id
         masked = torch.full((1, talker.block_size), mask_id, device=self.device)
-        tokens = unmask_block(lambda x_t: self.forward(talker.embed(x_t, anchors)), masked, mask_id, num_steps, sampler)
+        tokens = unmask_block(
+            lambda x_t: self.forward(talker.embed(x_t, anchors)), masked, mask_id, self.num_steps, self.sampler
+        )
         self.pending = talker.embed(tokens, anchors)
-        return tokens[0]
+        return tokens[0], self.num_steps

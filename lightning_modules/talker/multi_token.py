@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.attention_masks import anchored_causal_order, mask_from_order
-from lightning_modules.talker.autoregressive import AutoregressiveTalker
+from lightning_modules.talker.autoregressive import AutoregressiveTalker, StepDecoder
 from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, cut_at_eos
+from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, stream_blocks
 
 
 class MultiTokenTalker(AutoregressiveTalker):
@@ -109,7 +109,6 @@ class MultiTokenTalker(AutoregressiveTalker):
         num_scored = speech.is_up_to_first_eos.sum()
         return TalkerOutput(loss, losses[0].detach(), accuracies[0], num_scored, loss.new_zeros(()))
 
-    @torch.no_grad()
     def stream(
         self,
         text: Iterable[TextState],
@@ -119,75 +118,7 @@ class MultiTokenTalker(AutoregressiveTalker):
     ) -> Iterator[SpeechChunk]:
         """Decode ``ceil(block_size / num_steps)`` tokens a forward pass, a chunk a block; see :class:`Talker`."""
         tokens_per_step = math.ceil(self.block_size / self.resolve_num_steps(num_steps))
-        sampler = sampler or TokenSampler()
-        reader = AnchorReader(self.anchors, text)
-        decoder = _StepDecoder(self, tokens_per_step, max_blocks)
-        for block in range(max_blocks):
-            tokens, num_forwards = decoder.decode_block(reader.next_block(), sampler)
-            codes, ended = cut_at_eos(tokens, self.vocabulary.eos_id)
-            is_last = ended or block == max_blocks - 1
-            yield SpeechChunk(codes, num_forwards, ended, is_last)
-            if is_last:
-                return
-
-
-class _StepDecoder:
-    """Caches of the backbone and of each extra layer, and the tokens that they have not read yet."""
-
-    def __init__(self, talker: MultiTokenTalker, tokens_per_step: int, max_blocks: int) -> None:
-        self.talker = talker
-        self.device = talker.head.weight.device
-        extra_layers = [layer for layer in talker.extra_layers if isinstance(layer, TalkerBackbone)]
-        self.layers = [talker.backbone, *extra_layers[: tokens_per_step - 1]]
-        num_anchors = talker.anchors.anchors_per_block
-        capacity = max_blocks * (num_anchors + talker.block_size)
-        self.caches = [layer.new_cache(1, capacity) for layer in self.layers]
-        self.unread = torch.tensor([talker.vocabulary.bos_id], device=self.device)
-        self.first_position = 0
-
-    def decode_block(self, anchors: Tensor, sampler: TokenSampler) -> tuple[Tensor, int]:
-        """Give a block's tokens up to its first EOS, ``(n,) int64``, and the number of forward passes."""
-        talker = self.talker
-        # All unread tokens but the last belong to slots of the block before, which come before this block's anchors.
-        *late, first = self.unread.split(1)
-        slots = [talker.embed_tokens(token[None]) for token in late]
-        slots.append(talker.embed_slots(anchors, first[None, None]))
-        predicted = self.step(torch.cat(slots, dim=1), self._first_layout(len(late)), sampler)
-        tokens, num_forwards, num_read = predicted[: talker.block_size], 1, 1
-        while not (tokens == talker.vocabulary.eos_id).any() and len(tokens) < talker.block_size:
-            self.unread = tokens[num_read - 1 :]
-            layout = self._layout([torch.arange(len(self.unread), device=self.device) + num_read], [1])
-            predicted = self.step(talker.embed_tokens(self.unread[None]), layout, sampler)
-            num_read += len(self.unread)
-            num_forwards += 1
-            tokens = torch.cat([tokens, predicted])[: talker.block_size]
-        self.unread = tokens[num_read - 1 :]
-        self.first_position += talker.block_size
-        return tokens, num_forwards
-
-    def _first_layout(self, num_late: int) -> tuple[Tensor, Tensor]:
-        """Lay out ``[late slots of the block before, anchor slots, first slot]``."""
-        num_anchors = self.talker.anchors.anchors_per_block
-        late, anchors, first = (torch.arange(n, device=self.device) for n in (num_late, num_anchors, 1))
-        return self._layout([late - num_late, anchors, first], [1, 0, 1])
-
-    def _layout(self, offsets: list[Tensor], is_causal: list[int]) -> tuple[Tensor, Tensor]:
-        """Give positions and ranks of slots in groups, each of one rank or causal in itself."""
-        ranks, next_rank = [], 0
-        for group, causal in zip(offsets, is_causal, strict=True):
-            ranks.append(next_rank + causal * torch.arange(len(group), device=self.device))
-            next_rank += len(group)
-        return self.first_position + torch.cat(offsets), torch.cat(ranks)
-
-    def step(self, slots: Tensor, layout: tuple[Tensor, Tensor], sampler: TokenSampler) -> Tensor:
-        """Run slots through all layers; give a token from each layer, ``(tokens_per_step,) int64``."""
-        positions, order = layout
-        committed = torch.full((self.caches[0].num_committed,), -1, device=self.device)
-        mask = mask_from_order(order, torch.cat([committed, order]))
-        hidden, predicted = slots, []
-        for layer, cache in zip(self.layers, self.caches, strict=True):
-            hidden = layer(hidden, positions, mask, cache)
-            cache.commit(slots.shape[1])
-            token, _ = sampler(self.talker.head(hidden[:, -1]))
-            predicted.append(token)
-        return torch.cat(predicted)
+        extra_layers = [layer for layer in self.extra_layers if isinstance(layer, TalkerBackbone)]
+        layers = [self.backbone, *extra_layers[: tokens_per_step - 1]]
+        decoder = StepDecoder(self, layers, max_blocks, sampler or TokenSampler())
+        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)

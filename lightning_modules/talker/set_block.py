@@ -10,16 +10,21 @@ from lightning_modules.talker.attention import CausalContextAttention
 from lightning_modules.talker.attention_masks import mask_from_order
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.backbone import TalkerBackbone
-from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.losses import masked_cross_entropy
-from lightning_modules.talker.masking import Masking, check_copies, draw_copies
-from lightning_modules.talker.noisy_batch import NoisyBatch, score_masked
+from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
+from lightning_modules.talker.masking import Masking
 from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, cut_at_eos
-from lightning_modules.talker.unmasking import powers_of_two_up_to, unmask_block
+from lightning_modules.talker.streaming import (
+    AnchorReader,
+    BlockDecoder,
+    SpeechChunk,
+    TextState,
+    stream_blocks,
+)
+from lightning_modules.talker.unmasking import unmask_block
 
 
-class SetBlockTalker(AutoregressiveTalker):
+class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
     """An autoregressive talker that also predicts the masked tokens of a block in parallel, a few at a time.
 
     It keeps the layout of :class:`AutoregressiveTalker` (anchor slots ahead of a block's tokens, the slot of token
@@ -55,33 +60,11 @@ class SetBlockTalker(AutoregressiveTalker):
         complementary_masks: bool = False,
         next_token_weight: float = 1.0,
     ) -> None:
-        super().__init__(num_codes, anchors, backbone, block_size)
-        check_copies(num_noisy_copies, complementary_masks)
+        copies = num_noisy_copies, complementary_masks
+        super().__init__(num_codes, anchors, backbone, masking, block_size, True, *copies)
         if next_token_weight < 0:
             raise ValueError(f"next_token_weight is {next_token_weight}: give 0 or more.")
-        self.masking = self.evaluation_masking = masking
-        self.num_noisy_copies, self.complementary_masks = num_noisy_copies, complementary_masks
         self.next_token_weight = next_token_weight
-
-    @property
-    def supported_steps(self) -> tuple[int, ...]:
-        """4, the paper's default, then every power of two up to the block size."""
-        return powers_of_two_up_to(self.block_size)
-
-    def previous_tokens(self, x_t: Tensor, x_0: Tensor) -> Tensor:
-        """Give what each slot of a noisy copy reads: the token before it, which is clean if an earlier block holds it.
-
-        Args:
-            x_t: Partly masked tokens in whole blocks, ``(B, L) int64``.
-            x_0: The clean ones, ``(B, L) int64``.
-
-        Returns:
-            ``(B, L) int64``.
-        """
-        begin = x_0.new_full((x_0.shape[0], 1), self.vocabulary.bos_id)
-        noisy, clean = (torch.cat([begin, tokens[:, :-1]], dim=1) for tokens in (x_t, x_0))
-        is_first = torch.arange(x_0.shape[1], device=x_0.device) % self.block_size == 0
-        return torch.where(is_first, clean, noisy)
 
     def hidden(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor]:
         """Run noisy copies and the clean one through the backbone.
@@ -98,7 +81,10 @@ class SetBlockTalker(AutoregressiveTalker):
         length, device = x_0.shape[1], x_0.device
         num_blocks, num_copies = length // self.block_size, x_t.shape[1] // length
         num_anchors = self.anchors.anchors_per_block
-        noisy = torch.cat([self.previous_tokens(copy, x_0) for copy in x_t.split(length, dim=1)], dim=1)
+        # The first slot of a block reads the last token of the block before, which is clean.
+        is_last = torch.arange(length, device=device) % self.block_size == self.block_size - 1
+        copies = [torch.where(is_last, x_0, copy) for copy in x_t.split(length, dim=1)]
+        noisy = torch.cat([self.previous_tokens(copy) for copy in copies], dim=1)
         slots = [self.embed_tokens(noisy), self.slots(text, x_0)]
         positions = [torch.arange(length, device=device).repeat(num_copies), self.slot_positions(num_blocks, device)]
         attention = CausalContextAttention(num_blocks, self.block_size, num_anchors, num_copies, device)
@@ -110,21 +96,12 @@ class SetBlockTalker(AutoregressiveTalker):
         """Predict every position of partly masked copies, ``(B, C * L, V)``; see :meth:`hidden`."""
         return self.head(self.hidden(text, x_t, x_0)[0])
 
-    def corrupt(self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator) -> NoisyBatch:
-        """Lay a batch out in blocks and draw its masks; arguments as of :meth:`forward`."""
-        speech = self.lay_out(units, unit_lengths)
-        masking = self.masking if self.training else self.evaluation_masking
-        copies = self.num_noisy_copies, self.complementary_masks
-        is_masked = torch.cat(draw_copies(masking, speech.is_real, self.block_size, generator, *copies), dim=1)
-        targets = speech.x_0.repeat(1, self.num_noisy_copies)
-        return NoisyBatch(text, speech, targets, is_masked, self.vocabulary.mask_id)
-
     def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:
-        """Give the hidden states that the head predicts from; see :class:`MaskedPredictor`."""
+        """Give the hidden states that the head predicts from; see :class:`MaskedTalker`."""
         return self.hidden(batch.text, x_t, batch.speech.x_0)[0]
 
     def hidden_and_side_loss(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
-        """Give these hidden states at ``x_t``, and the weighted next-token loss; see :class:`MaskedPredictor`."""
+        """Give these hidden states at ``x_t``, and the weighted next-token loss; see :class:`MaskedTalker`."""
         x_0 = batch.speech.x_0
         of_noisy, of_clean = self.hidden(batch.text, batch.x_t, x_0)
         if self.next_token_weight == 0:
@@ -132,13 +109,6 @@ class SetBlockTalker(AutoregressiveTalker):
         next_token_nll, _ = masked_cross_entropy(self.head, of_clean, x_0, batch.speech.is_up_to_first_eos)
         return of_noisy, self.next_token_weight * next_token_nll
 
-    def forward(
-        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
-    ) -> TalkerOutput:
-        """Cross-entropy over masked positions plus that of next tokens; ``nll`` is the former; see :class:`Talker`."""
-        return score_masked(self, self.corrupt(text, units, unit_lengths, generator))
-
-    @torch.no_grad()
     def stream(
         self,
         text: Iterable[TextState],
@@ -151,23 +121,15 @@ class SetBlockTalker(AutoregressiveTalker):
         The finished block rides with the next one's first pass, which writes its keys and values to the cache.
         """
         num_steps = self.resolve_num_steps(num_steps)
-        sampler = sampler or TokenSampler()
-        reader = AnchorReader(self.anchors, text)
-        decoder = _BlockDecoder(self, max_blocks)
-        for block in range(max_blocks):
-            tokens = decoder.decode_block(reader.next_block(), num_steps, sampler)
-            codes, ended = cut_at_eos(tokens, self.vocabulary.eos_id)
-            is_last = ended or block == max_blocks - 1
-            yield SpeechChunk(codes, num_steps, ended, is_last)
-            if is_last:
-                return
+        decoder = _BlockDecoder(self, max_blocks, num_steps, sampler or TokenSampler())
+        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
 
 
-class _BlockDecoder:
+class _BlockDecoder(BlockDecoder):
     """Cache of the committed slots, and the finished block that is still to be committed."""
 
-    def __init__(self, talker: SetBlockTalker, max_blocks: int) -> None:
-        self.talker = talker
+    def __init__(self, talker: SetBlockTalker, max_blocks: int, num_steps: int, sampler: TokenSampler) -> None:
+        self.talker, self.num_steps, self.sampler = talker, num_steps, sampler
         self.device = talker.head.weight.device
         slots_per_block = talker.anchors.anchors_per_block + talker.block_size
         self.cache = talker.backbone.new_cache(1, max_blocks * slots_per_block + talker.block_size)
@@ -175,8 +137,8 @@ class _BlockDecoder:
         self.pending = self.last_token[:, :0]
         self.first_position = 0
 
-    def decode_block(self, anchors: Tensor, num_steps: int, sampler: TokenSampler) -> Tensor:
-        """Unmask one block; gives its tokens ``(block_size,)``."""
+    def decode_block(self, anchors: Tensor) -> tuple[Tensor, int]:
+        """Unmask one block; see :class:`BlockDecoder`."""
         talker = self.talker
         mask_id = talker.vocabulary.mask_id
         uncommitted: Tensor | None = anchors
@@ -189,11 +151,11 @@ class _BlockDecoder:
             return talker.head(hidden)
 
         masked = torch.full((1, talker.block_size), mask_id, device=self.device)
-        tokens = unmask_block(predict, masked, mask_id, num_steps, sampler)
+        tokens = unmask_block(predict, masked, mask_id, self.num_steps, self.sampler)
         self.pending = self.read(tokens)
         self.last_token = tokens[:, -1:]
         self.first_position += talker.block_size
-        return tokens[0]
+        return tokens[0], self.num_steps
 
     def read(self, tokens: Tensor) -> Tensor:
         """Give what the slots of the block in work read: each the token before it, ``(1, block_size) int64``."""

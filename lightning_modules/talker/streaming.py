@@ -1,6 +1,7 @@
 """Streaming from thinker to talker: text states come one by one, speech leaves in chunks."""
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,3 +98,46 @@ def cut_at_eos(tokens: Tensor, eos_id: int) -> tuple[Tensor, bool]:
     if len(is_eos) == 0:
         return tokens, False
     return tokens[: int(is_eos[0])], True
+
+
+class BlockDecoder(ABC):
+    """Decodes one block after the other, with what it keeps of those before."""
+
+    @abstractmethod
+    def decode_block(self, anchors: Tensor) -> tuple[Tensor, int]:
+        """Decode the next block.
+
+        Args:
+            anchors: Those of the block, ``(1, 1, Q, width)``.
+
+        Returns:
+            Its tokens, ``(n,) int64``, anything behind the first EOS, and the number of forward passes.
+        """
+
+    def close_block(self) -> int:
+        """Do what is left to do of a block that another one follows; gives the number of forward passes."""
+        return 0
+
+
+@torch.no_grad()
+def stream_blocks(decoder: BlockDecoder, reader: AnchorReader, max_blocks: int, eos_id: int) -> Iterator[SpeechChunk]:
+    """Decode until EOS, or until ``max_blocks`` are there, a chunk a block.
+
+    Args:
+        decoder: Gives the tokens of a block.
+        reader: Gives its anchors.
+        max_blocks: Where speech is cut off if no EOS comes.
+        eos_id: End of speech.
+
+    Yields:
+        The speech tokens of each block, up to the first EOS.
+    """
+    for block in range(max_blocks):
+        tokens, num_forwards = decoder.decode_block(reader.next_block())
+        codes, ended = cut_at_eos(tokens, eos_id)
+        is_last = ended or block == max_blocks - 1
+        if not is_last:
+            num_forwards += decoder.close_block()
+        yield SpeechChunk(codes, num_forwards, ended, is_last)
+        if is_last:
+            return

@@ -1,18 +1,21 @@
 """Unmasking a block: which masked positions a decoding step reveals, and the steps themselves."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lightning_modules.talker.sampling import TokenSampler
 
+Count = TypeVar("Count", int, Tensor)
 
-def num_to_reveal(num_masked: int, num_steps_left: int) -> int:
+
+def num_to_reveal(num_masked: Count, num_steps_left: int) -> Count:
     """Share the masked positions of a block evenly over the steps that are left.
 
     Args:
-        num_masked: Positions still masked, ``R_j``.
+        num_masked: Positions still masked, ``R_j``, of one block or int64 of any shape of many.
         num_steps_left: Steps including this one, ``K - j + 1``.
 
     Returns:
@@ -23,21 +26,22 @@ def num_to_reveal(num_masked: int, num_steps_left: int) -> int:
     return -(-num_masked // num_steps_left)
 
 
-def most_confident(confidence: Tensor, is_masked: Tensor, num_revealed: int) -> Tensor:
+def most_confident(confidence: Tensor, is_masked: Tensor, num_revealed: int | Tensor) -> Tensor:
     """Choose the masked positions in which the network is surest, the earlier one of equals.
 
     Args:
         confidence: Probability of the token chosen at each position, ``(..., L)``.
         is_masked: Positions to choose from, ``(..., L) bool``, at least ``num_revealed`` of them in each row.
-        num_revealed: Positions to choose in each row.
+        num_revealed: Positions to choose in each row, for all or ``(..., 1) int64``.
 
     Returns:
         True at the chosen positions, ``(..., L) bool``.
     """
     candidates = confidence.masked_fill(~is_masked, -torch.inf)
     order = candidates.argsort(dim=-1, descending=True, stable=True)
-    chosen = torch.zeros_like(is_masked)
-    return chosen.scatter(-1, order[..., :num_revealed], True) & is_masked
+    ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(-1, order, ranks)
+    return (rank < num_revealed) & is_masked
 
 
 def unmask_block(

@@ -1,7 +1,5 @@
 """Small talkers and made-up text states."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,12 +14,6 @@ from lightning_modules.talker.multi_token import MultiTokenTalker
 from lightning_modules.talker.set_block import SetBlockTalker
 
 NUM_CODES, HIDDEN, EMBEDDING, WIDTH = 30, 12, 10, 32
-
-
-@dataclass(frozen=True)
-class OneState:
-    hidden: Tensor
-    embedding: Tensor
 
 
 def build_talker(kind: str, hidden_size: int, embedding_size: int) -> Talker:
@@ -65,10 +57,6 @@ def row_of(text: TextStates, row: int) -> TextStates:
     return TextStates(
         text.hidden[row : row + 1, :length], text.embedding[row : row + 1, :length], text.lengths[row : row + 1]
     )
-
-
-def states_of(text: TextStates, row: int = 0) -> list[OneState]:
-    return [OneState(text.hidden[row, j], text.embedding[row, j]) for j in range(int(text.lengths[row]))]
 
 
 @pytest.fixture(params=["ntp", "mtp", "mdm", "set_block"])

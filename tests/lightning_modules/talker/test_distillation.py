@@ -16,7 +16,6 @@ from lightning_modules.talker.distillation import (
 )
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.masking import BlockBernoulli
-from lightning_modules.talker.noisy_batch import distil_masked, score_masked
 from lightning_modules.talker.set_block import SetBlockTalker
 from tests.lightning_modules.talker.conftest import make_talker, make_text
 
@@ -144,12 +143,12 @@ def test_a_student_learns_from_its_teacher_and_the_teacher_from_nobody(kind: str
         teacher.head.weight.mul_(1.5)
     units = torch.randint(0, 30, (3, 20), generator=torch.Generator().manual_seed(1))
     batch = student.corrupt(make_text([5, 2, 9]), units, torch.tensor([20, 7, 16]), torch.Generator().manual_seed(0))
-    output = distil_masked(student, teacher, batch, SelfDistillation(alpha=1.0, num_steps=2))
+    output = student.distil(teacher, batch, SelfDistillation(alpha=1.0, num_steps=2))
     output.loss.backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert student.head.weight.grad is not None and student.head.weight.grad.abs().max() > 0
-    plain = score_masked(student, batch)
-    without = distil_masked(student, teacher, batch, SelfDistillation(alpha=0.0))
+    plain = student.score(batch)
+    without = student.distil(teacher, batch, SelfDistillation(alpha=0.0))
     assert torch.equal(without.loss, plain.loss), "alpha = 0 is the plain masked loss to the last bit"
     assert torch.equal(without.nll, plain.nll) and torch.equal(without.accuracy, plain.accuracy)
 
@@ -160,9 +159,9 @@ def test_one_step_of_a_teacher_equal_to_the_student_gives_no_divergence() -> Non
     student.next_token_weight = 0.0
     units = torch.randint(0, 30, (2, 20), generator=torch.Generator().manual_seed(1))
     batch = student.corrupt(make_text([5, 2]), units, torch.tensor([20, 7]), torch.Generator().manual_seed(0))
-    same = distil_masked(student, teacher, batch, SelfDistillation(alpha=1.0, num_steps=1))
+    same = student.distil(teacher, batch, SelfDistillation(alpha=1.0, num_steps=1))
     assert float(same.loss.detach()) == pytest.approx(0.0, abs=1e-6)
-    more = distil_masked(student, teacher, batch, SelfDistillation(alpha=1.0, num_steps=4))
+    more = student.distil(teacher, batch, SelfDistillation(alpha=1.0, num_steps=4))
     assert float(more.loss.detach()) > 1e-4, "what the teacher has revealed changes what it says of the rest"
 
 

@@ -17,8 +17,9 @@ from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.set_block import SetBlockTalker
+from lightning_modules.talker.streaming import states_of_row
 from lightning_modules.talker.unmasking import most_confident, num_to_reveal
-from tests.lightning_modules.talker.conftest import make_talker, make_text, states_of
+from tests.lightning_modules.talker.conftest import make_talker, make_text
 
 
 def test_block_size_one_is_causal() -> None:
@@ -100,7 +101,7 @@ def test_cached_block_decoding_equals_the_full_forward(num_steps: int, fused_com
     assert isinstance(talker, MaskedDiffusionTalker)
     text = make_text([7])
     expected = decode_without_cache(talker, text, 5, num_steps)
-    chunks = list(talker.stream(states_of(text), 5, num_steps, fused_commit=fused_commit))
+    chunks = list(talker.stream(states_of_row(text, 0), 5, num_steps, fused_commit=fused_commit))
     assert torch.cat([chunk.tokens for chunk in chunks]).tolist() == expected.tolist()
     assert len(chunks) > 1, "one block alone would not test the cache"
     assert {chunk.num_forwards for chunk in chunks[:-1]} == {num_steps + (not fused_commit)}
@@ -111,7 +112,7 @@ def test_cached_set_block_decoding_equals_the_full_forward(num_steps: int) -> No
     talker = make_talker("set_block")
     text = make_text([7])
     expected = decode_without_cache(talker, text, 5, num_steps)
-    chunks = list(talker.stream(states_of(text), 5, num_steps))
+    chunks = list(talker.stream(states_of_row(text, 0), 5, num_steps))
     assert torch.cat([chunk.tokens for chunk in chunks]).tolist() == expected.tolist()
     assert len(chunks) > 1, "one block alone would not test the cache"
     assert {chunk.num_forwards for chunk in chunks} == {num_steps}
@@ -122,7 +123,7 @@ def test_cached_autoregressive_decoding_equals_the_full_forward() -> None:
     talker = make_talker("ntp")
     assert isinstance(talker, AutoregressiveTalker)
     text = make_text([7])
-    chunks = list(talker.stream(states_of(text), max_blocks=5))
+    chunks = list(talker.stream(states_of_row(text, 0), max_blocks=5))
     spoken = torch.cat([chunk.tokens for chunk in chunks])
     assert len(chunks) > 1
     padded = torch.cat([spoken, torch.zeros(5 * talker.block_size - len(spoken), dtype=torch.int64)])[None]

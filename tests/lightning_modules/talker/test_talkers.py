@@ -13,14 +13,13 @@ from lightning_modules.talker.base import Talker
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.sampling import TokenSampler
 from lightning_modules.talker.set_block import SetBlockTalker
+from lightning_modules.talker.streaming import KnownTextState, states_of_row
 from tests.lightning_modules.talker.conftest import (
     NUM_CODES,
-    OneState,
     logits_of,
     make_talker,
     make_text,
     row_of,
-    states_of,
 )
 
 
@@ -66,9 +65,9 @@ def test_a_row_of_a_batch_equals_the_row_alone(talker: Talker) -> None:
 def test_streaming_pulls_no_more_text_than_the_block_may_see(talker: Talker) -> None:
     pulled = 0
 
-    def write() -> Iterator[OneState]:
+    def write() -> Iterator[KnownTextState]:
         nonlocal pulled
-        for state in states_of(make_text([20])):
+        for state in states_of_row(make_text([20]), 0):
             pulled += 1
             yield state
 
@@ -103,7 +102,7 @@ def test_a_talker_overfits_a_batch_and_streams_it_back(kind: str, num_steps: tup
     overfit(talker, text, units, lengths, 220 if kind in ("ntp", "mtp") else 450)
     for steps in num_steps:
         for row in range(3):
-            chunks = list(talker.stream(states_of(text, row), max_blocks=6, num_steps=steps))
+            chunks = list(talker.stream(states_of_row(text, row), max_blocks=6, num_steps=steps))
             spoken = torch.cat([chunk.tokens for chunk in chunks])
             assert spoken.tolist() == units[row, : lengths[row]].tolist(), (steps, row)
             assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -117,7 +116,7 @@ class NeverEnds(TokenSampler):
 
 
 def test_speech_without_an_end_is_cut_off_and_said_to_be(talker: Talker) -> None:
-    chunks = list(talker.stream(states_of(make_text([3])), max_blocks=3, sampler=NeverEnds()))
+    chunks = list(talker.stream(states_of_row(make_text([3]), 0), max_blocks=3, sampler=NeverEnds()))
     assert [len(chunk.tokens) for chunk in chunks] == [talker.block_size] * 3
     assert [chunk.is_last for chunk in chunks] == [False, False, True]
     assert not any(chunk.ended for chunk in chunks)
@@ -136,7 +135,7 @@ def test_initial_weights_come_from_the_generator_alone(talker: Talker) -> None:
 
 def test_an_unsupported_number_of_steps_is_refused(talker: Talker) -> None:
     with pytest.raises(ValueError, match="num_steps is 5"):
-        list(talker.stream(states_of(make_text([3])), max_blocks=2, num_steps=5))
+        list(talker.stream(states_of_row(make_text([3]), 0), max_blocks=2, num_steps=5))
 
 
 def test_a_token_outside_the_codebook_is_refused(talker: Talker) -> None:
