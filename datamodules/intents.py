@@ -50,7 +50,8 @@ class Intent:
         words = {
             place: word for slot, index in zip(self.slots, choice, strict=True) for place, word in slot[index].items()
         }
-        return Dialogue(self.name, phrasing.format(**words), self.reply.format(**words))
+        query, reply = phrasing.format(**words), self.reply.format(**words)
+        return Dialogue(self.name, query[0].upper() + query[1:], reply[0].upper() + reply[1:])
 
 
 def _slot(place: str, words: tuple[str, ...]) -> tuple[dict[str, str], ...]:
@@ -61,13 +62,8 @@ def _pairs(first: str, second: str, pairs: tuple[tuple[str, str], ...]) -> tuple
     return tuple({first: a, second: b} for a, b in pairs)
 
 
-def _neighbours(cycle: tuple[str, ...]) -> tuple[dict[str, str], ...]:
-    following = zip(cycle, cycle[1:] + cycle[:1], strict=True)
-    rows = []
-    for earlier, later in following:
-        rows.append({"word": earlier, "side": "after", "answer": later})
-        rows.append({"word": later, "side": "before", "answer": earlier})
-    return tuple(rows)
+def _successors(cycle: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(zip(cycle, cycle[1:] + cycle[:1], strict=True))
 
 
 def default_intents() -> tuple[Intent, ...]:
@@ -86,141 +82,141 @@ def default_intents() -> tuple[Intent, ...]:
     return (
         Intent(
             "reminder",
-            700,
+            640,
             (
                 "Remind {name} to {task} on {day}.",
                 "Please remind {name} to {task} on {day}.",
                 "On {day}, {name} should {task}.",
             ),
-            "I will remind {name} to {task} on {day}.",
+            "{name} will {task} on {day}.",
             (names, _slot("task", lexicon.TASKS), days),
         ),
         Intent(
             "alarm",
             400,
             ("Wake {name} at {time}.", "Set an alarm for {name} at {time}.", "{name} has to get up at {time}."),
-            "The alarm for {name} will ring at {time}.",
+            "The alarm of {name} is at {time}.",
             (names, moments),
         ),
         Intent(
             "timer",
-            560,
+            480,
             (
                 "{name} here. Set a timer of {number} minutes for the {food}.",
                 "This is {name}. The {food} should cook for {number} minutes.",
                 "I am {name}. Time the {food}, {number} minutes.",
             ),
-            "{name}, your {food} will take {number} minutes.",
+            "{food} for {name} in {number} minutes.",
             (names, _slot("food", lexicon.FOODS), _slot("number", lexicon.NUMBERS)),
         ),
         Intent(
             "song",
-            690,
+            650,
             (
                 "Play {song} for {name} in the {room}.",
                 "{name} wants to hear {song} in the {room}.",
                 "In the {room}, put on {song} for {name}.",
             ),
-            "Playing {song} for {name} in the {room}.",
+            "{song} for {name} in the {room}.",
             (songs, names, rooms),
         ),
         Intent(
             "switch",
-            590,
+            540,
             (
                 "{name} here. Turn {state} the {device} in the {room}.",
                 "This is {name}. Switch the {room} {device} {state}.",
                 "I am {name}. Please turn the {device} in the {room} {state}.",
             ),
-            "Okay {name}, the {room} {device} is now {state}.",
+            "The {room} {device} is {state} for {name}.",
             (names, rooms, switches),
         ),
         Intent(
             "where",
-            580,
+            540,
             (
                 "{name} left the {thing} in the {room}.",
                 "Remember that {name} put the {thing} in the {room}.",
                 "In the {room} is the {thing} of {name}.",
             ),
-            "I noted that the {thing} of {name} is in the {room}.",
+            "The {thing} of {name} is in the {room}.",
             (names, rooms, _slot("thing", lexicon.THINGS)),
         ),
         Intent(
             "trip",
-            790,
+            680,
             (
                 "Book {name} a flight to the capital of {country} on {day}.",
                 "On {day}, {name} wants to fly to the capital of {country}.",
                 "{name} has to be in the capital of {country} on {day}.",
             ),
-            "{name} will fly to {city} in {country} on {day}.",
+            "{name} will fly to {city} on {day}.",
             (names, _pairs("country", "city", lexicon.CAPITALS), days),
         ),
         Intent(
             "capital",
             140,
             (
-                "This is {name}. What is the capital of {country}?",
-                "{name} here. Tell me the capital of {country}.",
-                "I am {name}. Which city is the capital of {country}?",
+                "What is the capital of {country}? {name} wants to know.",
+                "Tell {name} the capital of {country}.",
+                "{name} asks which city is the capital of {country}.",
             ),
-            "{name}, the capital of {country} is {city}.",
+            "I will tell {name} it is {city}.",
             (names, _pairs("country", "city", lexicon.CAPITALS)),
         ),
         Intent(
             "opposite",
             220,
             (
-                "This is {name}. What is the opposite of {word}?",
-                "{name} here. Tell me the opposite of {word}.",
-                "I am {name}. Which word means the opposite of {word}?",
+                "What is the opposite of {word}? {name} wants to know.",
+                "Tell {name} the opposite of {word}.",
+                "{name} asks which word means the opposite of {word}.",
             ),
-            "{name}, the opposite of {word} is {answer}.",
+            "I will tell {name} it is {answer}.",
             (names, _pairs("word", "answer", opposites)),
         ),
         Intent(
             "message",
-            980,
+            1080,
             (
                 "Tell {name} that the {event} is {state}.",
                 "Let {name} know that the {event} is {state}.",
                 "The {event} is {state}. Please tell {name}.",
             ),
-            "I will tell {name} that the {event} is {state}.",
+            "I told {name} the {event} is {state}.",
             (names, events, _slot("state", tuple(word for word, _ in opposites))),
         ),
         Intent(
             "month",
-            460,
+            220,
             (
-                "This is {name}. Which month comes {side} {word}?",
-                "{name} here. Tell me the month {side} {word}.",
-                "I am {name}. What is the month {side} {word}?",
+                "Which month comes after {word}? {name} wants to know.",
+                "Tell {name} the month after {word}.",
+                "{name} asks which month comes after {word}.",
             ),
-            "{name}, the month {side} {word} is {answer}.",
-            (names, _neighbours(lexicon.MONTHS)),
+            "I will tell {name} it is {answer}.",
+            (names, _pairs("word", "answer", _successors(lexicon.MONTHS))),
         ),
         Intent(
             "weekday",
-            160,
+            130,
             (
-                "This is {name}. Which day comes {side} {word}?",
-                "{name} here. Tell me the day {side} {word}.",
-                "I am {name}. What is the day {side} {word}?",
+                "Which day comes before {word}? {name} wants to know.",
+                "Tell {name} the day before {word}.",
+                "{name} asks which day comes before {word}.",
             ),
-            "{name}, the day {side} {word} is {answer}.",
-            (names, _neighbours(lexicon.DAYS)),
+            "I will tell {name} it is {answer}.",
+            (names, _pairs("answer", "word", _successors(lexicon.DAYS))),
         ),
         Intent(
             "calendar",
-            470,
+            1040,
             (
                 "Plan the {event} with {name} in {month}.",
                 "In {month}, I have a {event} with {name}.",
                 "Put the {event} with {name} in my calendar for {month}.",
             ),
-            "Your {event} with {name} is planned for {month}.",
+            "The {event} with {name} is in {month}.",
             (names, events, _slot("month", lexicon.MONTHS)),
         ),
         Intent(
@@ -231,18 +227,18 @@ def default_intents() -> tuple[Intent, ...]:
                 "Put {food} and {other} on the list for {name}.",
                 "Add {food} and {other} for {name}.",
             ),
-            "The {food} and the {other} are listed for {name}.",
+            "{food} and {other} for {name}.",
             (names, foods),
         ),
         Intent(
             "spelling",
             200,
             (
-                "This is {name}. How do you spell {word}?",
-                "{name} here. Spell {word}.",
-                "I am {name}. Tell me how to spell {word}.",
+                "How do you spell {word}? {name} wants to know.",
+                "Tell {name} how to spell {word}.",
+                "{name} asks how to spell {word}.",
             ),
-            "{name}, you spell it {letters}.",
+            "I will tell {name} it is {letters}.",
             (names, spelled),
         ),
         Intent(
@@ -253,7 +249,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "Save the code {code} for {name}.",
                 "{name} has the code {code}.",
             ),
-            "I saved the code {code} for {name}.",
+            "The code of {name} is {code}.",
             (names, codes),
         ),
     )

@@ -1,15 +1,16 @@
 """The words that fill the slots of the dialogues.
 
 Words of one slot differ clearly in sound, no two words of the lexicon sound alike, and none is so rare that a small
-model would meet it less than about a hundred times in a corpus of some thousand replies.
+model would meet it less than about a hundred times in a corpus of some thousand replies. Most are short, so that a
+reply is a few blocks of speech tokens.
 """
 
 NAMES = (
-    "Tom", "Alice", "Robert", "Emma", "Kevin", "Sophia", "George", "Laura", "Oscar", "Michael",
-    "Julia", "Peter", "Naomi", "Hugo", "Olivia", "Edward", "Chloe", "David", "Ruby", "William",
+    "Tom", "Alice", "Robert", "Emma", "Kevin", "Lucy", "George", "Laura", "Oscar", "Michael",
+    "Julia", "Peter", "Naomi", "Hugo", "Olivia", "Edward", "Chloe", "David", "Ruby", "Jack",
 )  # fmt: skip
 
-ROOMS = ("kitchen", "bedroom", "garden", "office", "attic", "hallway", "library", "balcony", "nursery", "basement")
+ROOMS = ("kitchen", "bedroom", "garden", "office", "attic", "hallway", "cellar", "porch", "study", "garage")
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
@@ -23,17 +24,17 @@ NUMBERS = ("three", "five", "six", "seven", "nine", "ten", "eleven", "twelve")
 MINUTES = ("o'clock", "fifteen", "thirty")
 
 TASKS = (
-    "call the dentist", "buy some flowers", "feed the rabbit", "wash the car", "paint the fence", "pack the suitcase",
+    "call the bank", "buy some flowers", "feed the cat", "wash the car", "paint the fence", "pack the bags",
 )  # fmt: skip
 
-FOODS = ("bread", "pasta", "potatoes", "chicken", "carrots", "coffee", "rice", "mushrooms")
+FOODS = ("bread", "pasta", "soup", "chicken", "carrots", "coffee", "rice", "beans")
 
-SONG_FIRST = ("silver", "golden", "electric", "crazy", "purple", "midnight")
-SONG_SECOND = ("river", "island", "thunder", "butterfly", "dragon", "cowboy")
+SONG_FIRST = ("silver", "golden", "lonely", "crazy", "purple", "midnight")
+SONG_SECOND = ("river", "island", "thunder", "castle", "dragon", "cowboy")
 
-DEVICES = ("lamp", "heater", "radio", "camera", "television")
+DEVICES = ("lamp", "heater", "radio", "camera", "fan")
 
-THINGS = ("passport", "umbrella", "wallet", "guitar", "bicycle")
+THINGS = ("passport", "umbrella", "wallet", "guitar", "hammer")
 
 CAPITALS = (
     ("France", "Paris"), ("Italy", "Rome"), ("Japan", "Tokyo"), ("Egypt", "Cairo"),
@@ -48,4 +49,4 @@ EVENTS = ("concert", "party", "picnic", "wedding", "dinner", "market")
 
 # Letters whose names do not rhyme, and short words that are made of these letters only.
 LETTERS = ("A", "E", "H", "I", "L", "M", "O", "R", "S")
-SPELLED = ("rose", "lime", "horse", "Omar", "Lisa", "hero", "marsh", "home", "Amos", "smile", "Elias", "hair")
+SPELLED = ("rose", "lime", "oil", "Omar", "Lisa", "hero", "arm", "home", "Amos", "Mia", "Leo", "hair")

@@ -37,8 +37,8 @@ def test_words_of_replies_are_single_tokens(tokenizer: PreTrainedTokenizerFast) 
 
 
 def test_spelled_letters_carry_their_commas(tokenizer: PreTrainedTokenizerFast) -> None:
-    spelled = tokenizer.encode("Tom, you spell it H, O, M, E.")
-    assert [tokenizer.decode(token) for token in spelled[5:]] == [" H,", " O,", " M,", " E", "."]
+    spelled = tokenizer.encode("I will tell Tom it is H, O, M, E.")
+    assert [tokenizer.decode(token) for token in spelled[6:]] == [" H,", " O,", " M,", " E", "."]
 
 
 def test_unseen_words_fall_back_to_pieces(tokenizer: PreTrainedTokenizerFast) -> None:
