@@ -16,9 +16,10 @@ from lightning_modules.talker.anchors import TextStates
 from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.distillation import SelfDistillation
 from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masking_schedule import read_levels
 from lightning_modules.talker.streaming import states_of_row
 
-ROUND_KEYS = {"alpha", "temperature", "num_steps", "max_steps", "patience"}
+ROUND_KEYS = {"alpha", "temperature", "num_steps", "max_steps", "patience", "masking"}
 
 
 class SelfDistillationRounds(Callback):
@@ -32,7 +33,8 @@ class SelfDistillationRounds(Callback):
     Args:
         talkers: names of masked-diffusion talkers.
         rounds: one mapping a round with any of `alpha`, `temperature`, `num_steps` (of the teacher; see
-            `SelfDistillation`) and what ends it, `max_steps` or `patience` or both; neither for the last one only.
+            `SelfDistillation`), `masking` (`scheme` and ranges as of `MaskingSchedule`; the talker's own if left out)
+            and what ends it, `max_steps` or `patience` or both; neither for the last one only.
         decoding_steps: steps a block to try on validation replies at the end of each round.
         num_decoded: validation replies to decode.
 
@@ -59,11 +61,20 @@ class SelfDistillationRounds(Callback):
             SelfDistillation(**{key: one[key] for key in ("alpha", "temperature", "num_steps") if key in one})
             for one in self.rounds
         ]
+        self.maskings = [
+            read_levels(f"self-distillation: rounds[{index}].masking", one["masking"]) if one.get("masking") else None
+            for index, one in enumerate(rounds)
+        ]
         self.decoding_steps, self.num_decoded = tuple(decoding_steps), num_decoded
         self.teachers: dict[str, MaskedTalker] = {}
         self._students: dict[str, MaskedTalker] = {}
         self._progress = {name: _Progress() for name in self.talkers}
         self._saved_teachers: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Tells the states of several such callbacks in one training apart: each has talkers of its own."""
+        return f"{type(self).__name__}[{','.join(self.talkers)}]"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the teachers: those of the checkpoint, or copies of the students."""
@@ -138,8 +149,11 @@ class SelfDistillationRounds(Callback):
         self._distil(pl_module, name)
 
     def _distil(self, pl_module: SpeechLLM, name: str) -> None:
-        settings = self.settings[self._progress[name].index]
-        pl_module.training_scorers[name] = _Distiller(self._students[name], self.teachers[name], settings)
+        student, index = self._students[name], self._progress[name].index
+        pl_module.training_scorers[name] = _Distiller(student, self.teachers[name], self.settings[index])
+        if any(self.maskings):  # otherwise masks are not this callback's
+            levels = self.maskings[index]
+            student.masking = levels.build() if levels else student.evaluation_masking
 
     @torch.no_grad()
     def _decode(self, trainer: Trainer, pl_module: SpeechLLM, student: MaskedTalker) -> dict[str, Tensor | float]:

@@ -18,7 +18,7 @@ from lightning_modules.talker.streaming import (
     TextState,
     stream_blocks,
 )
-from lightning_modules.talker.unmasking import unmask_block
+from lightning_modules.talker.unmasking import Unmasking
 
 
 class MaskedDiffusionTalker(MaskedTalker):
@@ -37,6 +37,7 @@ class MaskedDiffusionTalker(MaskedTalker):
         num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own. With clean context they share one clean
             copy, so that two score twice the positions for one and a half times the work of one.
         complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
+        unmasking: How a block is filled in decoding; as in the paper if left out.
 
     Reference: arXiv 2602.08607; the clean context is that of arXiv 2503.09573.
     """
@@ -51,9 +52,10 @@ class MaskedDiffusionTalker(MaskedTalker):
         clean_context: bool = False,
         num_noisy_copies: int = 1,
         complementary_masks: bool = False,
+        unmasking: Unmasking | None = None,
     ) -> None:
         copies = clean_context, num_noisy_copies, complementary_masks
-        super().__init__(num_codes, anchors, backbone, masking, block_size, *copies)
+        super().__init__(num_codes, anchors, backbone, masking, block_size, *copies, unmasking)
 
     def embed(self, tokens: Tensor, anchors: Tensor) -> Tensor:
         """Embed tokens in whole blocks with their anchors in place.
@@ -114,7 +116,7 @@ class MaskedDiffusionTalker(MaskedTalker):
             text: Text states one by one.
             max_blocks: Where speech is cut off if no EOS comes.
             num_steps: Steps a block, ``K``; 4 if left out.
-            sampler: Chooses tokens; greedy if left out.
+            sampler: Chooses tokens in place of :attr:`unmasking`'s sampler.
             fused_commit: Let the finished block ride with the next one's first step, which writes its keys and values
                 to the cache: K forwards a block. Otherwise a pass of its own writes them: K + 1.
 
@@ -122,7 +124,7 @@ class MaskedDiffusionTalker(MaskedTalker):
             The speech tokens of each block, up to the first EOS.
         """
         num_steps = self.resolve_num_steps(num_steps)
-        decoder = _BlockDecoder(self, max_blocks, num_steps, sampler or TokenSampler(), fused_commit)
+        decoder = _BlockDecoder(self, max_blocks, num_steps, sampler, fused_commit)
         return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
 
 
@@ -134,7 +136,7 @@ class _BlockDecoder(BlockDecoder):
         talker: MaskedDiffusionTalker,
         max_blocks: int,
         num_steps: int,
-        sampler: TokenSampler,
+        sampler: TokenSampler | None,
         fused_commit: bool,
     ) -> None:
         self.talker, self.num_steps, self.sampler, self.fused_commit = talker, num_steps, sampler, fused_commit
@@ -177,8 +179,8 @@ class _BlockDecoder(BlockDecoder):
         """Unmask one block; see :class:`BlockDecoder`."""
         talker, mask_id = self.talker, self.talker.vocabulary.mask_id
         masked = torch.full((1, talker.block_size), mask_id, device=self.device)
-        tokens = unmask_block(
+        tokens, num_steps = talker.unmasking(
             lambda x_t: self.forward(talker.embed(x_t, anchors)), masked, mask_id, self.num_steps, self.sampler
         )
         self.pending = talker.embed(tokens, anchors)
-        return tokens[0], self.num_steps
+        return tokens[0], num_steps

@@ -14,7 +14,7 @@ from lightning_modules.talker.blocks import BlockedSpeech
 from lightning_modules.talker.distillation import SelfDistillation, self_distillation_loss, teacher_trajectory
 from lightning_modules.talker.losses import masked_cross_entropy, token_accuracy
 from lightning_modules.talker.masking import Masking, check_copies, draw_copies
-from lightning_modules.talker.unmasking import powers_of_two_up_to
+from lightning_modules.talker.unmasking import Unmasking, powers_of_two_up_to
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class MaskedTalker(Talker, ABC):
             otherwise each is a row of its own.
         num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own.
         complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
+        unmasking: How a block is filled in decoding; as in the paper if left out.
 
     Raises:
         ValueError: If there is no noisy copy, or an odd number of complementary ones.
@@ -77,12 +78,14 @@ class MaskedTalker(Talker, ABC):
         clean_context: bool,
         num_noisy_copies: int,
         complementary_masks: bool,
+        unmasking: Unmasking | None,
     ) -> None:
         super().__init__(num_codes, anchors, backbone, block_size)
         check_copies(num_noisy_copies, complementary_masks)
         self.masking = self.evaluation_masking = masking
         self.clean_context = clean_context
         self.num_noisy_copies, self.complementary_masks = num_noisy_copies, complementary_masks
+        self.unmasking = unmasking or Unmasking()
 
     @property
     def supported_steps(self) -> tuple[int, ...]:

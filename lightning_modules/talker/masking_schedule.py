@@ -73,7 +73,10 @@ class MaskingSchedule:
         if not levels:
             raise ValueError("masking schedule: it has no levels; give at least one, at 0")
         self.shape = shape
-        self.levels = [_read_levels(index, level) for index, level in enumerate(levels)]
+        self.levels = [
+            read_levels(f"masking schedule: levels[{index}]", level, frozenset({"at"}))
+            for index, level in enumerate(levels)
+        ]
         self.places = [_read_place(index, level) for index, level in enumerate(levels)]
         if self.places[0] != 0:
             raise ValueError(f"masking schedule: levels[0] is at {self.places[0]:g}; start at 0")
@@ -107,16 +110,25 @@ def _between(first: Range, second: Range, share: float) -> Range:
     return low, high
 
 
-def _read_levels(index: int, level: Mapping[str, Any]) -> MaskingLevels:
-    where = f"masking schedule: levels[{index}]"
+def read_levels(where: str, level: Mapping[str, Any], other_keys: frozenset[str] = frozenset()) -> MaskingLevels:
+    """Check what a user wrote.
+
+    Args:
+        where: What it is part of, for errors.
+        level: ``scheme``, ``token_ratio`` and, for the hierarchical scheme, ``block_ratio``.
+        other_keys: Keys that it has to have beside these.
+
+    Raises:
+        ValueError: If a key is missing, unknown or out of range.
+    """
     scheme = level.get("scheme")
     if scheme not in SCHEMES:
         raise ValueError(f"{where} has scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
-    wanted = {"at", "scheme", "token_ratio"} | ({"block_ratio"} if scheme == "hierarchical" else set())
+    ranges = {"token_ratio"} | ({"block_ratio"} if scheme == "hierarchical" else set())
+    wanted = ranges | {"scheme"} | other_keys
     if level.keys() != wanted:
         raise ValueError(f"{where} has the keys {sorted(level)}; a {scheme} level has {sorted(wanted)}")
-    ranges = {name: _read_range(f"{where}.{name}", level[name]) for name in wanted - {"at", "scheme"}}
-    return MaskingLevels(str(scheme), **ranges)
+    return MaskingLevels(str(scheme), **{name: _read_range(f"{where}.{name}", level[name]) for name in ranges})
 
 
 def _read_range(where: str, value: Any) -> Range:

@@ -21,7 +21,7 @@ from lightning_modules.talker.streaming import (
     TextState,
     stream_blocks,
 )
-from lightning_modules.talker.unmasking import unmask_block
+from lightning_modules.talker.unmasking import Unmasking
 
 
 class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
@@ -42,6 +42,7 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
         next_token_weight: Weight of the next-token loss on the clean copy, which costs no pass of its own; 0 leaves
             the output head out.
+        unmasking: How a block is filled in decoding; as in the paper if left out.
 
     Raises:
         ValueError: If there is no noisy copy, or the weight is negative.
@@ -59,9 +60,10 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         num_noisy_copies: int = 1,
         complementary_masks: bool = False,
         next_token_weight: float = 1.0,
+        unmasking: Unmasking | None = None,
     ) -> None:
         copies = num_noisy_copies, complementary_masks
-        super().__init__(num_codes, anchors, backbone, masking, block_size, True, *copies)
+        super().__init__(num_codes, anchors, backbone, masking, block_size, True, *copies, unmasking)
         if next_token_weight < 0:
             raise ValueError(f"next_token_weight is {next_token_weight}: give 0 or more.")
         self.next_token_weight = next_token_weight
@@ -121,14 +123,14 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         The finished block rides with the next one's first pass, which writes its keys and values to the cache.
         """
         num_steps = self.resolve_num_steps(num_steps)
-        decoder = _BlockDecoder(self, max_blocks, num_steps, sampler or TokenSampler())
+        decoder = _BlockDecoder(self, max_blocks, num_steps, sampler)
         return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
 
 
 class _BlockDecoder(BlockDecoder):
     """Cache of the committed slots, and the finished block that is still to be committed."""
 
-    def __init__(self, talker: SetBlockTalker, max_blocks: int, num_steps: int, sampler: TokenSampler) -> None:
+    def __init__(self, talker: SetBlockTalker, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> None:
         self.talker, self.num_steps, self.sampler = talker, num_steps, sampler
         self.device = talker.head.weight.device
         slots_per_block = talker.anchors.anchors_per_block + talker.block_size
@@ -151,11 +153,11 @@ class _BlockDecoder(BlockDecoder):
             return talker.head(hidden)
 
         masked = torch.full((1, talker.block_size), mask_id, device=self.device)
-        tokens = unmask_block(predict, masked, mask_id, self.num_steps, self.sampler)
+        tokens, num_steps = talker.unmasking(predict, masked, mask_id, self.num_steps, self.sampler)
         self.pending = self.read(tokens)
         self.last_token = tokens[:, -1:]
         self.first_position += talker.block_size
-        return tokens[0], self.num_steps
+        return tokens[0], num_steps
 
     def read(self, tokens: Tensor) -> Tensor:
         """Give what the slots of the block in work read: each the token before it, ``(1, block_size) int64``."""

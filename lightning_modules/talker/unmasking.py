@@ -44,31 +44,85 @@ def most_confident(confidence: Tensor, is_masked: Tensor, num_revealed: int | Te
     return (rank < num_revealed) & is_masked
 
 
-def unmask_block(
-    predict: Callable[[Tensor], Tensor], masked: Tensor, mask_id: int, num_steps: int, sampler: TokenSampler
-) -> Tensor:
-    """Reveal a masked block in ``num_steps`` steps, the most confident positions first.
+class Unmasking:
+    """How a masked block is filled: which tokens are chosen, and which positions a step reveals.
 
     Args:
-        predict: Gives the logits ``(B, block_size, V)`` of a partly masked block ``(B, block_size)``; called each step.
-        masked: A block of nothing but masks, ``(B, block_size) int64``.
-        mask_id: The mask.
-        num_steps: Steps, ``K``, at most the block size.
-        sampler: Chooses tokens.
+        confidence_threshold: Reveal also every position whose token is at least this probable, so that an easy block
+            takes fewer steps than it may; None reveals the same number in each step, as the paper does.
+        order_temperature: Gumbel noise on the logarithm of the confidence, by this factor; 0 reveals the most
+            confident positions first.
+        sampler: Chooses tokens; greedy if left out.
+        generator: Source of the noise on the order.
 
-    Returns:
-        The tokens, ``(B, block_size) int64``.
+    Raises:
+        ValueError: If the threshold is not a probability, or the temperature is negative.
 
-    Reference: arXiv 2602.08607, block diffusion decoding.
+    Reference: arXiv 2602.08607, block diffusion decoding; the threshold is that of arXiv 2505.22618 (Fast-dLLM).
     """
-    tokens, num_masked = masked, masked.shape[1]
-    for step in range(num_steps):
-        candidates, confidence = sampler(predict(tokens))
-        num_revealed = num_to_reveal(num_masked, num_steps - step)
-        revealed = most_confident(confidence, tokens == mask_id, num_revealed)
-        tokens = torch.where(revealed, candidates, tokens)
-        num_masked -= num_revealed
-    return tokens
+
+    def __init__(
+        self,
+        confidence_threshold: float | None = None,
+        order_temperature: float = 0.0,
+        sampler: TokenSampler | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if confidence_threshold is not None and not 0.0 < confidence_threshold <= 1.0:
+            raise ValueError(
+                f"confidence_threshold is {confidence_threshold}: give a probability above 0 and up to 1, or null."
+            )
+        if order_temperature < 0.0:
+            raise ValueError(f"order_temperature is {order_temperature}: give 0 for the surest first or more.")
+        self.confidence_threshold, self.order_temperature = confidence_threshold, order_temperature
+        self.sampler, self.generator = sampler or TokenSampler(), generator
+
+    def __call__(
+        self,
+        predict: Callable[[Tensor], Tensor],
+        masked: Tensor,
+        mask_id: int,
+        num_steps: int,
+        sampler: TokenSampler | None = None,
+    ) -> tuple[Tensor, int]:
+        """Fill a block in at most ``num_steps`` steps; a token once revealed does not change.
+
+        Args:
+            predict: Gives the logits ``(B, block_size, V)`` of a partly masked block ``(B, block_size)``; called each
+                step.
+            masked: A block of nothing but masks, ``(B, block_size) int64``.
+            mask_id: The mask.
+            num_steps: Steps, ``K``, at most the block size.
+            sampler: Chooses tokens in place of this object's own.
+
+        Returns:
+            The tokens, ``(B, block_size) int64``, and the number of steps taken.
+        """
+        sampler = sampler or self.sampler
+        tokens, num_masked = masked, masked.shape[1]
+        for step in range(num_steps):
+            is_masked = tokens == mask_id
+            candidates, confidence = sampler(predict(tokens))
+            num_revealed = num_to_reveal(num_masked, num_steps - step)
+            revealed = most_confident(self._order(confidence), is_masked, num_revealed)
+            if self.confidence_threshold is not None:
+                revealed = revealed | (is_masked & (confidence >= self.confidence_threshold))
+            tokens = torch.where(revealed, candidates, tokens)
+            if self.confidence_threshold is None:
+                num_masked -= num_revealed  # without asking the device
+            else:
+                num_masked = int((tokens == mask_id).sum(dim=1).max())
+            if num_masked == 0:
+                return tokens, step + 1
+        return tokens, num_steps
+
+    def _order(self, confidence: Tensor) -> Tensor:
+        """Give what positions are ranked by."""
+        if self.order_temperature == 0.0:
+            return confidence
+        uniform = torch.rand(confidence.shape, generator=self.generator, device=confidence.device)
+        gumbel = -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
+        return confidence.clamp(min=1e-20).log() + self.order_temperature * gumbel
 
 
 def powers_of_two_up_to(block_size: int) -> tuple[int, ...]:

@@ -1,6 +1,11 @@
 """Rounds of self-distillation: promotion, what the teacher is and is not, resuming in the middle of a round."""
 
 import copy
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.self_distillation_rounds import SelfDistillationRounds
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
 from lightning_modules.speech_llm import SpeechLLM
+from lightning_modules.talker.masked_talker import MaskedTalker
 from tests.datamodules.tiny_corpus import write_split
 from tests.lightning_modules.talker.conftest import NUM_CODES
 from tests.lightning_modules.test_speech_llm import fit, make_batch, make_llm, weights_of
@@ -25,7 +31,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The replies"),
 ]
 
-ROUNDS = [{"max_steps": 2, "alpha": 1.0, "num_steps": 2}, {"max_steps": 3, "temperature": 1.0}, {"alpha": 0.0}]
+RATES = {"mdm": 0.0, "set_block": 0.7}
+ROOT = Path(__file__).resolve().parents[2]
+HIERARCHICAL = {"scheme": "hierarchical", "block_ratio": [0.5, 1.0], "token_ratio": [0.3, 1.0]}
+ROUNDS = [
+    {"max_steps": 2, "alpha": 1.0, "num_steps": 2},
+    {"max_steps": 3, "temperature": 1.0, "masking": HIERARCHICAL},
+    {"alpha": 0.0},
+]
 
 
 class Diary(L.Callback):
@@ -36,11 +49,15 @@ class Diary(L.Callback):
         self.teachers: list[dict[str, Tensor]] = []
         self.students: list[dict[str, Tensor]] = []
         self.losses: list[float] = []
+        self.maskings: list[str] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, SpeechLLM)
         self.teachers.append(copy.deepcopy(self.rounds.teachers[self.name].state_dict()))
         self.students.append(copy.deepcopy(weights_of(pl_module, self.name)))
+        talker = pl_module.talkers[self.name]
+        assert isinstance(talker, MaskedTalker)
+        self.maskings.append(type(talker.masking).__name__)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
         self.losses.append(float(outputs["loss"]))
@@ -60,6 +77,8 @@ def test_the_student_becomes_the_teacher_when_a_round_ends(kind: str) -> None:
         promoted_at = 0 if step < 2 else 2 if step < 5 else 5
         assert are_equal(teacher, diary.students[promoted_at]), step
     assert not are_equal(diary.students[2], diary.students[5])
+    own = diary.maskings[0]
+    assert diary.maskings == [own] * 2 + ["HierarchicalBlockwise"] * 3 + [own] * 2 and own != "HierarchicalBlockwise"
     optimized = {id(one) for group in trainer.optimizers[0].param_groups for one in group["params"]}
     for parameter in rounds.teachers[kind].parameters():
         assert not parameter.requires_grad and parameter.grad is None and id(parameter) not in optimized
@@ -90,6 +109,14 @@ def test_other_talkers_and_validation_are_left_alone() -> None:
     assert float(trainer.callback_metrics["mdm/val/nll"]) == pytest.approx(float(again.nll), rel=1e-5)
 
 
+def test_talkers_of_one_training_may_have_rounds_of_their_own(tmp_path: Path) -> None:
+    own = [SelfDistillationRounds([name], [{"max_steps": 2, "alpha": alpha}, {}]) for name, alpha in RATES.items()]
+    trainer = fit(make_llm(*RATES), 3, callbacks=own)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    states = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]
+    assert [set(states[one.state_key]["teachers"]) for one in own] == [{name} for name in RATES]
+
+
 def test_a_round_without_improvement_ends() -> None:
     rounds = SelfDistillationRounds(["mdm"], [{"patience": 2}, {}], decoding_steps=())
     llm = make_llm("mdm", learning_rate=0.0)
@@ -113,8 +140,8 @@ def test_rounds_and_decoding_at_their_ends_are_logged(tmp_path: Path) -> None:
         assert all(event.value > 0 for event in rates)
 
 
-def resumable_fit(folder: Path, corpus: Path, stop_at: int) -> tuple[SpeechLLM, Diary]:
-    """Train up to a step of a longer schedule, from the checkpoint if there is one."""
+def resumable_fit(folder: Path, corpus: Path, stop: L.Callback | None = None) -> tuple[SpeechLLM, Diary]:
+    """Train until something stops it, from the checkpoint if there is one."""
     llm = make_llm("mdm")
     rounds = SelfDistillationRounds(["mdm"], ROUNDS, decoding_steps=())
     diary = Diary(rounds)
@@ -126,7 +153,7 @@ def resumable_fit(folder: Path, corpus: Path, stop_at: int) -> tuple[SpeechLLM, 
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
-        callbacks=[rounds, diary, _StopAt(stop_at), LastCheckpoint(last, every_n_steps=1)],
+        callbacks=[rounds, diary, LastCheckpoint(last, every_n_steps=1), *([stop] if stop else [])],
     )
     data = SpokenDialogueDataModule(str(corpus), batch_size=2, validation_index=None, test_index=None)
     trainer.fit(llm, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=False)
@@ -142,14 +169,43 @@ class _StopAt(L.Callback):
             trainer.should_stop = True
 
 
-@pytest.mark.parametrize("stop", [1, 2, 4])
-def test_stopping_inside_a_round_and_going_on_equals_no_stop(tmp_path: Path, stop: int) -> None:
+class KillAt(L.Callback):
+    """Ends the process, as a crash does, when so many steps are done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_in_process(folder: Path, corpus: Path, step: int) -> None:
+    resumable_fit(folder, corpus, _StopAt(step))
+
+
+def kill(folder: Path, corpus: Path, step: int) -> None:
+    """Train in a process of its own, which is killed."""
+    code = (
+        "from pathlib import Path\n"
+        "from tests.callbacks.test_self_distillation_rounds import KillAt, resumable_fit\n"
+        f"resumable_fit(Path({str(folder)!r}), Path({str(corpus)!r}), KillAt({step}))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+
+
+@pytest.mark.parametrize(("end", "stop"), [(stop_in_process, 1), (stop_in_process, 2), (stop_in_process, 4), (kill, 4)])
+def test_stopping_inside_a_round_and_going_on_equals_no_stop(
+    tmp_path: Path, end: Callable[[Path, Path, int], None], stop: int
+) -> None:
     write_split(tmp_path, "train", 14, num_codes=NUM_CODES)
-    whole, whole_diary = resumable_fit(tmp_path / "whole", tmp_path, 7)
-    resumable_fit(tmp_path / "parts", tmp_path, stop)
-    resumed, diary = resumable_fit(tmp_path / "parts", tmp_path, 7)
+    whole, whole_diary = resumable_fit(tmp_path / "whole", tmp_path)
+    end(tmp_path / "parts", tmp_path, stop)
+    resumed, diary = resumable_fit(tmp_path / "parts", tmp_path)
     assert len(whole_diary.losses) == 7
     assert diary.losses == whole_diary.losses[stop:]
+    assert diary.maskings == whole_diary.maskings[stop:]
     for teacher, expected in zip(diary.teachers, whole_diary.teachers[stop:], strict=True):
         assert are_equal(teacher, expected)
     assert are_equal(weights_of(resumed, "mdm"), weights_of(whole, "mdm"))
@@ -163,6 +219,7 @@ def test_stopping_inside_a_round_and_going_on_equals_no_stop(tmp_path: Path, sto
         ([{"max_steps": 3}], r"rounds\[0\]\.max_steps is 3, but the last round"),
         ([{"aplha": 0.7}], r"unknown keys \['aplha'\]"),
         ([{"alpha": 7}], "alpha is 7"),
+        ([{"masking": {"scheme": "blocks"}}], r"rounds\[0\]\.masking has scheme 'blocks'; choose one of global"),
         ([], "at least one talker and one round"),
     ],
 )
