@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from datamodules.batch import SpokenBatch
 from lightning_modules.optimization import optimizer_with_warmup_cosine
 from lightning_modules.seeding import derive_generator, derive_seed
-from lightning_modules.spoken_reply import Decoding, SpokenReply, stream_spoken_reply
+from lightning_modules.spoken_reply import Decoding, SpokenReply, ThinkerText, stream_spoken_reply
 from lightning_modules.talker.anchors import TextStates, count_text_overflow
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.blocks import count_blocks
@@ -36,6 +36,7 @@ class SpeechLLM(L.LightningModule):
         talkers: Talkers by name, None leaves one out; without any the thinker trains alone (stage 1 of the paper).
         thinker_objective: What the thinker learns from; it is frozen if left out.
         initial_talker: Trained talker whose weights all talkers start from; drawn by seed and name if left out.
+        draw_weights: False leaves talkers that come trained as they are.
         vocoder: Turns speech tokens into samples; needed to speak, not to train.
         test_steps: Decoding steps a block to test, by talker; all that a talker supports if it is not named.
         max_text_tokens: Where a reply's text is cut off.
@@ -62,6 +63,7 @@ class SpeechLLM(L.LightningModule):
         talkers: dict[str, Talker | None] | None = None,
         thinker_objective: ThinkerObjective | None = None,
         initial_talker: Talker | None = None,
+        draw_weights: bool = True,
         vocoder: Vocoder | None = None,
         test_steps: dict[str, list[int]] | None = None,
         max_text_tokens: int = 64,
@@ -92,7 +94,8 @@ class SpeechLLM(L.LightningModule):
         if thinker_objective is None:
             thinker.requires_grad_(False)
         for name, talker in present.items():
-            talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
+            if draw_weights:
+                talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
             if initial_talker is not None:
                 talker.copy_weights(initial_talker)
         # In place of a talker's own loss; callbacks that teach otherwise put it there while they train.
@@ -176,6 +179,8 @@ class SpeechLLM(L.LightningModule):
     def test_step(self, batch: SpokenBatch, batch_idx: int) -> list[dict[Decoding, SpokenReply]]:
         """Answer each query of a batch with every decoding in turn, so that a change of the machine's speed hits all.
 
+        The thinker writes once to each query; its times count for every decoding.
+
         Returns:
             For each example, the reply of each decoding.
         """
@@ -185,7 +190,8 @@ class SpeechLLM(L.LightningModule):
         for row, (query, length) in enumerate(zip(batch.query, batch.query_lengths.tolist(), strict=True)):
             # Each goes first in turn, since the first finds the caches cold.
             first = (batch_idx * len(batch) + row) % len(decodings)
-            answers = {one: self.answer(query[:length], one) for one in decodings[first:] + decodings[:first]}
+            text = self.write_text(query[:length])
+            answers = {one: self.answer(text, one) for one in decodings[first:] + decodings[:first]}
             replies.append({decoding: answers[decoding] for decoding in decodings})
         return replies
 
@@ -193,37 +199,32 @@ class SpeechLLM(L.LightningModule):
         """Decode once with every decoding, so that nobody pays for lazy initialisation in the timed runs."""
         query = torch.zeros(16_000, device=self.device)
         for decoding in self.decodings:
-            self.answer(query, decoding)
+            self.answer(self.write_text(query), decoding)
 
-    def answer(self, query: Tensor, decoding: Decoding) -> SpokenReply:
-        """Answer one spoken query.
+    def write_text(self, query: Tensor) -> ThinkerText:
+        """Let the thinker answer one spoken query, ``(S,) float32`` at 16 kHz, as fast as the text is read."""
+        return ThinkerText(self.thinker, query, self.max_text_tokens)
 
-        Args:
-            query: ``(S,) float32`` at 16 kHz.
-            decoding: Talker and steps a block.
-
-        Returns:
-            The whole reply with its times.
+    def answer(self, text: ThinkerText, decoding: Decoding) -> SpokenReply:
+        """Speak the whole answer to one query, from :meth:`write_text`, and time it.
 
         Raises:
             ValueError: If there is no vocoder to speak with.
         """
         reply = SpokenReply()
-        for _ in self.stream(query, decoding, reply):
+        for _ in self.stream(text, decoding, reply):
             pass
         return reply
 
-    def stream(self, query: Tensor, decoding: Decoding, reply: SpokenReply | None = None) -> Iterable[Tensor]:
-        """Answer one spoken query chunk by chunk; see :func:`stream_spoken_reply`."""
+    def stream(self, text: ThinkerText, decoding: Decoding, reply: SpokenReply | None = None) -> Iterable[Tensor]:
+        """Speak the answer to one query chunk by chunk; see :func:`stream_spoken_reply`."""
         if self.vocoder is None:
             raise ValueError("This speech LLM has no vocoder: set module.init_args.vocoder to let it speak.")
         talker = self.talkers[decoding.talker]
         assert isinstance(talker, Talker)
         samples_per_block = self.vocoder.samples_per_token * talker.block_size
         max_blocks = max(1, round(self.max_speech_s * self.vocoder.sample_rate / samples_per_block))
-        return stream_spoken_reply(
-            self.thinker, talker, self.vocoder, query, decoding.num_steps, self.max_text_tokens, max_blocks, reply
-        )
+        return stream_spoken_reply(text, talker, self.vocoder, decoding.num_steps, max_blocks, reply)
 
     def configure_optimizers(self) -> dict:
         """AdamW with warm-up and cosine; see :func:`optimizer_with_warmup_cosine`."""
@@ -290,9 +291,8 @@ class SpeechLLM(L.LightningModule):
         text = self.read_text(batch, thinker_output)
         outputs = {}
         for name, talker in self._named_talkers():
-            num_blocks = count_blocks(batch.unit_lengths, talker.block_size)
-            overflow = count_text_overflow(text.lengths, num_blocks, talker.anchors.anchors_per_block)
-            self._report_overflow(batch.ids, overflow)
+            num_anchors = count_blocks(batch.unit_lengths, talker.block_size), talker.anchors.anchors_per_block
+            self._report_overflow(batch.ids, count_text_overflow(text.lengths, *num_anchors))
             generator = derive_generator(self.device, self.seed, "masks", name, *place)
             score = self.training_scorers.get(name, talker) if self.training else talker
             outputs[name] = score(text, batch.units, batch.unit_lengths, generator)

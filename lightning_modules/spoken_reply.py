@@ -81,26 +81,78 @@ class _StopWatch:
         return result, self.now() - start
 
 
+class ThinkerText:
+    """What a thinker answers to one query: written while it is read, and kept to be read again.
+
+    Args:
+        thinker: Writes the reply.
+        query: The spoken query, ``(S,) float32`` at 16 kHz.
+        max_text_tokens: Where the text is cut off.
+    """
+
+    def __init__(self, thinker: Thinker, query: Tensor, max_text_tokens: int = 64) -> None:
+        self.thinker, self.watch = thinker, _StopWatch(query.device)
+        with torch.no_grad():
+            prompt, self.speech_encoder_s = self.watch(lambda: thinker.encode(query))
+        self._stream = thinker.stream(prompt, max_text_tokens)
+        self.states: list[ThinkerToken | None] = []
+        self.token_s: list[float] = []
+
+    @torch.no_grad()
+    def write_next(self) -> float:
+        """Write one more token, or None behind the last one; gives the seconds that it took."""
+        state, seconds = self.watch(lambda: next(self._stream, None))
+        self.states.append(state)
+        self.token_s.append(seconds)
+        return seconds
+
+    def decode(self) -> str:
+        """Give what was written so far as text."""
+        return self.thinker.decode([state.token_id for state in self.states if state is not None])
+
+
+class TextReading(Iterator[ThinkerToken]):
+    """Reads a thinker's text from its beginning, and lets it write on where it ends.
+
+    Attributes:
+        thinker_s: Seconds that the thinker took for what was read, now or when it was first read.
+        waited_s: Seconds of these that passed now.
+    """
+
+    def __init__(self, text: ThinkerText) -> None:
+        self.text, self.position = text, 0
+        self.thinker_s = self.waited_s = 0.0
+
+    def __next__(self) -> ThinkerToken:
+        """Give the next token."""
+        if self.position and self.text.states[self.position - 1] is None:
+            raise StopIteration
+        if self.position == len(self.text.states):
+            self.waited_s += self.text.write_next()
+        self.thinker_s += self.text.token_s[self.position]
+        self.position += 1
+        state = self.text.states[self.position - 1]
+        if state is None:
+            raise StopIteration
+        return state
+
+
 @torch.no_grad()
 def stream_spoken_reply(
-    thinker: Thinker,
+    text: ThinkerText,
     talker: Talker,
     vocoder: Vocoder,
-    query: Tensor,
     num_steps: int | None = None,
-    max_text_tokens: int = 64,
     max_blocks: int = 32,
     reply: SpokenReply | None = None,
 ) -> Iterator[Tensor]:
     """Answer one query, yielding samples while the thinker is still writing.
 
     Args:
-        thinker: Writes the reply.
+        text: What the thinker answers. If it was read before, its times count as if it were written now.
         talker: Speaks it.
         vocoder: Turns speech tokens into samples.
-        query: The spoken query, ``(S,) float32`` at 16 kHz.
         num_steps: Decoding steps a block; the talker's default if left out.
-        max_text_tokens: Where the text is cut off.
         max_blocks: Where the speech is cut off.
         reply: Filled in place as the reply grows: text, tokens, samples, times.
 
@@ -108,29 +160,16 @@ def stream_spoken_reply(
         Samples of each chunk, ``(n,) float32``.
     """
     reply = reply if reply is not None else SpokenReply()
-    watch = _StopWatch(query.device)
-    token_ids: list[int] = []
-    prompt, reply.times.speech_encoder_s = watch(lambda: thinker.encode(query))
-
-    def timed_text() -> Iterator[ThinkerToken]:
-        text = thinker.stream(prompt, max_text_tokens)
-        while True:
-            state, seconds = watch(lambda: next(text, None))
-            reply.times.thinker_s += seconds
-            if state is None:
-                return
-            token_ids.append(state.token_id)
-            yield state
-
-    text = timed_text()
-    chunks = talker.stream(text, max_blocks, num_steps)
-    session = vocoder.stream()
+    reply.times.speech_encoder_s = text.speech_encoder_s
+    reading, session, watch = TextReading(text), vocoder.stream(), text.watch
+    chunks = talker.stream(reading, max_blocks, num_steps)
     while True:
-        thinker_before = reply.times.thinker_s
+        waited_before = reading.waited_s
         chunk, seconds = watch(lambda: next(chunks, None))
+        reply.times.thinker_s = reading.thinker_s
         if chunk is None:
             break
-        reply.times.talker_s += seconds - (reply.times.thinker_s - thinker_before)
+        reply.times.talker_s += seconds - (reading.waited_s - waited_before)
         samples, seconds = watch(lambda chunk=chunk: session.push(chunk.tokens, chunk.is_last))  # type: ignore[misc]
         reply.times.vocoder_s += seconds
         _append(reply, chunk, samples)
@@ -138,9 +177,10 @@ def stream_spoken_reply(
             reply.first_chunk_times = PartTimes(**vars(reply.times))
             reply.first_chunk_audio_s = len(samples) / vocoder.sample_rate
         yield samples
-    for _ in text:
+    for _ in reading:
         pass  # The talker may end before the text: the rest of it belongs to the reply all the same.
-    reply.text = thinker.decode(token_ids)
+    reply.times.thinker_s = reading.thinker_s
+    reply.text = text.decode()
 
 
 def _append(reply: SpokenReply, chunk: SpeechChunk, samples: Tensor) -> None:

@@ -1,5 +1,6 @@
 """The speech LLM: talkers side by side do not touch each other, and the whole system speaks."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -150,7 +151,7 @@ def test_an_answer_is_timed_and_streams_while_the_thinker_writes() -> None:
     assert query is not None
     for decoding in [Decoding("ntp", 8), Decoding("mdm", 4), Decoding("mdm", 1)]:
         reply = SpokenReply()
-        chunks = list(llm.stream(query[0], decoding, reply))
+        chunks = list(llm.stream(llm.write_text(query[0]), decoding, reply))
         torch.testing.assert_close(torch.cat(chunks), reply.waveform)
         spoken = (reply.waveform[::640] * NUM_CODES).round().long()
         assert torch.equal(spoken, reply.speech_tokens)
@@ -159,6 +160,33 @@ def test_an_answer_is_timed_and_streams_while_the_thinker_writes() -> None:
         first = reply.first_chunk_times.as_milliseconds()
         assert all(0 < first[part] <= times[part] for part in times)
         assert times["total"] == pytest.approx(sum(value for part, value in times.items() if part != "total"))
+
+
+def test_a_text_that_was_written_before_counts_as_if_it_were_written_now() -> None:
+    llm = make_llm("ntp").eval()
+    query = make_batch(0).query
+    assert query is not None
+    text = llm.write_text(query[0])
+    assert text.states == [], "it is written when it is read"
+    chunks = llm.stream(text, Decoding("ntp", 8))
+    next(iter(chunks))
+    assert 0 < len(text.states) < 8, "the first chunk does not wait for the whole text"
+    list(chunks)
+    text.token_s[0] += 1000.0
+    again = llm.answer(text, Decoding("ntp", 8))
+    live = llm.answer(llm.write_text(query[0]), Decoding("ntp", 8))
+    assert again.text == live.text and torch.equal(again.speech_tokens, live.speech_tokens)
+    assert again.first_chunk_times.thinker_s > 1000.0 and again.times.thinker_s == pytest.approx(sum(text.token_s))
+    assert 0 < again.times.talker_s < 1000.0, "the thinker's seconds are not the talker's"
+
+
+def test_trained_talkers_may_keep_their_weights() -> None:
+    trained = make_llm("ntp").talkers["ntp"]
+    with torch.no_grad():
+        trained.head.weight.fill_(0.5)
+    for draws, expected in ((False, True), (True, False)):
+        kept = SpeechLLM(make_thinker(), {"one": copy.deepcopy(trained)}, draw_weights=draws).talkers["one"]
+        assert bool((kept.head.weight == 0.5).all()) is expected
 
 
 def test_a_test_answers_with_every_decoding() -> None:
