@@ -7,13 +7,14 @@ import pytest
 import soundfile
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiments.artifacts import load_trained
 from experiments.config import EXPERIMENTS_DIR
 from experiments.pipeline import execute, make_plan
 
 # A tokenizer of so few texts does not know the words of the others: their short tokens are more than the anchors hold.
 pytestmark = [pytest.mark.filterwarnings("ignore:The replies"), pytest.mark.filterwarnings("ignore:.*transcripts have")]
 
-FITS = ("codec", "recognizer", "thinker_pretraining", "thinker", "first_talker", "talkers")
+FITS = ("codec", "recognizer", "thinker_pretraining", "thinker", "first_talker", "talkers", "distilled_talkers")
 KEYS = {
     "talker", "steps", "num_examples", "wer_micro", "wer_macro", "text_exact_match", "tokens_per_s", "rtf",
     "forwards_per_block", "first_chunk_ms", "length_ratio", "failures",
@@ -37,17 +38,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def talkers_run(runs: Path) -> Path:
-    (run,) = (runs / "quickstart").glob("talkers-*")
+def comparison_run(runs: Path) -> Path:
+    (run,) = (runs / "quickstart").glob("comparison-*")
     return run
 
 
-def test_the_results_have_a_row_for_each_decoding_and_reference(talkers_run: Path) -> None:
-    rows = json.loads((talkers_run / "results.json").read_text())
+def tags_of(run: Path, name: str) -> dict:
+    events = EventAccumulator(str(run / "tensorboard" / name))
+    events.Reload()
+    return events.Tags()
+
+
+def test_the_results_have_a_row_for_each_decoding_and_reference(comparison_run: Path) -> None:
+    rows = json.loads((comparison_run / "results.json").read_text())
     decodings = [(row["talker"], row["steps"]) for row in rows]
     assert decodings == [
         ("original audio", None), ("codec resynthesis", None), ("ntp", 16),
+        ("mtp", 8), ("mtp", 4),
         ("mdm", 16), ("mdm", 8), ("mdm", 4), ("mdm", 2), ("mdm", 1),
+        ("mdm_distilled", 16), ("mdm_distilled", 8), ("mdm_distilled", 4), ("mdm_distilled", 2), ("mdm_distilled", 1),
     ]  # fmt: skip
     for row in rows:
         assert row.keys() >= KEYS
@@ -55,31 +64,55 @@ def test_the_results_have_a_row_for_each_decoding_and_reference(talkers_run: Pat
         if row["steps"] is not None:
             parts = row["first_chunk_ms"]
             assert parts.keys() == {"speech_encoder", "thinker", "talker", "vocoder", "total"}
-            if row["talker"] == "mdm":
+            if row["talker"].startswith("mdm"):
                 assert row["forwards_per_block"] == row["steps"], "finished blocks are committed on the way"
-    table = (talkers_run / "summary.txt").read_text()
+    table = (comparison_run / "summary.txt").read_text()
     assert "codec resynthesis" in table and "mdm" in table
 
 
-def test_replies_can_be_heard_and_seen(talkers_run: Path) -> None:
-    wavs = sorted(talkers_run.glob("audio/*/*.wav"))
+def test_replies_can_be_heard_and_seen(comparison_run: Path) -> None:
+    wavs = sorted(comparison_run.glob("audio/*/*.wav"))
     assert {wav.stem for wav in wavs} >= {"original-audio", "codec-resynthesis", "ntp-16-steps", "mdm-4-steps"}
     assert all(soundfile.info(wav).samplerate == 16_000 for wav in wavs)
-    assert (talkers_run / "pareto.png").stat().st_size > 1000
-    tags = {}
-    for name in ("ntp", "mdm", "reference"):
-        events = EventAccumulator(str(talkers_run / "tensorboard" / name))
-        events.Reload()
-        tags[name] = events.Tags()
-    assert tags["ntp"]["audio"] == tags["mdm"]["audio"] != []
-    assert tags["ntp"]["images"] == tags["mdm"]["images"] != []
-    assert {"decode/wer_micro", "decode/rtf", "val/nll"} <= set(tags["ntp"]["scalars"])
-    assert set(tags["ntp"]["scalars"]) == set(tags["mdm"]["scalars"])
-    assert len(tags["reference"]["audio"]) == 4
+    assert (comparison_run / "pareto.png").stat().st_size > 1000
+    heard = {name: tags_of(comparison_run, name) for name in ("ntp", "mdm", "mdm_distilled", "reference")}
+    assert heard["ntp"]["audio"] == heard["mdm"]["audio"] == heard["mdm_distilled"]["audio"] != []
+    assert heard["ntp"]["images"] == heard["mdm"]["images"] != []
+    assert {"decode/wer_micro", "decode/rtf"} <= set(heard["ntp"]["scalars"]) == set(heard["mdm"]["scalars"])
+    assert len(heard["reference"]["audio"]) == 4
+
+
+def test_curves_of_talkers_have_equal_tags(runs: Path) -> None:
+    (run,) = (runs / "quickstart").glob("talkers-*")
+    curves = [set(tags_of(run, name)["scalars"]) for name in ("ntp", "mtp", "mdm")]
+    assert curves[0] == curves[1] == curves[2] >= {"train/nll", "val/nll"}
+    (distilled,) = (runs / "quickstart").glob("distilled_talkers-*")
+    assert set(tags_of(distilled, "mdm")["scalars"]) >= curves[0] | {"distillation/round"}
+
+
+def test_the_distilled_talker_starts_from_the_trained_one(runs: Path) -> None:
+    (before,) = (runs / "quickstart").glob("talkers-*")
+    (after,) = (runs / "quickstart").glob("distilled_talkers-*")
+    distances = []
+    for first, second in zip(
+        load_trained(before, "talkers.mdm").parameters(), load_trained(after, "talkers.mdm").parameters(), strict=True
+    ):
+        distances.append(float((first - second).detach().abs().max()))
+    assert 0 < max(distances) < 0.01, "two small steps away"
+
+
+@pytest.mark.parametrize("name", ["ablation", "decoding", "paper_masking"])
+def test_experiments_on_the_quickstart_compose_and_reuse_it(runs: Path, name: str) -> None:
+    plan = make_plan(EXPERIMENTS_DIR / f"{name}.yaml", tiny_overrides(runs))
+    states = {planned.stage.name: planned.state for planned in plan.stages}
+    changed = {"ablation": {"ablation"}, "decoding": {"decoding"}}.get(
+        name, {"talkers", "distilled_talkers", "comparison"}
+    )
+    assert {stage for stage, state in states.items() if state != "reuse"} == changed
 
 
 def test_a_second_run_reuses_every_stage(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     execute(make_plan(EXPERIMENTS_DIR / "quickstart.yaml", tiny_overrides(runs)))
     shown = capsys.readouterr().out
-    assert shown.count(": reused") == 10
+    assert shown.count(": reused") == 12
     assert "codec resynthesis" in shown, "the table is printed again"
