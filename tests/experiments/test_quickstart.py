@@ -1,4 +1,4 @@
-"""The shipped quickstart, every stage of it, at a tiny size."""
+"""The shipped quickstart and what goes on from it, every stage, at a tiny size."""
 
 import json
 from pathlib import Path
@@ -14,17 +14,20 @@ from experiments.pipeline import execute, make_plan
 # A tokenizer of so few texts does not know the words of the others: their short tokens are more than the anchors hold.
 pytestmark = [pytest.mark.filterwarnings("ignore:The replies"), pytest.mark.filterwarnings("ignore:.*transcripts have")]
 
-FITS = ("codec", "recognizer", "thinker_pretraining", "thinker", "first_talker", "talkers", "distilled_talkers")
+FITS = ("codec", "recognizer", "thinker_pretraining", "thinker", "first_talker", "talkers")
 KEYS = {
     "talker", "steps", "num_examples", "wer_micro", "wer_macro", "text_exact_match", "tokens_per_s", "rtf",
     "forwards_per_block", "first_chunk_ms", "length_ratio", "failures",
 }  # fmt: skip
 
 
-def tiny_overrides(runs: Path) -> list[str]:
+WHOLE_FITS = (*FITS, "distilled_talkers")
+
+
+def tiny_overrides(runs: Path, fits: tuple[str, ...] = FITS) -> list[str]:
     corpus = {"num_train": 24, "num_validation": 2, "num_test": 2, "num_workers": 0}
     overrides = [f"stages.corpus.job.init_args.{key}={value}" for key, value in corpus.items()]
-    for stage in FITS:
+    for stage in fits:
         overrides += [f"stages.{stage}.trainer.max_steps=2", f"stages.{stage}.trainer.val_check_interval=2"]
         overrides += [f"stages.{stage}.datamodule.init_args.batch_size=4"]
     return [f"runs_dir={runs}", "stages.tokenizer.job.init_args.min_frequency=1", *overrides]
@@ -35,6 +38,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     execute(make_plan(EXPERIMENTS_DIR / "quickstart.yaml", tiny_overrides(folder)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole_runs(runs: Path) -> Path:
+    execute(make_plan(EXPERIMENTS_DIR / "whole_method.yaml", tiny_overrides(runs, WHOLE_FITS)))
+    return runs
+
+
+def run_of(runs: Path, stage: str, talker: str) -> Path:
+    """The run of a stage that has a TensorBoard run of this talker."""
+    (run,) = (path.parents[1] for path in (runs / "quickstart").glob(f"{stage}-*/tensorboard/{talker}"))
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +69,7 @@ def test_the_results_have_a_row_for_each_decoding_and_reference(comparison_run: 
     decodings = [(row["talker"], row["steps"]) for row in rows]
     assert decodings == [
         ("original audio", None), ("codec resynthesis", None), ("ntp", 16),
-        ("mtp", 8), ("mtp", 4),
         ("mdm", 16), ("mdm", 8), ("mdm", 4), ("mdm", 2), ("mdm", 1),
-        ("mdm_distilled", 16), ("mdm_distilled", 8), ("mdm_distilled", 4), ("mdm_distilled", 2), ("mdm_distilled", 1),
     ]  # fmt: skip
     for row in rows:
         assert row.keys() >= KEYS
@@ -64,7 +77,7 @@ def test_the_results_have_a_row_for_each_decoding_and_reference(comparison_run: 
         if row["steps"] is not None:
             parts = row["first_chunk_ms"]
             assert parts.keys() == {"speech_encoder", "thinker", "talker", "vocoder", "total"}
-            if row["talker"].startswith("mdm"):
+            if row["talker"] == "mdm":
                 assert row["forwards_per_block"] == row["steps"], "finished blocks are committed on the way"
     table = (comparison_run / "summary.txt").read_text()
     assert "codec resynthesis" in table and "mdm" in table
@@ -75,29 +88,34 @@ def test_replies_can_be_heard_and_seen(comparison_run: Path) -> None:
     assert {wav.stem for wav in wavs} >= {"original-audio", "codec-resynthesis", "ntp-16-steps", "mdm-4-steps"}
     assert all(soundfile.info(wav).samplerate == 16_000 for wav in wavs)
     assert (comparison_run / "pareto.png").stat().st_size > 1000
-    heard = {name: tags_of(comparison_run, name) for name in ("ntp", "mdm", "mdm_distilled", "reference")}
-    assert heard["ntp"]["audio"] == heard["mdm"]["audio"] == heard["mdm_distilled"]["audio"] != []
+    heard = {name: tags_of(comparison_run, name) for name in ("ntp", "mdm", "reference")}
+    assert heard["ntp"]["audio"] == heard["mdm"]["audio"] != []
     assert heard["ntp"]["images"] == heard["mdm"]["images"] != []
     assert {"decode/wer_micro", "decode/rtf"} <= set(heard["ntp"]["scalars"]) == set(heard["mdm"]["scalars"])
     assert len(heard["reference"]["audio"]) == 4
 
 
-def test_curves_of_talkers_have_equal_tags(runs: Path) -> None:
-    (run,) = (runs / "quickstart").glob("talkers-*")
+def test_the_whole_method_adds_rows_for_mtp_and_the_distilled_talker(whole_runs: Path) -> None:
+    (run,) = (whole_runs / "quickstart").glob("whole_comparison-*")
+    rows = json.loads((run / "results.json").read_text())
+    steps = {
+        name: [row["steps"] for row in rows if row["talker"] == name] for name in ("ntp", "mtp", "mdm", "mdm_distilled")
+    }
+    assert steps == {"ntp": [16], "mtp": [8, 4], "mdm": [16, 8, 4, 2, 1], "mdm_distilled": [16, 8, 4, 2, 1]}
+
+
+def test_curves_of_talkers_have_equal_tags(whole_runs: Path) -> None:
+    run = run_of(whole_runs, "talkers", "mtp")
     curves = [set(tags_of(run, name)["scalars"]) for name in ("ntp", "mtp", "mdm")]
     assert curves[0] == curves[1] == curves[2] >= {"train/nll", "val/nll"}
-    (distilled,) = (runs / "quickstart").glob("distilled_talkers-*")
+    distilled = run_of(whole_runs, "distilled_talkers", "mdm")
     assert set(tags_of(distilled, "mdm")["scalars"]) >= curves[0] | {"distillation/round"}
 
 
-def test_the_distilled_talker_starts_from_the_trained_one(runs: Path) -> None:
-    (before,) = (runs / "quickstart").glob("talkers-*")
-    (after,) = (runs / "quickstart").glob("distilled_talkers-*")
-    distances = []
-    for first, second in zip(
-        load_trained(before, "talkers.mdm").parameters(), load_trained(after, "talkers.mdm").parameters(), strict=True
-    ):
-        distances.append(float((first - second).detach().abs().max()))
+def test_the_distilled_talker_starts_from_the_trained_one(whole_runs: Path) -> None:
+    before = load_trained(run_of(whole_runs, "talkers", "mtp"), "talkers.mdm").parameters()
+    after = load_trained(run_of(whole_runs, "distilled_talkers", "mdm"), "talkers.mdm").parameters()
+    distances = [float((a - b).detach().abs().max()) for a, b in zip(before, after, strict=True)]
     assert 0 < max(distances) < 0.01, "two small steps away"
 
 
@@ -105,14 +123,12 @@ def test_the_distilled_talker_starts_from_the_trained_one(runs: Path) -> None:
 def test_experiments_on_the_quickstart_compose_and_reuse_it(runs: Path, name: str) -> None:
     plan = make_plan(EXPERIMENTS_DIR / f"{name}.yaml", tiny_overrides(runs))
     states = {planned.stage.name: planned.state for planned in plan.stages}
-    changed = {"ablation": {"ablation"}, "decoding": {"decoding"}}.get(
-        name, {"talkers", "distilled_talkers", "comparison"}
-    )
+    changed = {"talkers", "comparison"} if name == "paper_masking" else {name}
     assert {stage for stage, state in states.items() if state != "reuse"} == changed
 
 
 def test_a_second_run_reuses_every_stage(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     execute(make_plan(EXPERIMENTS_DIR / "quickstart.yaml", tiny_overrides(runs)))
     shown = capsys.readouterr().out
-    assert shown.count(": reused") == 12
+    assert shown.count(": reused") == 11
     assert "codec resynthesis" in shown, "the table is printed again"
