@@ -23,6 +23,6 @@ def test_it_composes_and_validates(file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_the_seed_of_a_pipeline_reaches_its_stages(file: Path) -> None:
-    own = {name for name, stage in (read_file(file).get("stages") or {}).items() if "seed" in stage}
+    own = {name for name, stage in (read_file(file).get("stages") or {}).items() if "seed" in (stage or {})}
     for stage in compose(file, ["seed=12345"]).stages:
         assert stage.name in own or stage.config["seed"] == 12345
