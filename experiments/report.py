@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.errors import ConfigError, is_users_mistake, text_of  # noqa: E402
+from experiments.errors import is_users_mistake, text_of  # noqa: E402
 
 COLUMNS = (
     ("WER %", "wer_micro", 100.0, 2),
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="run directories of one stage, one a seed")
     try:
         print(tabulate(parser.parse_args(arguments).runs))
-    except (ConfigError, ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
         if not is_users_mistake(error):
             raise
         print(f"error: {text_of(error)}", file=sys.stderr)

@@ -197,9 +197,9 @@ class SpeechLLM(L.LightningModule):
 
     def on_test_start(self) -> None:
         """Decode once with every decoding, so that nobody pays for lazy initialisation in the timed runs."""
-        query = torch.zeros(16_000, device=self.device)
+        text = self.write_text(torch.zeros(16_000, device=self.device))
         for decoding in self.decodings:
-            self.answer(self.write_text(query), decoding)
+            self.answer(text, decoding)
 
     def write_text(self, query: Tensor) -> ThinkerText:
         """Let the thinker answer one spoken query, ``(S,) float32`` at 16 kHz, as fast as the text is read."""

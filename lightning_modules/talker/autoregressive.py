@@ -1,6 +1,6 @@
 """The next-token-prediction talker (NTP), the autoregressive baseline."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +12,7 @@ from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.sampling import TokenSampler
 from lightning_modules.talker.streaming import (
-    AnchorReader,
     BlockDecoder,
-    SpeechChunk,
-    TextState,
-    stream_blocks,
 )
 
 
@@ -100,17 +96,9 @@ class AutoregressiveTalker(Talker):
         loss, accuracy = masked_cross_entropy(self.head, self.causal_hidden(text, speech.x_0), speech.x_0, is_scored)
         return TalkerOutput(loss, loss.detach(), accuracy, is_scored.sum(), loss.new_zeros(()))
 
-    def stream(
-        self,
-        text: Iterable[TextState],
-        max_blocks: int,
-        num_steps: int | None = None,
-        sampler: TokenSampler | None = None,
-    ) -> Iterator[SpeechChunk]:
-        """Decode token by token, a chunk a block; see :class:`Talker`."""
-        self.resolve_num_steps(num_steps)
-        decoder = StepDecoder(self, [self.backbone], max_blocks, sampler or TokenSampler())
-        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
+    def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> BlockDecoder:
+        """Decode token by token; see :class:`Talker`."""
+        return StepDecoder(self, [self.backbone], max_blocks, sampler or TokenSampler())
 
 
 class StepDecoder(BlockDecoder):

@@ -12,7 +12,7 @@ from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.blocks import BlockedSpeech, lay_out_in_blocks
 from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import SpeechChunk, TextState
+from lightning_modules.talker.streaming import AnchorReader, BlockDecoder, SpeechChunk, TextState, stream_blocks
 from lightning_modules.talker.vocabulary import SpeechVocabulary
 
 
@@ -43,7 +43,7 @@ class TalkerOutput:
 class Talker(nn.Module, ABC):
     """Turns the text states of a thinker into discrete speech tokens.
 
-    Subclasses differ in a loss (:meth:`forward`) and a decoder (:meth:`stream`), and may have parts of their own
+    Subclasses differ in a loss (:meth:`forward`) and a decoder (:meth:`new_decoder`), and may have parts of their own
     (:attr:`own_parts`, prefixes of parameter names), which :meth:`copy_weights` leaves as they are if the source lacks
     them.
 
@@ -97,6 +97,9 @@ class Talker(nn.Module, ABC):
         """
 
     @abstractmethod
+    def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> BlockDecoder:
+        """Make what decodes the blocks of one reply; arguments as of :meth:`stream`, the steps resolved."""
+
     def stream(
         self,
         text: Iterable[TextState],
@@ -118,6 +121,8 @@ class Talker(nn.Module, ABC):
         Raises:
             ValueError: If the number of steps is not supported.
         """
+        decoder = self.new_decoder(max_blocks, self.resolve_num_steps(num_steps), sampler)
+        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
 
     def lay_out(self, units: Tensor, unit_lengths: Tensor) -> BlockedSpeech:
         """Lay a batch of speech tokens out in this talker's blocks."""

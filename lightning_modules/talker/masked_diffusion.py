@@ -102,6 +102,10 @@ class MaskedDiffusionTalker(MaskedTalker):
         """Give the hidden states that the head predicts from; see :class:`MaskedTalker`."""
         return self.hidden(batch.text, x_t, batch.speech.x_0 if self.clean_context else None)
 
+    def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> BlockDecoder:
+        """Decode block by block, finished blocks committed on the way; see :meth:`stream`."""
+        return _BlockDecoder(self, max_blocks, num_steps, sampler, fused_commit=True)
+
     def stream(
         self,
         text: Iterable[TextState],

@@ -1,7 +1,6 @@
 """The multi-token-prediction talker (MTP): autoregressive, several tokens a step."""
 
 import math
-from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import AnchorReader, SpeechChunk, TextState, stream_blocks
 
 
 class MultiTokenTalker(AutoregressiveTalker):
@@ -109,16 +107,8 @@ class MultiTokenTalker(AutoregressiveTalker):
         num_scored = speech.is_up_to_first_eos.sum()
         return TalkerOutput(loss, losses[0].detach(), accuracies[0], num_scored, loss.new_zeros(()))
 
-    def stream(
-        self,
-        text: Iterable[TextState],
-        max_blocks: int,
-        num_steps: int | None = None,
-        sampler: TokenSampler | None = None,
-    ) -> Iterator[SpeechChunk]:
-        """Decode ``ceil(block_size / num_steps)`` tokens a forward pass, a chunk a block; see :class:`Talker`."""
-        tokens_per_step = math.ceil(self.block_size / self.resolve_num_steps(num_steps))
+    def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> StepDecoder:
+        """Decode ``ceil(block_size / num_steps)`` tokens a forward pass; see :class:`Talker`."""
         extra_layers = [layer for layer in self.extra_layers if isinstance(layer, TalkerBackbone)]
-        layers = [self.backbone, *extra_layers[: tokens_per_step - 1]]
-        decoder = StepDecoder(self, layers, max_blocks, sampler or TokenSampler())
-        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
+        layers = [self.backbone, *extra_layers[: math.ceil(self.block_size / num_steps) - 1]]
+        return StepDecoder(self, layers, max_blocks, sampler or TokenSampler())

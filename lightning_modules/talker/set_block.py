@@ -1,7 +1,5 @@
 """A masked-diffusion talker that reads the finished past causally, and so can grow out of an NTP talker."""
 
-from collections.abc import Iterable, Iterator
-
 import torch
 from torch import Tensor
 
@@ -15,11 +13,7 @@ from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
 from lightning_modules.talker.masking import Masking
 from lightning_modules.talker.sampling import TokenSampler
 from lightning_modules.talker.streaming import (
-    AnchorReader,
     BlockDecoder,
-    SpeechChunk,
-    TextState,
-    stream_blocks,
 )
 from lightning_modules.talker.unmasking import Unmasking
 
@@ -111,20 +105,12 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         next_token_nll, _ = masked_cross_entropy(self.head, of_clean, x_0, batch.speech.is_up_to_first_eos)
         return of_noisy, self.next_token_weight * next_token_nll
 
-    def stream(
-        self,
-        text: Iterable[TextState],
-        max_blocks: int,
-        num_steps: int | None = None,
-        sampler: TokenSampler | None = None,
-    ) -> Iterator[SpeechChunk]:
+    def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> BlockDecoder:
         """Decode block by block in ``num_steps`` forward passes each; see :class:`Talker`.
 
         The finished block rides with the next one's first pass, which writes its keys and values to the cache.
         """
-        num_steps = self.resolve_num_steps(num_steps)
-        decoder = _BlockDecoder(self, max_blocks, num_steps, sampler)
-        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
+        return _BlockDecoder(self, max_blocks, num_steps, sampler)
 
 
 class _BlockDecoder(BlockDecoder):
