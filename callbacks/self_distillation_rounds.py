@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from lightning_modules.talker.masked_talker import MaskedTalker
 from lightning_modules.talker.masking_schedule import read_levels
 from lightning_modules.talker.streaming import states_of_row
 
-ROUND_KEYS = {"alpha", "temperature", "num_steps", "max_steps", "patience", "masking"}
+DISTILLATION_KEYS = {one.name for one in fields(SelfDistillation)}
+ROUND_KEYS = DISTILLATION_KEYS | {"max_steps", "patience", "masking"}
 
 
 class SelfDistillationRounds(Callback):
@@ -32,9 +34,9 @@ class SelfDistillationRounds(Callback):
 
     Args:
         talkers: names of masked-diffusion talkers.
-        rounds: one mapping a round with any of `alpha`, `temperature`, `num_steps` (of the teacher; see
-            `SelfDistillation`), `masking` (`scheme` and ranges as of `MaskingSchedule`; the talker's own if left out)
-            and what ends it, `max_steps` or `patience` or both; neither for the last one only.
+        rounds: one mapping a round with any of `alpha`, `temperature`, `num_steps` (of the teacher), `on_policy_share`
+            and `certainty_weight` (see `SelfDistillation`), `masking` (`scheme` and ranges as of `MaskingSchedule`; the
+            talker's own if left out) and what ends it, `max_steps` or `patience` or both; neither for the last one only.
         decoding_steps: steps a block to try on validation replies at the end of each round.
         num_decoded: validation replies to decode.
 
@@ -58,8 +60,7 @@ class SelfDistillationRounds(Callback):
         self.talkers = list(talkers)
         self.rounds = [dict(one) for one in rounds]
         self.settings = [
-            SelfDistillation(**{key: one[key] for key in ("alpha", "temperature", "num_steps") if key in one})
-            for one in self.rounds
+            SelfDistillation(**{key: one[key] for key in DISTILLATION_KEYS & one.keys()}) for one in self.rounds
         ]
         self.maskings = [
             read_levels(f"self-distillation: rounds[{index}].masking", one["masking"]) if one.get("masking") else None
@@ -203,7 +204,7 @@ class _Distiller:
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
     ) -> TalkerOutput:
         batch = self.student.corrupt(text, units, unit_lengths, generator)
-        return self.student.distil(self.teacher, batch, self.settings)
+        return self.student.distil(self.teacher, batch, self.settings, generator)
 
 
 def _check_round(index: int, one: Mapping[str, Any], is_last: bool) -> None:

@@ -91,6 +91,8 @@ def _resolve_inputs(stage: Stage, plan: Plan) -> tuple[dict[str, str], dict[str,
     earlier = {planned.stage.name: planned.run for planned in plan.stages}
     for name, value in stage.config["inputs"].items():
         path = join(join(stage.path, "inputs"), name)
+        if value is None and f"${{inputs.{name}}}" not in repr(stage.config):
+            continue  # removed, and nothing asks for it
         if value is None or value == MISSING:
             raise ConfigError(path, f"this input is not given; say where it is, e.g. {path}=PATH")
         if value.startswith(INPUT_OF_STAGE):

@@ -1,4 +1,4 @@
-"""The command line of results: one table from the comparisons of several runs, as Markdown with mean and spread."""
+"""The command line of results: tables over the seeds that experiments were run with, in Markdown, mean and spread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.errors import is_users_mistake, text_of  # noqa: E402
+from experiments import config  # noqa: E402
+from experiments.errors import ConfigError, is_users_mistake, text_of  # noqa: E402
+from experiments.pipeline import make_plan  # noqa: E402
 
 COLUMNS = (
     ("WER %", "wer_micro", 100.0, 2),
@@ -26,6 +28,45 @@ COLUMNS = (
 )
 
 Rows = dict[tuple[str, int | None], dict[str, Any]]
+
+
+def write_page(names: Sequence[str], overrides: list[str], seeds: Sequence[int]) -> str:
+    """Lay out the results of experiments that were run with several seeds.
+
+    Args:
+        names: Experiments, each a shipped one or a file.
+        overrides: `key=value` texts that they were run with, beside the seed.
+        seeds: Seeds that they were run with.
+
+    Returns:
+        Markdown: for each experiment what it is, the command, and a table for each of its comparisons.
+
+    Raises:
+        ConfigError: A mistake in an experiment, or one that was not run, with the command that runs it.
+        ValueError: An experiment that compares nothing.
+    """
+    given = "".join(f" {override}" for override in overrides)
+    command = f"python experiments/report.py {' '.join(names)}{given} --seeds {','.join(map(str, seeds))}"
+    parts = [f"Made from finished runs by `{command}`."]
+    for name in names:
+        file = config.find_file(name, Path.cwd())
+        plans = [make_plan(file, [*overrides, f"seed={seed}"]) for seed in seeds]
+        commands = [f"python experiments/run.py {name}{given} seed={seed}" for seed in seeds]
+        for plan, one in zip(plans, commands, strict=True):
+            unfinished = [planned.stage.name for planned in plan.stages if not planned.run.is_finished]
+            if unfinished:
+                raise ConfigError("", f"{name}: {', '.join(unfinished)} is not finished; run first: {one}")
+        runs = zip(*([planned.run.directory for planned in plan.stages] for plan in plans), strict=True)
+        tables = [tabulate(same) for same in runs if (same[0] / "results.json").is_file()]
+        if not tables:
+            raise ValueError(f"{name} compares nothing; give an experiment that ends with a comparison")
+        parts += [
+            f"## {name}",
+            f"{plans[0].pipeline.description}.",
+            "```bash\n" + "\n".join(commands) + "\n```",
+            *tables,
+        ]
+    return "\n\n".join(parts)
 
 
 def read_run(run: Path) -> tuple[int | None, Rows]:
@@ -40,11 +81,11 @@ def read_run(run: Path) -> tuple[int | None, Rows]:
     Raises:
         FileNotFoundError: If it holds no comparison.
     """
-    results, config = run / "results.json", run / "config.yaml"
-    if not results.is_file() or not config.is_file():
+    results, settings = run / "results.json", run / "config.yaml"
+    if not results.is_file() or not settings.is_file():
         raise FileNotFoundError(f"{run} holds no comparison; give the directory of a finished stage with test: true")
     rows = json.loads(results.read_text(encoding="utf-8"))
-    return OmegaConf.load(config).get("seed"), {(row["talker"], row["steps"]): row for row in rows}
+    return OmegaConf.load(settings).get("seed"), {(row["talker"], row["steps"]): row for row in rows}
 
 
 def tabulate(runs: Sequence[Path]) -> str:
@@ -90,13 +131,23 @@ def _cell(values: list[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+def read_seeds(text: str) -> list[int]:
+    """Read `1,2,3`; raises ValueError if it is anything else."""
+    return [int(seed) for seed in text.split(",")]
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line and return the exit code: 0 done, 2 a mistake of the user."""
     parser = argparse.ArgumentParser(prog="report.py", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories of one stage, one a seed")
+    what = "experiments that are finished with these seeds, and the overrides that they were run with"
+    parser.add_argument("words", nargs="+", metavar="FILE or key=value", help=what)
+    parser.add_argument("--seeds", default=[1], type=read_seeds, help="seeds, separated by commas (1 if left out)")
     try:
-        print(tabulate(parser.parse_args(arguments).runs))
-    except (ValueError, FileNotFoundError) as error:
+        parsed = parser.parse_intermixed_args(arguments)
+        names = [word for word in parsed.words if "=" not in word]
+        overrides = [word for word in parsed.words if "=" in word]
+        print(write_page(names, overrides, parsed.seeds))
+    except Exception as error:
         if not is_users_mistake(error):
             raise
         print(f"error: {text_of(error)}", file=sys.stderr)

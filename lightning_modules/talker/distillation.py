@@ -13,13 +13,13 @@ from lightning_modules.talker.unmasking import most_confident, num_to_reveal
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a teacher saw while it filled masks.
+    """What a talker saw while it filled masks.
 
     Attributes:
         logits: Its logits at the moment each masked position was revealed, in row-major order of the masked positions,
-            ``(n, V)``.
+            ``(n, V)``; 0 where none was.
         tokens: The filled sequence, ``(R, S) int64``.
-        step: Step in which each position was revealed, from 0; -1 where there was no mask, ``(R, S) int64``.
+        step: Step in which each position was revealed, from 0; -1 where none was, ``(R, S) int64``.
     """
 
     logits: Tensor
@@ -35,16 +35,23 @@ class SelfDistillation:
         alpha: Weight of the teacher; the rest is the cross-entropy with the clean tokens.
         temperature: ``tau``, which softens both distributions.
         num_steps: Steps of the teacher, ``K``.
+        on_policy_share: Share of the blocks in which the student first goes on by itself, for 1 to ``K - 1`` steps:
+            what it then reads there is its own, as in decoding, and the teacher goes on from there.
+        certainty_weight: Weight of the student's entropy where its most likely token is the clean one, so that it
+            grows sure of many tokens at once.
 
     Raises:
         ValueError: If a value is out of range.
 
-    Reference: arXiv 2602.08607, iterative self-distillation.
+    Reference: arXiv 2602.08607, iterative self-distillation; states of the student's own as in arXiv 2306.13649
+    (on-policy distillation); certainty after arXiv 2509.26488 (dParallel).
     """
 
     alpha: float = 0.7
     temperature: float = 2.0
     num_steps: int = 4
+    on_policy_share: float = 0.0
+    certainty_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -54,6 +61,15 @@ class SelfDistillation:
             raise ValueError(f"self-distillation: temperature is {self.temperature}; give a number above 0")
         if self.num_steps < 1:
             raise ValueError(f"self-distillation: num_steps is {self.num_steps}; give at least 1")
+        if not 0.0 <= self.on_policy_share <= 1.0:
+            raise ValueError(f"self-distillation: on_policy_share is {self.on_policy_share}; give a share from 0 to 1")
+        if self.on_policy_share > 0.0 and self.num_steps < 2:
+            raise ValueError(
+                f"self-distillation: on_policy_share is {self.on_policy_share}, but a teacher of one step leaves the "
+                "student no step of its own; give num_steps of at least 2, or a share of 0"
+            )
+        if self.certainty_weight < 0.0:
+            raise ValueError(f"self-distillation: certainty_weight is {self.certainty_weight}; give 0 or more")
 
 
 def reveal_by_block(confidence: Tensor, is_masked: Tensor, block_size: int, num_steps_left: int) -> Tensor:
@@ -74,15 +90,15 @@ def reveal_by_block(confidence: Tensor, is_masked: Tensor, block_size: int, num_
 
 
 @torch.no_grad()
-def teacher_trajectory(
+def unmasking_trajectory(
     predict: Callable[[Tensor, Tensor], Tensor],
     x_t: Tensor,
     is_masked: Tensor,
     block_size: int,
     num_steps: int,
-    sampler: TokenSampler | None = None,
+    stop_after: int | None = None,
 ) -> Trajectory:
-    """Let a teacher fill the masks of all blocks in parallel, and keep its logits at the moment of each reveal.
+    """Fill the masks of all blocks in parallel, and keep the logits at the moment of each reveal.
 
     Args:
         predict: Gives the logits ``(m, V)`` of the positions that a mask ``(R, S) bool`` picks, for a filling
@@ -91,20 +107,20 @@ def teacher_trajectory(
         is_masked: Where they are masked, ``(R, S) bool``.
         block_size: Tokens a block.
         num_steps: Steps, ``K``.
-        sampler: Chooses tokens; greedy if left out.
+        stop_after: Take this many of them only.
 
     Returns:
         The trajectory; a position once revealed does not change.
 
     Reference: arXiv 2602.08607, iterative self-distillation.
     """
-    sampler = sampler or TokenSampler()
+    sampler = TokenSampler()
     tokens, left = x_t.clone(), is_masked.clone()
     reveal_step = torch.full_like(x_t, -1)
     kept: Tensor | None = None
     # Row-major place of each masked position among all of them.
     place = is_masked.flatten().cumsum(0).view_as(is_masked) - 1
-    for step in range(num_steps):
+    for step in range(num_steps if stop_after is None else min(stop_after, num_steps)):
         if not left.any():
             break
         logits = predict(tokens, left)
@@ -123,6 +139,27 @@ def teacher_trajectory(
     return Trajectory(kept, tokens, reveal_step)
 
 
+def draw_own_steps(
+    num_rows: int, num_blocks: int, settings: SelfDistillation, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """Draw how many steps the student first takes by itself in each block.
+
+    Args:
+        num_rows: Rows, ``R``.
+        num_blocks: Blocks a row.
+        settings: ``on_policy_share`` and ``num_steps``.
+        generator: Source of randomness, on that device.
+        device: Where the draw is wanted.
+
+    Returns:
+        0, or 1 to ``K - 1`` in that share of the blocks, ``(R, num_blocks) int64``.
+    """
+    shape = num_rows, num_blocks
+    is_own = torch.rand(shape, generator=generator, device=device) < settings.on_policy_share
+    num_steps = torch.randint(1, settings.num_steps, shape, generator=generator, device=device)
+    return num_steps * is_own
+
+
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Give ``KL(student || teacher)`` of softened distributions for each position.
 
@@ -139,6 +176,24 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     return (student.exp() * (student - teacher)).sum(dim=-1)
 
 
+def entropy_where_right(logits: Tensor, targets: Tensor) -> Tensor:
+    """Average the entropy over the positions whose most likely token is right.
+
+    Args:
+        logits: ``(n, V)``.
+        targets: Clean tokens, ``(n,) int64``.
+
+    Returns:
+        In nats, a scalar; 0 if none is right.
+
+    Reference: arXiv 2509.26488, certainty-forcing distillation.
+    """
+    log_probabilities = F.log_softmax(logits.float(), dim=-1)
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+    is_right = log_probabilities.argmax(dim=-1) == targets
+    return (entropy * is_right).sum() / is_right.sum().clamp(min=1)
+
+
 def self_distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, settings: SelfDistillation
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +206,8 @@ def self_distillation_loss(
         settings: Weight and temperature.
 
     Returns:
-        ``alpha * tau^2 * KL + (1 - alpha) * CE``, KL and CE, scalars; all 0 if nothing is masked.
+        ``alpha * tau^2 * KL + (1 - alpha) * CE`` plus the weighted entropy of what is right, KL and CE, scalars; all
+        0 if nothing is masked.
 
     Reference: arXiv 2602.08607; the factor ``tau^2`` keeps the gradient's scale as ``tau`` changes (arXiv 1503.02531).
     """
@@ -161,4 +217,6 @@ def self_distillation_loss(
     cross_entropy = F.cross_entropy(student_logits.float(), targets)
     divergence = reverse_kl(student_logits, teacher_logits.detach(), settings.temperature).mean()
     loss = settings.alpha * settings.temperature**2 * divergence + (1.0 - settings.alpha) * cross_entropy
+    if settings.certainty_weight > 0.0:
+        loss = loss + settings.certainty_weight * entropy_where_right(student_logits, targets)
     return loss, divergence.detach(), cross_entropy.detach()

@@ -1,7 +1,7 @@
 """What talkers that predict masked tokens share: drawing masks, and learning from clean tokens or a teacher."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -11,7 +11,13 @@ from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.blocks import BlockedSpeech
-from lightning_modules.talker.distillation import SelfDistillation, self_distillation_loss, teacher_trajectory
+from lightning_modules.talker.distillation import (
+    SelfDistillation,
+    Trajectory,
+    draw_own_steps,
+    self_distillation_loss,
+    unmasking_trajectory,
+)
 from lightning_modules.talker.losses import masked_cross_entropy, token_accuracy
 from lightning_modules.talker.masking import Masking, check_copies, draw_copies
 from lightning_modules.talker.unmasking import Unmasking, powers_of_two_up_to
@@ -27,6 +33,7 @@ class NoisyBatch:
         targets: Clean tokens, laid out as ``x_t`` is, ``(R, S) int64``.
         is_masked: True where a token is to be predicted, ``(R, S) bool``.
         mask_id: The mask.
+        visible: What is read where there is no mask, ``(R, S) int64``: the clean tokens, or a talker's own.
     """
 
     text: TextStates
@@ -34,11 +41,12 @@ class NoisyBatch:
     targets: Tensor
     is_masked: Tensor
     mask_id: int
+    visible: Tensor
 
     @property
     def x_t(self) -> Tensor:
         """Partly masked tokens, ``(R, S) int64``."""
-        return self.targets.masked_fill(self.is_masked, self.mask_id)
+        return self.visible.masked_fill(self.is_masked, self.mask_id)
 
     @property
     def masked_share(self) -> Tensor:
@@ -110,7 +118,7 @@ class MaskedTalker(Talker, ABC):
         copy_dim = 1 if self.clean_context else 0
         targets = torch.cat([speech.x_0] * num_copies, dim=copy_dim)
         rows = text if self.clean_context else text.repeat(num_copies)
-        return NoisyBatch(rows, speech, targets, torch.cat(masks, dim=copy_dim), self.vocabulary.mask_id)
+        return NoisyBatch(rows, speech, targets, torch.cat(masks, dim=copy_dim), self.vocabulary.mask_id, targets)
 
     def forward(
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
@@ -127,28 +135,57 @@ class MaskedTalker(Talker, ABC):
         nll, accuracy = masked_cross_entropy(self.head, hidden, batch.targets, batch.is_masked)
         return TalkerOutput(nll + side_loss, nll.detach(), accuracy, batch.is_masked.sum(), batch.masked_share)
 
-    def distil(self, teacher: Self, batch: NoisyBatch, settings: SelfDistillation) -> TalkerOutput:
+    def distil(
+        self, teacher: Self, batch: NoisyBatch, settings: SelfDistillation, generator: torch.Generator | None = None
+    ) -> TalkerOutput:
         """Learn from a teacher: this student sees the masked input once, the teacher fills it step by step.
 
         Args:
             teacher: A frozen copy of this talker.
             batch: Masks drawn by this talker.
-            settings: Weight, temperature and the teacher's steps.
+            settings: Weight, temperature, the teacher's steps, and where the student goes on by itself first.
+            generator: Draws these places, on the batch's device.
 
         Returns:
             The loss plus the side loss; ``nll`` is the cross-entropy with the clean tokens.
 
         Reference: arXiv 2602.08607, iterative self-distillation.
         """
+        if settings.on_policy_share > 0.0:
+            batch = self.go_on_alone(batch, settings, generator)
         hidden, side_loss = self.hidden_and_side_loss(batch)
         student_logits, targets = self.head(hidden[batch.is_masked]), batch.targets[batch.is_masked]
-        trajectory = teacher_trajectory(
-            lambda x_t, wanted: teacher.head(teacher.masked_hidden(batch, x_t)[wanted]),
-            batch.x_t,
-            batch.is_masked,
-            self.block_size,
-            settings.num_steps,
-        )
+        trajectory = teacher.unmask(batch, settings.num_steps)
         loss, _, nll = self_distillation_loss(student_logits, trajectory.logits, targets, settings)
         accuracy = token_accuracy(student_logits, targets)
         return TalkerOutput(loss + side_loss, nll, accuracy, batch.is_masked.sum(), batch.masked_share)
+
+    def unmask(self, batch: NoisyBatch, num_steps: int, stop_after: int | None = None) -> Trajectory:
+        """Fill the masks of a batch step by step; see :func:`unmasking_trajectory`."""
+        return unmasking_trajectory(
+            lambda x_t, wanted: self.head(self.masked_hidden(batch, x_t)[wanted]),
+            batch.x_t,
+            batch.is_masked,
+            self.block_size,
+            num_steps,
+            stop_after,
+        )
+
+    def go_on_alone(
+        self, batch: NoisyBatch, settings: SelfDistillation, generator: torch.Generator | None
+    ) -> NoisyBatch:
+        """Reveal, in some blocks, what this talker itself says in its first steps; see :class:`SelfDistillation`."""
+        num_rows, length = batch.is_masked.shape
+        own_steps = draw_own_steps(
+            num_rows, length // self.block_size, settings, generator, batch.is_masked.device
+        ).repeat_interleave(self.block_size, dim=1)
+        num_steps = int(own_steps.max())
+        if num_steps == 0:
+            return batch
+        trajectory = self.unmask(batch, settings.num_steps, num_steps)
+        is_revealed = (trajectory.step >= 0) & (trajectory.step < own_steps)
+        return replace(
+            batch,
+            visible=torch.where(is_revealed, trajectory.tokens, batch.visible),
+            is_masked=batch.is_masked & ~is_revealed,
+        )

@@ -1,53 +1,79 @@
-"""The table of results: means and spreads of runs that compare."""
+"""The page of results: means and spreads over the seeds of experiments that compare."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from experiments import report
+from experiments import report, run
+
+COMPARISON = """description: Two toy talkers
+seed: 1
+stages:
+  first:
+    job: {class_path: tests.experiments.toy.ToyJob}
+  comparison:
+    job:
+      class_path: tests.experiments.toy.ToyComparison
+      init_args: {rates: RATES, factor: "${seed}"}
+"""
 
 
-def write_run(folder: Path, seed: int, wer: dict[tuple[str, int | None], float]) -> Path:
-    folder.mkdir()
-    (folder / "config.yaml").write_text(f"seed: {seed}\n")
-    rows = [
-        {
-            "talker": talker,
-            "steps": steps,
-            "num_examples": 100,
-            "wer_micro": rate,
-            "wer_macro": rate,
-            "text_exact_match": None if steps is None else 0.9,
-            "tokens_per_s": None if steps is None else 100.0 * seed,
-            "forwards_per_block": steps,
-        }
-        for (talker, steps), rate in wer.items()
-    ]
-    (folder / "results.json").write_text(json.dumps(rows))
-    return folder
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "toys.yaml"
+    file.write_text(COMPARISON.replace("RATES", "{original audio: 0.01, mdm/4: 0.1}"))
+    return file
 
 
-def test_means_and_spreads_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rates = {("original audio", None): 0.01, ("mdm", 4): 0.1}
-    runs = [write_run(tmp_path / str(seed), seed, {key: rate * seed for key, rate in rates.items()}) for seed in (1, 3)]
-    assert report.main([str(run) for run in runs]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "| original audio | - | 2.00 ± 1.41 | 2.00 ± 1.41 | - | - | - |"
-    assert lines[3] == "| mdm | 4 | 20.00 ± 14.14 | 20.00 ± 14.14 | 90.0 ± 0.0 | 200 ± 141 | 4.0 ± 0.0 |"
+def test_means_and_spreads_over_seeds(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (1, 3):
+        assert run.main([str(experiment), f"seed={seed}"]) == 0
+    capsys.readouterr()
+    assert report.main([str(experiment), "--seeds", "1,3"]) == 0
+    page = capsys.readouterr().out
+    lines = page.splitlines()
+    assert "| original audio | - | 2.00 ± 1.41 | 2.00 ± 1.41 | - | - | - |" in lines
+    assert "| mdm | 4 | 20.00 ± 14.14 | 20.00 ± 14.14 | 90.0 ± 0.0 | 200 ± 141 | 4.0 ± 0.0 |" in lines
     assert lines[-1] == "mean ± standard deviation over seeds 1, 3; 100 test dialogues a run"
-    assert "| mdm | 4 | 10.00 | 10.00 | 90.0 | 100 | 4.0 |" in report.tabulate(runs[:1])
+    assert lines[0] == f"Made from finished runs by `python experiments/report.py {experiment} --seeds 1,3`."
+    assert f"python experiments/run.py {experiment} seed=3" in lines
+    assert report.main([str(experiment)]) == 0
+    assert "| mdm | 4 | 10.00 | 10.00 | 90.0 | 100 | 4.0 |" in capsys.readouterr().out
 
 
-def test_runs_that_do_not_compare_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = write_run(tmp_path / "one", 1, {("mdm", 4): 0.1})
-    same_seed = write_run(tmp_path / "same", 1, {("mdm", 4): 0.2})
-    other = write_run(tmp_path / "other", 2, {("mdm", 1): 0.2})
-    for runs, message in (
-        ([one, same_seed], "have the seeds [1, 1]"),
-        ([one, other], "differ in what they compared: ('mdm', 1), ('mdm', 4)"),
-        ([tmp_path], "holds no comparison"),
-    ):
-        assert report.main([str(run) for run in runs]) == 2
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1
+def test_overrides_lead_to_the_runs_made_with_them(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    override = "stages.comparison.job.init_args.factor=2"
+    assert run.main([str(experiment), override]) == 0
+    capsys.readouterr()
+    assert report.main([str(experiment)]) == 2
+    error = capsys.readouterr().err
+    assert f"comparison is not finished; run first: python experiments/run.py {experiment} seed=1" in error
+    assert report.main([str(experiment), override]) == 0
+    assert "| mdm | 4 | 20.00 |" in capsys.readouterr().out
+
+
+def test_what_does_not_compare_is_refused(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main([str(experiment)]) == 0
+    assert report.main([str(experiment), "--seeds", "1,1"]) == 2
+    assert "have the seeds [1, 1]" in capsys.readouterr().err
+    mute = tmp_path / "mute.yaml"
+    mute.write_text("description: Says nothing\njob: {class_path: tests.experiments.toy.ToyJob}\n")
+    assert run.main([str(mute), "seed=1"]) == 0
+    capsys.readouterr()
+    assert report.main([str(mute)]) == 2
+    assert "compares nothing" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        report.main([str(experiment), "--seeds", "one"])
+
+
+def test_runs_that_compared_other_talkers_are_refused(experiment: Path, tmp_path: Path) -> None:
+    other = tmp_path / "others.yaml"
+    other.write_text(COMPARISON.replace("RATES", "{original audio: 0.01, mdm/1: 0.1}"))
+    for file, seed in ((experiment, 1), (other, 2)):
+        assert run.main([str(file), f"seed={seed}"]) == 0
+    folders = [folder.parent for folder in sorted((tmp_path / "runs").glob("*/comparison-*/results.json"))]
+    with pytest.raises(ValueError, match=r"differ in what they compared: \('mdm', 1\), \('mdm', 4\)"):
+        report.tabulate(folders)
+    with pytest.raises(FileNotFoundError, match="holds no comparison"):
+        report.tabulate([tmp_path])

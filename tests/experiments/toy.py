@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -35,6 +36,35 @@ class ToyJob:
         count.write_text(str(int(count.read_text()) + 1 if count.exists() else 1))
         (output_dir / "number.txt").write_text(str(self.number))
         return {"number": self.number}
+
+
+class ToyComparison:
+    """Writes the rows of a comparison, rates in proportion to a factor."""
+
+    def __init__(self, rates: dict[str, float], factor: float = 1.0) -> None:
+        """Create the job.
+
+        Args:
+            rates: Word error rate by `talker/steps`, or by the name of a reference.
+            factor: Scales them.
+        """
+        self.rates, self.factor = rates, factor
+
+    def run(self, output_dir: Path) -> dict[str, Any]:
+        """Write `results.json`."""
+        rows = []
+        for name, rate in self.rates.items():
+            talker, _, steps = name.partition("/")
+            costs = {
+                "text_exact_match": 0.9,
+                "tokens_per_s": 100.0 * self.factor,
+                "forwards_per_block": int(steps or 0),
+            }
+            row = {"talker": talker, "steps": int(steps) if steps else None, "num_examples": 100}
+            row |= {"wer_micro": rate * self.factor, "wer_macro": rate * self.factor}
+            rows.append({**row, **(costs if steps else dict.fromkeys(costs))})
+        (output_dir / "results.json").write_text(json.dumps(rows))
+        return {}
 
 
 class FailingJob:

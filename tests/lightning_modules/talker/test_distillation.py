@@ -10,9 +10,11 @@ from torch import Tensor
 
 from lightning_modules.talker.distillation import (
     SelfDistillation,
+    draw_own_steps,
+    entropy_where_right,
     reverse_kl,
     self_distillation_loss,
-    teacher_trajectory,
+    unmasking_trajectory,
 )
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.masking import BlockBernoulli
@@ -78,7 +80,7 @@ def test_the_trajectory_is_that_of_plain_loops(
     length = num_blocks * block_size
     is_masked = torch.rand(rows, length, generator=generator) < torch.rand(rows, 1, generator=generator)
     x_t = torch.randint(0, VOCABULARY, (rows, length), generator=generator).masked_fill(is_masked, MASK)
-    trajectory = teacher_trajectory(TableTeacher(seed), x_t, is_masked, block_size, num_steps)
+    trajectory = unmasking_trajectory(TableTeacher(seed), x_t, is_masked, block_size, num_steps)
     kept, tokens, when = trajectory_by_loops(TableTeacher(seed), x_t, is_masked, block_size, num_steps)
     assert torch.equal(trajectory.tokens, tokens)
     assert torch.equal(trajectory.step, when)
@@ -93,6 +95,37 @@ def test_the_trajectory_is_that_of_plain_loops(
                 count = math.ceil(left / (num_steps - step))
                 assert int((block == step).sum()) == count
                 left -= count
+
+
+def test_a_trajectory_cut_short_is_the_beginning_of_the_whole_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    is_masked = torch.rand(3, 16, generator=generator) < 0.8
+    x_t = torch.randint(0, VOCABULARY, (3, 16), generator=generator).masked_fill(is_masked, MASK)
+    whole = unmasking_trajectory(TableTeacher(0), x_t, is_masked, 8, 4)
+    start = unmasking_trajectory(TableTeacher(0), x_t, is_masked, 8, 4, stop_after=2)
+    is_early = whole.step < 2
+    assert torch.equal(start.step, torch.where(is_early, whole.step, -1))
+    assert torch.equal(start.tokens, torch.where(is_early, whole.tokens, MASK))
+
+
+@settings(max_examples=30, deadline=None)
+@given(share=st.sampled_from([0.0, 0.3, 1.0]), num_steps=st.integers(2, 6), seed=st.integers(0, 100))
+def test_the_student_takes_some_but_never_all_steps_in_its_share_of_blocks(
+    share: float, num_steps: int, seed: int
+) -> None:
+    how = SelfDistillation(num_steps=num_steps, on_policy_share=share)
+    own_steps = draw_own_steps(50, 40, how, torch.Generator().manual_seed(seed), torch.device("cpu"))
+    assert float((own_steps > 0).float().mean()) == pytest.approx(share, abs=0.06)
+    assert 0 <= own_steps.min() and own_steps.max() < num_steps
+    if share == 1.0:
+        assert set(own_steps.unique().tolist()) == set(range(1, num_steps)), "each number of steps occurs"
+
+
+def test_entropy_counts_where_the_student_is_right_only() -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 5.0]])
+    expected = [float(-(row.softmax(0) * row.log_softmax(0)).sum()) for row in logits]
+    assert float(entropy_where_right(logits, torch.tensor([0, 1, 0]))) == pytest.approx(sum(expected[:2]) / 2)
+    assert float(entropy_where_right(logits, torch.tensor([1, 2, 0]))) == 0.0
 
 
 def test_reverse_kl_is_that_of_plain_loops() -> None:
@@ -116,6 +149,10 @@ def test_the_loss_weighs_teacher_and_clean_tokens() -> None:
         student, teacher, targets, SelfDistillation(alpha=0.7, temperature=2.0)
     )
     assert float(loss) == pytest.approx(0.7 * 4 * float(divergence) + 0.3 * float(cross_entropy), rel=1e-6)
+    surer, _, _ = self_distillation_loss(
+        student, teacher, targets, SelfDistillation(alpha=0.7, temperature=2.0, certainty_weight=0.5)
+    )
+    assert float(surer - loss) == pytest.approx(0.5 * float(entropy_where_right(student, targets)), rel=1e-4)
     plain, _, _ = self_distillation_loss(student, teacher, targets, SelfDistillation(alpha=0.0))
     assert torch.equal(plain, torch.nn.functional.cross_entropy(student, targets)), "to the last bit"
     nothing, _, _ = self_distillation_loss(student[:0], teacher[:0], targets[:0], SelfDistillation())
@@ -123,10 +160,20 @@ def test_the_loss_weighs_teacher_and_clean_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"alpha": -0.1}, {"alpha": 1.5}, {"temperature": 0.0}, {"num_steps": 0}], ids=lambda wrong: str(wrong)
+    "wrong",
+    [
+        {"alpha": -0.1},
+        {"alpha": 1.5},
+        {"temperature": 0.0},
+        {"num_steps": 0},
+        {"on_policy_share": 1.1},
+        {"on_policy_share": 0.5, "num_steps": 1},
+        {"certainty_weight": -1.0},
+    ],
+    ids=lambda wrong: str(wrong),
 )
 def test_impossible_settings_are_refused(wrong: dict) -> None:
-    (name,) = wrong
+    name = next(iter(wrong))
     with pytest.raises(ValueError, match=f"{name} is"):
         SelfDistillation(**wrong)
 
@@ -151,6 +198,31 @@ def test_a_student_learns_from_its_teacher_and_the_teacher_from_nobody(kind: str
     without = student.distil(teacher, batch, SelfDistillation(alpha=0.0))
     assert torch.equal(without.loss, plain.loss), "alpha = 0 is the plain masked loss to the last bit"
     assert torch.equal(without.nll, plain.nll) and torch.equal(without.accuracy, plain.accuracy)
+
+
+@pytest.mark.parametrize("kind", ["mdm", "set_block"])
+def test_on_its_own_way_a_student_reads_what_it_said(kind: str) -> None:
+    """Its first steps are those of its own trajectory; what is left to predict is masked, the clean targets stay."""
+    student = make_talker(kind)
+    assert isinstance(student, MaskedDiffusionTalker | SetBlockTalker)
+    units = torch.randint(0, 30, (3, 20), generator=torch.Generator().manual_seed(1))
+    batch = student.corrupt(make_text([5, 2, 9]), units, torch.tensor([20, 7, 16]), torch.Generator().manual_seed(0))
+    how = SelfDistillation(num_steps=4, on_policy_share=0.6)
+    later = student.go_on_alone(batch, how, torch.Generator().manual_seed(3))
+    num_rows, length = batch.is_masked.shape
+    own_steps = draw_own_steps(
+        num_rows, length // student.block_size, how, torch.Generator().manual_seed(3), torch.device("cpu")
+    )
+    whole = student.unmask(batch, 4)
+    for row, place in batch.is_masked.nonzero().tolist():
+        is_said = int(whole.step[row, place]) < int(own_steps[row, place // student.block_size])
+        assert bool(later.is_masked[row, place]) is not is_said
+        assert int(later.x_t[row, place]) == (int(whole.tokens[row, place]) if is_said else batch.mask_id)
+    assert torch.equal(later.x_t[~batch.is_masked], batch.x_t[~batch.is_masked])
+    assert torch.equal(later.targets, batch.targets)
+    assert 0 < int(later.is_masked.sum()) < int(batch.is_masked.sum())
+    output = student.distil(make_talker(kind), batch, how, torch.Generator().manual_seed(3))
+    assert int(output.num_scored_tokens) == int(later.is_masked.sum())
 
 
 def test_one_step_of_a_teacher_equal_to_the_student_gives_no_divergence() -> None:
