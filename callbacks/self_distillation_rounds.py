@@ -36,7 +36,7 @@ class SelfDistillationRounds(Callback):
         talkers: names of masked-diffusion talkers.
         rounds: one mapping a round with any of `alpha`, `temperature`, `num_steps` (of the teacher), `on_policy_share`
             and `certainty_weight` (see `SelfDistillation`), `masking` (`scheme` and ranges as of `MaskingSchedule`; the
-            talker's own if left out) and what ends it, `max_steps` or `patience` or both; neither for the last one only.
+            talker's own if left out) and what ends it, `max_steps` or `patience` or both; neither for the last one.
         decoding_steps: steps a block to try on validation replies at the end of each round.
         num_decoded: validation replies to decode.
 

@@ -1,4 +1,4 @@
-"""The command line of results: tables over the seeds that experiments were run with, in Markdown, mean and spread."""
+"""The command line of results: tables over the seeds of finished experiments, as Markdown with mean and spread."""
 
 from __future__ import annotations
 
