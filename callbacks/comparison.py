@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.comparison_rows import ORIGINAL, RESYNTHESIS, ComparisonRow, Record, format_table, summarize
-from callbacks.pictures import draw_mel, draw_pareto
+from callbacks.pictures import draw_mel, draw_pareto, draw_unmasking_order
 from datamodules.batch import SpokenBatch
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.speech_recognizer import SpeechRecognizer
@@ -28,7 +28,8 @@ class Comparison(L.Callback):
     resynthesis against the gold text, are the floor that the recognizer and the codec set. A silent reply is all wrong.
 
     Writes ``results.json``, ``summary.txt``, a Pareto plot and wav files into the trainer's root folder, and scalars
-    (over the decoding steps a block), audio, mel pictures and transcripts into each talker's TensorBoard run.
+    (over the decoding steps a block), audio, pictures (mel, unmasking order) and transcripts into each talker's
+    TensorBoard run.
 
     Args:
         recognizer: The judge.
@@ -118,8 +119,23 @@ class Comparison(L.Callback):
             text = f"**said** {record.text}\n\n**heard** {record.heard}\n\n**gold** {record.gold}"
             writer.add_text(f"test/{tag}", text, step)
             writer.add_figure(f"test/{tag}", draw_mel(waveform, sample_rate, record.heard), step)
+        self._draw_orders(pl_module, writers)
         for writer in writers.values():
             writer.close()
+
+    def _draw_orders(self, pl_module: SpeechLLM, writers: dict[str, SummaryWriter]) -> None:
+        """Draw in which step each token was revealed, for talkers that reveal several at once."""
+        orders: dict[tuple[str, str], dict[int, Tensor]] = {}
+        for record, _ in self._samples:
+            if record.reply is not None and record.steps is not None and len(record.reply.order):
+                orders.setdefault((record.talker, record.example_id), {})[record.steps] = record.reply.order
+        texts = {record.example_id: record.text for record, _ in self._samples if record.reply is not None}
+        for (talker, example_id), by_steps in orders.items():
+            block_size = pl_module.talkers[talker].block_size
+            assert isinstance(block_size, int)
+            if talker in writers:
+                figure = draw_unmasking_order(by_steps, block_size, texts[example_id])
+                writers[talker].add_figure(f"unmasking/{example_id}", figure)
 
 
 def _open_writers(trainer: L.Trainer, talkers: set[str]) -> dict[str, SummaryWriter]:

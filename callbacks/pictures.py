@@ -1,6 +1,6 @@
 """Pictures for people: mel spectrograms and the trade-off of speed and quality."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import librosa
 import numpy as np
@@ -31,6 +31,35 @@ def draw_mel(waveform: Tensor, sample_rate: int, title: str = "") -> Figure:
     )
     axes.set(xlabel="time (s)", ylabel="mel bin", title=title)
     figure.colorbar(image, cax=figure.add_axes((0.89, 0.2, 0.015, 0.66)), label="dB")
+    return figure
+
+
+def draw_unmasking_order(orders: Mapping[int, Tensor], block_size: int, title: str = "") -> Figure:
+    """Draw when each speech token of a reply was revealed, a strip for each number of steps a block.
+
+    Args:
+        orders: By the steps a block that were allowed, the step that revealed each token, from 0, ``(T,) int64``.
+        block_size: Tokens a block, for the lines between them.
+        title: What was said.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(9, 0.9 + 0.55 * len(orders)), layout="constrained")
+    all_axes = figure.subplots(len(orders), 1, sharex=True, squeeze=False)[:, 0]
+    longest = max(len(order) for order in orders.values())
+    for axes, (num_steps, order) in zip(all_axes, orders.items(), strict=True):
+        image = axes.imshow(
+            order[None].numpy() + 1, aspect="auto", cmap="viridis", vmin=1, vmax=max(orders), interpolation="nearest"
+        )
+        for boundary in range(block_size, longest, block_size):
+            axes.axvline(boundary - 0.5, color="white", linewidth=1.5)
+        axes.set_xlim(-0.5, longest - 0.5)
+        axes.set_yticks([0], labels=[f"{num_steps}"])
+    all_axes[0].set_title(title, fontsize="medium")
+    all_axes[-1].set_xlabel("speech token")
+    figure.supylabel("steps a block", fontsize="medium")
+    figure.colorbar(image, ax=list(all_axes), label="revealed in step")
     return figure
 
 

@@ -39,6 +39,7 @@ class MuonAdamW(Optimizer):
         muon_groups: Parameter groups of matrices, each with ``lr`` and ``weight_decay``.
         adamw_groups: Parameter groups of anything else, likewise.
         betas: Of AdamW.
+        fused: Let AdamW run in one kernel.
 
     Reference: Muon, as in torch.optim; the scaling is that of arXiv 2502.16982.
     """
@@ -48,9 +49,10 @@ class MuonAdamW(Optimizer):
         muon_groups: Iterable[dict[str, Any]],
         adamw_groups: Iterable[dict[str, Any]],
         betas: tuple[float, float] = (0.9, 0.98),
+        fused: bool = False,
     ) -> None:
         self.muon = Muon(list(muon_groups), adjust_lr_fn="match_rms_adamw")
-        self.adamw = AdamW(list(adamw_groups), betas=betas)
+        self.adamw = AdamW(list(adamw_groups), betas=betas, fused=fused)
         super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
         self._share_groups()
 

@@ -29,6 +29,7 @@ def optimizer_with_warmup_cosine(
     warmup_steps: int,
     muon: bool = False,
     final_share: float = 0.0,
+    fused: bool = False,
 ) -> OptimizerLRScheduler:
     """What `configure_optimizers` returns: matrices decay, biases and norms do not; the trainer tells the length.
 
@@ -39,6 +40,8 @@ def optimizer_with_warmup_cosine(
         warmup_steps: Steps of linear warm-up.
         muon: Let Muon train the matrices of hidden layers; AdamW trains all else.
         final_share: Share of the peak learning rate at the end; 1 keeps it constant after the warm-up.
+        fused: Let AdamW run in one kernel, five times as fast on a CPU; only for modules that clip gradients by themselves,
+            since Lightning refuses to clip for a fused optimizer under mixed precision.
 
     Returns:
         The mapping of Lightning with an optimizer and a step-wise scheduler.
@@ -62,9 +65,9 @@ def optimizer_with_warmup_cosine(
     muon_groups, adamw_groups = ([g for g in groups if g["params"]] for groups in (muon_groups, adamw_groups))
     optimizer: torch.optim.Optimizer
     if muon_groups:
-        optimizer = MuonAdamW(muon_groups, adamw_groups, BETAS)
+        optimizer = MuonAdamW(muon_groups, adamw_groups, BETAS, fused)
     else:
-        optimizer = torch.optim.AdamW(adamw_groups, betas=BETAS)
+        optimizer = torch.optim.AdamW(adamw_groups, betas=BETAS, fused=fused)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, warmup_steps, int(max_steps), final_share)
     )

@@ -231,7 +231,7 @@ class SpeechLLM(L.LightningModule):
         rates = self.talker_learning_rates
         parts = [(self._part(name), rates.get(name, self.learning_rate)) for name in self.run_names]
         return optimizer_with_warmup_cosine(
-            self, parts, self.weight_decay, self.warmup_steps, self.muon, self.final_learning_rate_share
+            self, parts, self.weight_decay, self.warmup_steps, self.muon, self.final_learning_rate_share, fused=True
         )
 
     def configure_gradient_clipping(

@@ -52,6 +52,8 @@ class SpokenReply:
         times: Seconds until the end of speech.
         first_chunk_times: Seconds until the first samples, out of ``times``.
         first_chunk_audio_s: Seconds of audio that the first chunk holds.
+        order: Step of its block that revealed each speech token, from 0, ``(T,) int64`` on the CPU; empty if the talker
+            reveals them one by one.
     """
 
     text: str = ""
@@ -62,6 +64,7 @@ class SpokenReply:
     times: PartTimes = field(default_factory=PartTimes)
     first_chunk_times: PartTimes = field(default_factory=PartTimes)
     first_chunk_audio_s: float = 0.0
+    order: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
 class _StopWatch:
@@ -187,4 +190,6 @@ def _append(reply: SpokenReply, chunk: SpeechChunk, samples: Tensor) -> None:
     reply.speech_tokens = torch.cat([reply.speech_tokens, chunk.tokens.cpu()])
     reply.waveform = torch.cat([reply.waveform, samples.float().cpu()])
     reply.num_forwards.append(chunk.num_forwards)
+    if chunk.order is not None:
+        reply.order = torch.cat([reply.order, chunk.order.cpu()])
     reply.ended = chunk.ended

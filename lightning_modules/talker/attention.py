@@ -65,18 +65,49 @@ class CausalContextAttention:
         """Attend, each ``(B, heads, C * L + M, head_dim)``."""
         if query.device.type != "cpu":
             return attend(query, key, value, self.mask)
-        num_noisy = self.num_noisy_blocks * self.block_size
-        sizes = [num_noisy, query.shape[2] - num_noisy]
+        sizes = [self.num_noisy, query.shape[2] - self.num_noisy]
         (noisy_query, clean_query), (noisy_key, clean_key), (noisy_value, clean_value) = (
             states.split(sizes, dim=2) for states in (query, key, value)
         )
-        of_clean = attend(clean_query, clean_key, clean_value, self.mask[num_noisy:, num_noisy:])
-        own_block = _scores(self._in_blocks(noisy_query), self._in_blocks(noisy_key), None).flatten(2, 3)
-        before = _scores(noisy_query, clean_key, self.mask[:num_noisy, num_noisy:])
+        of_clean = attend(clean_query, clean_key, clean_value, self.clean_mask)
+        of_noisy = self._attend_noisy(noisy_query, (noisy_key, noisy_value), (clean_key, clean_value))
+        return torch.cat([of_noisy, of_clean], dim=2)
+
+    def after_clean(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend from the noisy copies alone, for which the keys and values of the clean one are known.
+
+        Args:
+            query: Of ``[x_t, ..., x_t]``, ``(B, heads, C * L, head_dim)``.
+            key: Of ``[x_0, x_t, ..., x_t]``, ``(B, heads, M + C * L, head_dim)``.
+            value: Likewise.
+
+        Returns:
+            ``(B, heads, C * L, head_dim)``.
+        """
+        sizes = [key.shape[2] - self.num_noisy, self.num_noisy]
+        if query.device.type != "cpu":
+            to_noisy, to_clean = self.mask[: self.num_noisy].split(sizes[::-1], dim=1)
+            return attend(query, key, value, torch.cat([to_clean, to_noisy], dim=1))
+        (clean_key, noisy_key), (clean_value, noisy_value) = (states.split(sizes, dim=2) for states in (key, value))
+        return self._attend_noisy(query, (noisy_key, noisy_value), (clean_key, clean_value))
+
+    @property
+    def num_noisy(self) -> int:
+        """Positions of all noisy copies, ``C * L``."""
+        return self.num_noisy_blocks * self.block_size
+
+    @property
+    def clean_mask(self) -> Tensor:
+        """What the clean copy attends to of itself, ``(M, M) bool``."""
+        return self.mask[self.num_noisy :, self.num_noisy :]
+
+    def _attend_noisy(self, query: Tensor, noisy: tuple[Tensor, Tensor], clean: tuple[Tensor, Tensor]) -> Tensor:
+        own_block = _scores(self._in_blocks(query), self._in_blocks(noisy[0]), None).flatten(2, 3)
+        before = _scores(query, clean[0], self.mask[: self.num_noisy, self.num_noisy :])
         weights = torch.cat([own_block, before], dim=-1).softmax(dim=-1)
-        on_own_block, on_before = weights.split([self.block_size, sizes[1]], dim=-1)
-        of_own_block = (self._in_blocks(on_own_block) @ self._in_blocks(noisy_value)).flatten(2, 3)
-        return torch.cat([of_own_block + on_before @ clean_value, of_clean], dim=2)
+        on_own_block, on_before = weights.split([self.block_size, before.shape[-1]], dim=-1)
+        of_own_block = (self._in_blocks(on_own_block) @ self._in_blocks(noisy[1])).flatten(2, 3)
+        return of_own_block + on_before @ clean[1]
 
     def _in_blocks(self, states: Tensor) -> Tensor:
         return states.unflatten(2, (self.num_noisy_blocks, self.block_size))

@@ -13,6 +13,7 @@ from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.sampling import TokenSampler
 from lightning_modules.talker.streaming import (
     BlockDecoder,
+    DecodedBlock,
 )
 
 
@@ -123,7 +124,7 @@ class StepDecoder(BlockDecoder):
         self.offsets = torch.arange(talker.block_size, device=self.device)
         self.first_position = 0
 
-    def decode_block(self, anchors: Tensor) -> tuple[Tensor, int]:
+    def decode_block(self, anchors: Tensor) -> DecodedBlock:
         """Predict ``len(layers)`` tokens a step, up to the first EOS; see :class:`BlockDecoder`."""
         talker = self.talker
         tokens, num_forwards, num_read = self._first_step(anchors), 1, 1
@@ -138,7 +139,7 @@ class StepDecoder(BlockDecoder):
         tokens = tokens[: talker.block_size]
         self.unread = tokens[num_read - 1 :]
         self.first_position += talker.block_size
-        return tokens, num_forwards
+        return DecodedBlock(tokens, num_forwards)
 
     def _first_step(self, anchors: Tensor) -> Tensor:
         """Read ``[late slots of the block before, anchor slots, first slot]``."""

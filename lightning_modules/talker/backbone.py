@@ -1,13 +1,17 @@
 """The decoder that every talker shares: RMSNorm, rotary positions, SwiGLU, any attention mask."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_modules.talker.attention import CausalContextAttention, attend
+from lightning_modules.talker.attention import attend
 from lightning_modules.talker.key_value_cache import KeyValueCache
+
+# A mask, what attends by a structure of its own, or None for all to all.
+Attention = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor] | None
 
 
 class RotaryPositions(nn.Module):
@@ -57,7 +61,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
-        attention: Tensor | CausalContextAttention | None,
+        attention: Attention,
         cache: KeyValueCache | None,
         layer_index: int,
     ) -> Tensor:
@@ -67,10 +71,10 @@ class DecoderLayer(nn.Module):
         (query, key), value = RotaryPositions.rotate(query_and_key, *rotation), value[0]
         if cache is not None:
             key, value = cache.write(layer_index, key, value)
-        if isinstance(attention, CausalContextAttention):
-            attended = attention(query, key, value)
-        else:
+        if attention is None or isinstance(attention, Tensor):
             attended = attend(query, key, value, attention)
+        else:
+            attended = attention(query, key, value)
         x = x + self.attention_out(attended.transpose(1, 2).flatten(2))
         gate, up = self.gate_and_up(self.ffn_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
@@ -111,7 +115,7 @@ class TalkerBackbone(nn.Module):
         self,
         x: Tensor,
         positions: Tensor,
-        attention: Tensor | CausalContextAttention | None,
+        attention: Attention,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Run all layers.
@@ -119,8 +123,8 @@ class TalkerBackbone(nn.Module):
         Args:
             x: Embedded positions, ``(B, L, width)``.
             positions: Index of each position in the speech sequence, ``(L,) int64``.
-            attention: True where a row may attend, ``(L, cached + L) bool``, or an object that attends by a structure
-                of its own, which needs an empty cache; None lets all attend to all.
+            attention: True where a row may attend, ``(L, cached + L) bool``, or what gives the attended values for
+                queries, keys and values, the cached ones first; None lets all attend to all.
             cache: Keys and values of the committed positions, which come before those of ``x``. The new ones are
                 written behind them, and stay only if the caller commits them.
 
@@ -132,8 +136,8 @@ class TalkerBackbone(nn.Module):
             x = layer(x, rotation, attention, cache, index)
         return self.final_norm(x)
 
-    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """Allocate an empty cache for ``capacity`` positions on the backbone's device, in its dtype."""
+    def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype | None = None) -> KeyValueCache:
+        """Allocate an empty cache for ``capacity`` positions on the backbone's device, in its dtype if left out."""
         weight = self.final_norm.weight
         return KeyValueCache(
             len(self.layers),
@@ -142,5 +146,5 @@ class TalkerBackbone(nn.Module):
             capacity,
             self.head_dim,
             device=weight.device,
-            dtype=weight.dtype,
+            dtype=dtype or weight.dtype,
         )

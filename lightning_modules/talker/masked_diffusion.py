@@ -1,6 +1,6 @@
 """The masked-diffusion talker (MDM)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -8,12 +8,14 @@ from torch import Tensor
 from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.attention_masks import block_causal_order, clean_context_mask, mask_from_order
 from lightning_modules.talker.backbone import TalkerBackbone
+from lightning_modules.talker.key_value_cache import autocast_dtype
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
 from lightning_modules.talker.masking import Masking
 from lightning_modules.talker.sampling import TokenSampler
 from lightning_modules.talker.streaming import (
     AnchorReader,
     BlockDecoder,
+    DecodedBlock,
     SpeechChunk,
     TextState,
     stream_blocks,
@@ -102,6 +104,25 @@ class MaskedDiffusionTalker(MaskedTalker):
         """Give the hidden states that the head predicts from; see :class:`MaskedTalker`."""
         return self.hidden(batch.text, x_t, batch.speech.x_0 if self.clean_context else None)
 
+    def reader(self, batch: NoisyBatch) -> Callable[[Tensor], Tensor]:
+        """Read the clean copy once, where there is one; see :class:`MaskedTalker`."""
+        if not self.clean_context:
+            return super().reader(batch)
+        x_0 = batch.speech.x_0
+        length, num_noisy = x_0.shape[1], batch.targets.shape[1]
+        num_copies = num_noisy // length
+        anchors = self.anchors(batch.text, length // self.block_size)
+        clean, all_anchors = self.embed(x_0, anchors), anchors.repeat(1, num_copies, 1, 1)
+        positions = torch.arange(length, device=x_0.device)
+        order = block_causal_order(length // self.block_size, self.block_size, x_0.device)
+        mask = clean_context_mask(order, num_copies)
+        cache = self.backbone.new_cache(len(x_0), length + num_noisy, autocast_dtype(clean))
+        self.backbone(clean, positions, mask[num_noisy:, num_noisy:], cache)
+        cache.commit(length)
+        # The clean copy's keys come first here.
+        after_clean = mask[:num_noisy].roll(length, dims=1)
+        return lambda x_t: self.backbone(self.embed(x_t, all_anchors), positions.repeat(num_copies), after_clean, cache)
+
     def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> BlockDecoder:
         """Decode block by block, finished blocks committed on the way; see :meth:`stream`."""
         return _BlockDecoder(self, max_blocks, num_steps, sampler, fused_commit=True)
@@ -179,12 +200,12 @@ class _BlockDecoder(BlockDecoder):
             self.pending = None
         return self.talker.head(hidden)
 
-    def decode_block(self, anchors: Tensor) -> tuple[Tensor, int]:
+    def decode_block(self, anchors: Tensor) -> DecodedBlock:
         """Unmask one block; see :class:`BlockDecoder`."""
         talker, mask_id = self.talker, self.talker.vocabulary.mask_id
         masked = torch.full((1, talker.block_size), mask_id, device=self.device)
-        tokens, num_steps = talker.unmasking(
+        tokens, num_steps, order = talker.unmasking(
             lambda x_t: self.forward(talker.embed(x_t, anchors)), masked, mask_id, self.num_steps, self.sampler
         )
         self.pending = talker.embed(tokens, anchors)
-        return tokens[0], num_steps
+        return DecodedBlock(tokens[0], num_steps, order[0])

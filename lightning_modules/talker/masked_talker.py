@@ -1,6 +1,7 @@
 """What talkers that predict masked tokens share: drawing masks, and learning from clean tokens or a teacher."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -104,6 +105,13 @@ class MaskedTalker(Talker, ABC):
     def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:
         """Give the hidden states ``(R, S, width)`` that the head predicts from, for a filling ``(R, S)``."""
 
+    def reader(self, batch: NoisyBatch) -> Callable[[Tensor], Tensor]:
+        """Give what :meth:`masked_hidden` gives for one filling of a batch after the other, without gradients.
+
+        Subclasses read but once what no filling changes.
+        """
+        return lambda x_t: self.masked_hidden(batch, x_t)
+
     def hidden_and_side_loss(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
         """Give the hidden states at ``x_t``, and what the talker learns beside the masked tokens, a scalar."""
         hidden = self.masked_hidden(batch, batch.x_t)
@@ -160,10 +168,12 @@ class MaskedTalker(Talker, ABC):
         accuracy = token_accuracy(student_logits, targets)
         return TalkerOutput(loss + side_loss, nll, accuracy, batch.is_masked.sum(), batch.masked_share)
 
+    @torch.no_grad()
     def unmask(self, batch: NoisyBatch, num_steps: int, stop_after: int | None = None) -> Trajectory:
         """Fill the masks of a batch step by step; see :func:`unmasking_trajectory`."""
+        read = self.reader(batch)
         return unmasking_trajectory(
-            lambda x_t, wanted: self.head(self.masked_hidden(batch, x_t)[wanted]),
+            lambda x_t, wanted: self.head(read(x_t)[wanted]),
             batch.x_t,
             batch.is_masked,
             self.block_size,

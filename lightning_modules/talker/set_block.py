@@ -1,5 +1,7 @@
 """A masked-diffusion talker that reads the finished past causally, and so can grow out of an NTP talker."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,13 +10,12 @@ from lightning_modules.talker.attention import CausalContextAttention
 from lightning_modules.talker.attention_masks import mask_from_order
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.backbone import TalkerBackbone
+from lightning_modules.talker.key_value_cache import autocast_dtype
 from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
 from lightning_modules.talker.masking import Masking
 from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import (
-    BlockDecoder,
-)
+from lightning_modules.talker.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.unmasking import Unmasking
 
 
@@ -74,19 +75,41 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
             Hidden states of the noisy copies, ``(B, C * L, width)``, from which a token is predicted given the rest of
             its block, and of the clean one, ``(B, L, width)``, from which it is predicted given its past.
         """
-        length, device = x_0.shape[1], x_0.device
-        num_blocks, num_copies = length // self.block_size, x_t.shape[1] // length
-        num_anchors = self.anchors.anchors_per_block
+        num_blocks = x_0.shape[1] // self.block_size
+        noisy, noisy_positions = self.noisy_slots(x_t, x_0)
+        slots = torch.cat([noisy, self.slots(text, x_0)], dim=1)
+        positions = torch.cat([noisy_positions, self.slot_positions(num_blocks, x_0.device)])
+        hidden = self.backbone(slots, positions, self.context_attention(x_t, x_0))
+        of_noisy, of_clean = hidden.split([x_t.shape[1], hidden.shape[1] - x_t.shape[1]], dim=1)
+        return of_noisy, self.of_tokens(of_clean, num_blocks)
+
+    def noisy_slots(self, x_t: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the slots of the noisy copies, ``(B, C * L, width)``, and their positions, ``(C * L,)``."""
+        length = x_0.shape[1]
+        place = torch.arange(length, device=x_0.device)
         # The first slot of a block reads the last token of the block before, which is clean.
-        is_last = torch.arange(length, device=device) % self.block_size == self.block_size - 1
+        is_last = place % self.block_size == self.block_size - 1
         copies = [torch.where(is_last, x_0, copy) for copy in x_t.split(length, dim=1)]
         noisy = torch.cat([self.previous_tokens(copy) for copy in copies], dim=1)
-        slots = [self.embed_tokens(noisy), self.slots(text, x_0)]
-        positions = [torch.arange(length, device=device).repeat(num_copies), self.slot_positions(num_blocks, device)]
-        attention = CausalContextAttention(num_blocks, self.block_size, num_anchors, num_copies, device)
-        hidden = self.backbone(torch.cat(slots, dim=1), torch.cat(positions), attention)
-        of_noisy, of_clean = hidden.split([num_copies * length, hidden.shape[1] - num_copies * length], dim=1)
-        return of_noisy, self.of_tokens(of_clean, num_blocks)
+        return self.embed_tokens(noisy), place.repeat(len(copies))
+
+    def context_attention(self, x_t: Tensor, x_0: Tensor) -> CausalContextAttention:
+        """Say how noisy copies ``x_t`` and the clean one attend."""
+        num_blocks, num_copies = x_0.shape[1] // self.block_size, x_t.shape[1] // x_0.shape[1]
+        return CausalContextAttention(
+            num_blocks, self.block_size, self.anchors.anchors_per_block, num_copies, x_0.device
+        )
+
+    def reader(self, batch: NoisyBatch) -> Callable[[Tensor], Tensor]:
+        """Read the clean copy once; see :class:`MaskedTalker`."""
+        x_0 = batch.speech.x_0
+        clean = self.slots(batch.text, x_0)
+        positions = self.slot_positions(x_0.shape[1] // self.block_size, x_0.device)
+        attention = self.context_attention(batch.targets, x_0)
+        cache = self.backbone.new_cache(len(x_0), clean.shape[1] + batch.targets.shape[1], autocast_dtype(clean))
+        self.backbone(clean, positions, attention.clean_mask, cache)
+        cache.commit(clean.shape[1])
+        return lambda x_t: self.backbone(*self.noisy_slots(x_t, x_0), attention.after_clean, cache)
 
     def masked_logits(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> Tensor:
         """Predict every position of partly masked copies, ``(B, C * L, V)``; see :meth:`hidden`."""
@@ -125,7 +148,7 @@ class _BlockDecoder(BlockDecoder):
         self.pending = self.last_token[:, :0]
         self.first_position = 0
 
-    def decode_block(self, anchors: Tensor) -> tuple[Tensor, int]:
+    def decode_block(self, anchors: Tensor) -> DecodedBlock:
         """Unmask one block; see :class:`BlockDecoder`."""
         talker = self.talker
         mask_id = talker.vocabulary.mask_id
@@ -139,11 +162,11 @@ class _BlockDecoder(BlockDecoder):
             return talker.head(hidden)
 
         masked = torch.full((1, talker.block_size), mask_id, device=self.device)
-        tokens, num_steps = talker.unmasking(predict, masked, mask_id, self.num_steps, self.sampler)
+        tokens, num_steps, order = talker.unmasking(predict, masked, mask_id, self.num_steps, self.sampler)
         self.pending = self.read(tokens)
         self.last_token = tokens[:, -1:]
         self.first_position += talker.block_size
-        return tokens[0], num_steps
+        return DecodedBlock(tokens[0], num_steps, order[0])
 
     def read(self, tokens: Tensor) -> Tensor:
         """Give what the slots of the block in work read: each the token before it, ``(1, block_size) int64``."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -48,12 +48,14 @@ class SpeechChunk:
         num_forwards: Forward passes of the network since the previous chunk.
         ended: True if EOS came in this block.
         is_last: True if nothing follows: EOS came, or the limit is reached.
+        order: Step of its block that revealed each token, from 0, ``(n,) int64``; None where they come one by one.
     """
 
     tokens: Tensor
     num_forwards: int
     ended: bool
     is_last: bool
+    order: Tensor | None = None
 
 
 class AnchorReader:
@@ -100,19 +102,26 @@ def cut_at_eos(tokens: Tensor, eos_id: int) -> tuple[Tensor, bool]:
     return tokens[: int(is_eos[0])], True
 
 
+class DecodedBlock(NamedTuple):
+    """The tokens of a block, and what they cost.
+
+    Attributes:
+        tokens: ``(n,) int64``, anything behind the first EOS.
+        num_forwards: Forward passes of the network.
+        order: As of :class:`SpeechChunk`.
+    """
+
+    tokens: Tensor
+    num_forwards: int
+    order: Tensor | None = None
+
+
 class BlockDecoder(ABC):
     """Decodes one block after the other, with what it keeps of those before."""
 
     @abstractmethod
-    def decode_block(self, anchors: Tensor) -> tuple[Tensor, int]:
-        """Decode the next block.
-
-        Args:
-            anchors: Those of the block, ``(1, 1, Q, width)``.
-
-        Returns:
-            Its tokens, ``(n,) int64``, anything behind the first EOS, and the number of forward passes.
-        """
+    def decode_block(self, anchors: Tensor) -> DecodedBlock:
+        """Decode the next block, whose anchors are ``(1, 1, Q, width)``."""
 
     def close_block(self) -> int:
         """Do what is left to do of a block that another one follows; gives the number of forward passes."""
@@ -133,11 +142,11 @@ def stream_blocks(decoder: BlockDecoder, reader: AnchorReader, max_blocks: int, 
         The speech tokens of each block, up to the first EOS.
     """
     for block in range(max_blocks):
-        tokens, num_forwards = decoder.decode_block(reader.next_block())
+        tokens, num_forwards, order = decoder.decode_block(reader.next_block())
         codes, ended = cut_at_eos(tokens, eos_id)
         is_last = ended or block == max_blocks - 1
         if not is_last:
             num_forwards += decoder.close_block()
-        yield SpeechChunk(codes, num_forwards, ended, is_last)
+        yield SpeechChunk(codes, num_forwards, ended, is_last, None if order is None else order[: len(codes)])
         if is_last:
             return

@@ -1,7 +1,7 @@
 """Unmasking a block: which masked positions a decoding step reveals, and the steps themselves."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,20 @@ def most_confident(confidence: Tensor, is_masked: Tensor, num_revealed: int | Te
     return (rank < num_revealed) & is_masked
 
 
+class Filling(NamedTuple):
+    """A block that was filled.
+
+    Attributes:
+        tokens: Its tokens, ``(B, block_size) int64``.
+        num_steps: Steps taken.
+        order: Step that revealed each token, from 0, ``(B, block_size) int64``.
+    """
+
+    tokens: Tensor
+    num_steps: int
+    order: Tensor
+
+
 class Unmasking:
     """How a masked block is filled: which tokens are chosen, and which positions a step reveals.
 
@@ -84,7 +98,7 @@ class Unmasking:
         mask_id: int,
         num_steps: int,
         sampler: TokenSampler | None = None,
-    ) -> tuple[Tensor, int]:
+    ) -> Filling:
         """Fill a block in at most ``num_steps`` steps; a token once revealed does not change.
 
         Args:
@@ -96,10 +110,10 @@ class Unmasking:
             sampler: Chooses tokens in place of this object's own.
 
         Returns:
-            The tokens, ``(B, block_size) int64``, and the number of steps taken.
+            The tokens, the number of steps taken, and when each token was revealed.
         """
         sampler = sampler or self.sampler
-        tokens, num_masked = masked, masked.shape[1]
+        tokens, order, num_masked = masked, torch.zeros_like(masked), masked.shape[1]
         for step in range(num_steps):
             is_masked = tokens == mask_id
             candidates, confidence = sampler(predict(tokens))
@@ -107,14 +121,14 @@ class Unmasking:
             revealed = most_confident(self._order(confidence), is_masked, num_revealed)
             if self.confidence_threshold is not None:
                 revealed = revealed | (is_masked & (confidence >= self.confidence_threshold))
-            tokens = torch.where(revealed, candidates, tokens)
+            tokens, order = torch.where(revealed, candidates, tokens), order + step * revealed
             if self.confidence_threshold is None:
                 num_masked -= num_revealed  # without asking the device
             else:
                 num_masked = int((tokens == mask_id).sum(dim=1).max())
             if num_masked == 0:
-                return tokens, step + 1
-        return tokens, num_steps
+                return Filling(tokens, step + 1, order)
+        return Filling(tokens, num_steps, order)
 
     def _order(self, confidence: Tensor) -> Tensor:
         """Give what positions are ranked by."""

@@ -225,6 +225,23 @@ def test_on_its_own_way_a_student_reads_what_it_said(kind: str) -> None:
     assert int(output.num_scored_tokens) == int(later.is_masked.sum())
 
 
+@pytest.mark.parametrize("kind", ["mdm", "set_block"])
+@pytest.mark.parametrize("num_copies", [1, 2])
+@pytest.mark.parametrize("clean_context", [True, False])
+def test_what_no_filling_changes_is_read_once(kind: str, num_copies: int, clean_context: bool) -> None:
+    talker = make_talker(kind)
+    assert isinstance(talker, MaskedDiffusionTalker | SetBlockTalker)
+    talker.num_noisy_copies = num_copies
+    if isinstance(talker, MaskedDiffusionTalker):
+        talker.clean_context = clean_context
+    units = torch.randint(0, 30, (3, 20), generator=torch.Generator().manual_seed(1))
+    batch = talker.corrupt(make_text([5, 2, 9]), units, torch.tensor([20, 7, 16]), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        read = talker.reader(batch)
+        for filling in (batch.x_t, batch.targets, batch.x_t):
+            torch.testing.assert_close(read(filling), talker.masked_hidden(batch, filling), rtol=1e-4, atol=1e-5)
+
+
 def test_one_step_of_a_teacher_equal_to_the_student_gives_no_divergence() -> None:
     student, teacher = make_talker("set_block"), make_talker("set_block")
     assert isinstance(student, SetBlockTalker) and isinstance(teacher, SetBlockTalker)

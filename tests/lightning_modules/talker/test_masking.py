@@ -188,9 +188,11 @@ def test_unmasking_fills_every_position_within_its_steps(
     num_steps = min(num_steps, length)
     predictor = Predictor(2, length, seed, mask_id=9)
     unmasking = Unmasking(threshold, order_temperature, generator=torch.Generator().manual_seed(seed))
-    tokens, num_taken = unmasking(predictor, torch.full((2, length), 9), 9, num_steps)
+    tokens, num_taken, order = unmasking(predictor, torch.full((2, length), 9), 9, num_steps)
     assert (tokens != 9).all() and tokens.shape == (2, length)
     assert num_taken == len(predictor.fillings) <= num_steps
+    for step, filling in enumerate(predictor.fillings):
+        assert torch.equal(filling == 9, order >= step), "a token is masked up to the step that reveals it"
     if threshold is None:
         left = [int((filling == 9).sum(dim=1)[0]) for filling in predictor.fillings] + [0]
         assert num_taken == num_steps
@@ -208,7 +210,7 @@ def test_a_threshold_saves_steps_where_the_network_is_sure() -> None:
         unsure = Predictor(1, 8, 0, 9)
         unsure.logits = 0.01 * unsure.logits
         results.append((*unmasking(unsure, masked, 9, 8), unsure.fillings))
-    (tokens, num_taken, fillings), (plain_tokens, _, plain_fillings) = results
+    (tokens, num_taken, _, fillings), (plain_tokens, _, _, plain_fillings) = results
     assert num_taken == 8
     assert torch.equal(tokens, plain_tokens), "below the threshold it is the paper's decoding"
     assert all(map(torch.equal, fillings, plain_fillings))

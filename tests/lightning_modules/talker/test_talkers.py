@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_modules.talker.anchors import TextStates
+from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.sampling import TokenSampler
@@ -108,6 +109,12 @@ def test_a_talker_overfits_a_batch_and_streams_it_back(kind: str, num_steps: tup
             assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
             assert chunks[-1].ended
             assert sum(chunk.num_forwards for chunk in chunks[:-1]) == steps * (len(chunks) - 1)
+            for chunk in chunks:
+                if isinstance(talker, AutoregressiveTalker) and not isinstance(talker, SetBlockTalker):
+                    assert chunk.order is None
+                else:
+                    assert chunk.order is not None and len(chunk.order) == len(chunk.tokens)
+                    assert set(chunk.order.tolist()) <= set(range(steps))
 
 
 class NeverEnds(TokenSampler):
