@@ -49,9 +49,9 @@ def draw_unmasking_order(orders: Mapping[int, Tensor], block_size: int, title: s
     all_axes = figure.subplots(len(orders), 1, sharex=True, squeeze=False)[:, 0]
     longest = max(len(order) for order in orders.values())
     for axes, (num_steps, order) in zip(all_axes, orders.items(), strict=True):
-        image = axes.imshow(
-            order[None].numpy() + 1, aspect="auto", cmap="viridis", vmin=1, vmax=max(orders), interpolation="nearest"
-        )
+        # From 0, the first step, to 1, the last one allowed, so that strips of few steps have as many colours.
+        share = order[None].numpy() / max(1, num_steps - 1)
+        image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
         for boundary in range(block_size, longest, block_size):
             axes.axvline(boundary - 0.5, color="white", linewidth=1.5)
         axes.set_xlim(-0.5, longest - 0.5)
@@ -59,7 +59,8 @@ def draw_unmasking_order(orders: Mapping[int, Tensor], block_size: int, title: s
     all_axes[0].set_title(title, fontsize="medium")
     all_axes[-1].set_xlabel("speech token")
     figure.supylabel("steps a block", fontsize="medium")
-    figure.colorbar(image, ax=list(all_axes), label="revealed in step")
+    bar = figure.colorbar(image, ax=list(all_axes), label="revealed in step")
+    bar.set_ticks([0, 1], labels=["first", "last"])
     return figure
 
 

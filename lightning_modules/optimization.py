@@ -40,8 +40,8 @@ def optimizer_with_warmup_cosine(
         warmup_steps: Steps of linear warm-up.
         muon: Let Muon train the matrices of hidden layers; AdamW trains all else.
         final_share: Share of the peak learning rate at the end; 1 keeps it constant after the warm-up.
-        fused: Let AdamW run in one kernel, five times as fast on a CPU; only for modules that clip gradients by themselves,
-            since Lightning refuses to clip for a fused optimizer under mixed precision.
+        fused: Let AdamW run in one kernel, five times as fast on a CPU; only for modules that clip gradients by
+            themselves, since Lightning refuses to clip for a fused optimizer under mixed precision.
 
     Returns:
         The mapping of Lightning with an optimizer and a step-wise scheduler.
