@@ -1,4 +1,4 @@
-"""Pictures for people: mel spectrograms and the trade-off of speed and quality."""
+"""Pictures for people: mel spectrograms, the order of unmasking, the trade-off of speed and quality."""
 
 from collections.abc import Mapping, Sequence
 

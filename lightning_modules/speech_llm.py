@@ -230,8 +230,9 @@ class SpeechLLM(L.LightningModule):
         """AdamW with warm-up and cosine; see :func:`optimizer_with_warmup_cosine`."""
         rates = self.talker_learning_rates
         parts = [(self._part(name), rates.get(name, self.learning_rate)) for name in self.run_names]
+        fused = self.trainer.precision != "16-mixed"  # there gradients are unscaled inside, behind the clipping
         return optimizer_with_warmup_cosine(
-            self, parts, self.weight_decay, self.warmup_steps, self.muon, self.final_learning_rate_share, fused=True
+            self, parts, self.weight_decay, self.warmup_steps, self.muon, self.final_learning_rate_share, fused
         )
 
     def configure_gradient_clipping(
