@@ -47,7 +47,7 @@ def write_page(names: Sequence[str], overrides: list[str], seeds: Sequence[int])
     """
     given = "".join(f" {override}" for override in overrides)
     command = f"python experiments/report.py {' '.join(names)}{given} --seeds {','.join(map(str, seeds))}"
-    parts = [f"Made from finished runs by `{command}`."]
+    parts = ["# Results", f"Made from finished runs by `{command}`."]
     for name in names:
         file = config.find_file(name, Path.cwd())
         plans = [make_plan(file, [*overrides, f"seed={seed}"]) for seed in seeds]

@@ -36,7 +36,7 @@ def test_means_and_spreads_over_seeds(experiment: Path, capsys: pytest.CaptureFi
     assert "| original audio | - | 2.00 ± 1.41 | 2.00 ± 1.41 | - | - | - |" in lines
     assert "| mdm | 4 | 20.00 ± 14.14 | 20.00 ± 14.14 | 90.0 ± 0.0 | 200 ± 141 | 4.0 ± 0.0 |" in lines
     assert lines[-1] == "mean ± standard deviation over seeds 1, 3; 100 test dialogues a run"
-    assert lines[0] == f"Made from finished runs by `python experiments/report.py {experiment} --seeds 1,3`."
+    assert lines[2] == f"Made from finished runs by `python experiments/report.py {experiment} --seeds 1,3`."
     assert f"python experiments/run.py {experiment} seed=3" in lines
     assert report.main([str(experiment)]) == 0
     assert "| mdm | 4 | 10.00 | 10.00 | 90.0 | 100 | 4.0 |" in capsys.readouterr().out
