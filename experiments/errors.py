@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import linecache
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -43,6 +44,14 @@ def text_of(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"there is no file {error.filename}; restore it, or do the stage that makes it anew with --force"
     return str(error)
+
+
+def report_mistake(error: BaseException) -> int:
+    """Print a mistake of the user that is being handled, and return the exit code 2; raise anything else again."""
+    if not is_users_mistake(error):
+        raise error
+    print(f"error: {text_of(error)}", file=sys.stderr)
+    return 2
 
 
 def is_users_mistake(error: BaseException) -> bool:

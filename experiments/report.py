@@ -16,7 +16,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments import config  # noqa: E402
-from experiments.errors import ConfigError, is_users_mistake, text_of  # noqa: E402
+from experiments.errors import ConfigError, report_mistake  # noqa: E402
 from experiments.pipeline import make_plan  # noqa: E402
 
 COLUMNS = (
@@ -148,10 +148,7 @@ def main(arguments: list[str]) -> int:
         overrides = [word for word in parsed.words if "=" in word]
         print(write_page(names, overrides, parsed.seeds))
     except Exception as error:
-        if not is_users_mistake(error):
-            raise
-        print(f"error: {text_of(error)}", file=sys.stderr)
-        return 2
+        return report_mistake(error)
     return 0
 
 

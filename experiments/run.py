@@ -12,7 +12,7 @@ if not __package__:
 
 from callbacks.signals import Interrupted, interruptible  # noqa: E402
 from experiments import config  # noqa: E402
-from experiments.errors import ConfigError, is_users_mistake, text_of  # noqa: E402
+from experiments.errors import ConfigError, report_mistake  # noqa: E402
 
 EPILOG = """examples:
   python experiments/run.py
@@ -61,10 +61,7 @@ def main(arguments: list[str]) -> int:
             else:
                 pipeline.execute(plan, force=parsed.force, resume=parsed.resume)
     except Exception as error:
-        if not is_users_mistake(error):
-            raise
-        print(f"error: {text_of(error)}", file=sys.stderr)
-        return 2
+        return report_mistake(error)
     except Interrupted as interrupted:
         words = [word for word in arguments if word not in ("--force", "--resume")]
         again = shlex.join(["python", "experiments/run.py", *words])

@@ -1,5 +1,7 @@
 """How talkers attend: by a mask, or by the structure of block diffusion without the scores that its mask forbids."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -84,10 +86,9 @@ class CausalContextAttention:
         Returns:
             ``(B, heads, C * L, head_dim)``.
         """
-        sizes = [key.shape[2] - self.num_noisy, self.num_noisy]
         if query.device.type != "cpu":
-            to_noisy, to_clean = self.mask[: self.num_noisy].split(sizes[::-1], dim=1)
-            return attend(query, key, value, torch.cat([to_clean, to_noisy], dim=1))
+            return attend(query, key, value, self.after_clean_mask)
+        sizes = [key.shape[2] - self.num_noisy, self.num_noisy]
         (clean_key, noisy_key), (clean_value, noisy_value) = (states.split(sizes, dim=2) for states in (key, value))
         return self._attend_noisy(query, (noisy_key, noisy_value), (clean_key, clean_value))
 
@@ -100,6 +101,11 @@ class CausalContextAttention:
     def clean_mask(self) -> Tensor:
         """What the clean copy attends to of itself, ``(M, M) bool``."""
         return self.mask[self.num_noisy :, self.num_noisy :]
+
+    @cached_property
+    def after_clean_mask(self) -> Tensor:
+        """What the noisy copies attend to of ``[x_0, x_t, ..., x_t]``, ``(C * L, M + C * L) bool``."""
+        return self.mask[: self.num_noisy].roll(len(self.mask) - self.num_noisy, dims=1)
 
     def _attend_noisy(self, query: Tensor, noisy: tuple[Tensor, Tensor], clean: tuple[Tensor, Tensor]) -> Tensor:
         own_block = _scores(self._in_blocks(query), self._in_blocks(noisy[0]), None).flatten(2, 3)

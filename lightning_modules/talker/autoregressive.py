@@ -11,10 +11,7 @@ from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import (
-    BlockDecoder,
-    DecodedBlock,
-)
+from lightning_modules.talker.streaming import BlockDecoder, DecodedBlock
 
 
 class AutoregressiveTalker(Talker):

@@ -136,6 +136,25 @@ class TalkerBackbone(nn.Module):
             x = layer(x, rotation, attention, cache, index)
         return self.final_norm(x)
 
+    def remember(self, x: Tensor, positions: Tensor, attention: Attention, num_more: int) -> KeyValueCache:
+        """Run embedded positions once, for passes over others that attend to them.
+
+        Args:
+            x: Embedded positions, ``(B, L, width)``.
+            positions: Index of each in the speech sequence, ``(L,) int64``.
+            attention: As of :meth:`forward`.
+            num_more: Positions of each of these passes.
+
+        Returns:
+            A cache of the keys and values, in the precision of autocast if that is on, committed.
+        """
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        cache = self.new_cache(len(x), x.shape[1] + num_more, dtype)
+        self(x, positions, attention, cache)
+        cache.commit(x.shape[1])
+        return cache
+
     def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype | None = None) -> KeyValueCache:
         """Allocate an empty cache for ``capacity`` positions on the backbone's device, in its dtype if left out."""
         weight = self.final_norm.weight

@@ -4,12 +4,6 @@ import torch
 from torch import Tensor
 
 
-def autocast_dtype(like: Tensor) -> torch.dtype:
-    """Give the precision that keys and values come in: autocast's if it is on, else that of a tensor."""
-    device = like.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
-
-
 class KeyValueCache:
     """Keys and values of the positions that a decoder has finished.
 

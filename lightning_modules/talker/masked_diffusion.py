@@ -8,7 +8,6 @@ from torch import Tensor
 from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.attention_masks import block_causal_order, clean_context_mask, mask_from_order
 from lightning_modules.talker.backbone import TalkerBackbone
-from lightning_modules.talker.key_value_cache import autocast_dtype
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
 from lightning_modules.talker.masking import Masking
 from lightning_modules.talker.sampling import TokenSampler
@@ -116,9 +115,7 @@ class MaskedDiffusionTalker(MaskedTalker):
         positions = torch.arange(length, device=x_0.device)
         order = block_causal_order(length // self.block_size, self.block_size, x_0.device)
         mask = clean_context_mask(order, num_copies)
-        cache = self.backbone.new_cache(len(x_0), length + num_noisy, autocast_dtype(clean))
-        self.backbone(clean, positions, mask[num_noisy:, num_noisy:], cache)
-        cache.commit(length)
+        cache = self.backbone.remember(clean, positions, mask[num_noisy:, num_noisy:], num_noisy)
         # The clean copy's keys come first here.
         after_clean = mask[:num_noisy].roll(length, dims=1)
         return lambda x_t: self.backbone(self.embed(x_t, all_anchors), positions.repeat(num_copies), after_clean, cache)

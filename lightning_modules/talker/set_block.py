@@ -10,7 +10,6 @@ from lightning_modules.talker.attention import CausalContextAttention
 from lightning_modules.talker.attention_masks import mask_from_order
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.backbone import TalkerBackbone
-from lightning_modules.talker.key_value_cache import autocast_dtype
 from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
 from lightning_modules.talker.masking import Masking
@@ -106,9 +105,7 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         clean = self.slots(batch.text, x_0)
         positions = self.slot_positions(x_0.shape[1] // self.block_size, x_0.device)
         attention = self.context_attention(batch.targets, x_0)
-        cache = self.backbone.new_cache(len(x_0), clean.shape[1] + batch.targets.shape[1], autocast_dtype(clean))
-        self.backbone(clean, positions, attention.clean_mask, cache)
-        cache.commit(clean.shape[1])
+        cache = self.backbone.remember(clean, positions, attention.clean_mask, batch.targets.shape[1])
         return lambda x_t: self.backbone(*self.noisy_slots(x_t, x_0), attention.after_clean, cache)
 
     def masked_logits(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> Tensor:

@@ -59,6 +59,12 @@ def test_attention_by_structure_equals_attention_by_mask(trains: bool) -> None:
     expected = torch.nn.functional.scaled_dot_product_attention(*states, attn_mask=attention.mask)
     torch.testing.assert_close(attended, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(attend(*states, attention.mask), expected, rtol=1e-5, atol=1e-6)
+    # Keys and values of the clean copy first, as a cache holds them: by structure, and by mask as on other devices.
+    num_noisy = attention.num_noisy
+    cached = [states[0][:, :, :num_noisy], *(one.roll(-num_noisy, dims=2) for one in states[1:])]
+    of_noisy = expected[:, :, :num_noisy]
+    torch.testing.assert_close(attention.after_clean(*cached), of_noisy, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(attend(*cached, attention.after_clean_mask), of_noisy, rtol=1e-5, atol=1e-6)
     if trains:
         gradients = [torch.autograd.grad(one.square().sum(), states)[0] for one in (attended, expected)]
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
