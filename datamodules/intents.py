@@ -74,7 +74,7 @@ def default_intents() -> tuple[Intent, ...]:
     events = _slot("event", lexicon.EVENTS)
     opposites = lexicon.OPPOSITES + tuple((b, a) for a, b in lexicon.OPPOSITES)
     foods = tuple({"food": a, "other": b} for a, b in itertools.permutations(lexicon.FOODS, 2))
-    codes = tuple({"code": ", ".join(letters)} for letters in itertools.permutations(lexicon.LETTERS, 2))
+    codes = tuple({"code": ", ".join(letters)} for letters in itertools.permutations(lexicon.CODE_LETTERS, 2))
     spelled = tuple({"word": word, "letters": ", ".join(word.upper())} for word in lexicon.SPELLED)
     moments = tuple({"time": f"{hour} {minute}"} for hour in lexicon.NUMBERS for minute in lexicon.MINUTES)
     songs = tuple({"song": f"{a} {b}"} for a in lexicon.SONG_FIRST for b in lexicon.SONG_SECOND)

@@ -54,6 +54,7 @@ def test_texts_hold_no_digits_and_no_abbreviations(dialogues: list[Dialogue]) ->
 
 def test_spelled_words_use_the_letters_that_sound_distinct() -> None:
     assert {letter for word in lexicon.SPELLED for letter in word.upper()} <= set(lexicon.LETTERS)
+    assert set(lexicon.CODE_LETTERS) <= set(lexicon.LETTERS)
 
 
 def test_closed_facts_are_right(dialogues: list[Dialogue]) -> None:
