@@ -79,15 +79,13 @@ class SpeechLLM(L.LightningModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        present = {name: talker for name, talker in (talkers or {}).items() if talker is not None}
-        _check_names(present, thinker_objective is not None, {**(test_steps or {}), **(talker_learning_rates or {})})
+        self.test_steps, self.talker_learning_rates = test_steps or {}, talker_learning_rates or {}
+        present = _present(talkers or {}, thinker_objective is not None, self.test_steps, self.talker_learning_rates)
         self.thinker, self.thinker_objective, self.vocoder = thinker, thinker_objective, vocoder
         self.talkers = nn.ModuleDict(present)
-        self.test_steps = test_steps or {}
         self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
-        self.learning_rate, self.talker_learning_rates = learning_rate, talker_learning_rates or {}
+        self.learning_rate, self.final_learning_rate_share = learning_rate, final_learning_rate_share
         self.weight_decay, self.warmup_steps, self.muon = weight_decay, warmup_steps, muon
-        self.final_learning_rate_share = final_learning_rate_share
         self.gradient_clip_norm, self.log_every_n_steps, self.seed = gradient_clip_norm, log_every_n_steps, seed
         if vocoder is not None:
             vocoder.requires_grad_(False)
@@ -310,11 +308,13 @@ class SpeechLLM(L.LightningModule):
             )
 
 
-def _check_names(talkers: dict[str, Talker], trains_thinker: bool, named: dict[str, object]) -> None:
+def _present(given: dict[str, Talker | None], trains_thinker: bool, *named: Iterable[str]) -> dict[str, Talker]:
+    """Give the talkers that are there; settings may name one that is left out, but none that nobody knows."""
+    talkers = {name: talker for name, talker in given.items() if talker is not None}
     if not talkers and not trains_thinker:
         raise ValueError("Nothing to train: give at least one talker or a thinker_objective.")
     if THINKER in talkers:
         raise ValueError(f"A talker cannot be called {THINKER!r}: that is the thinker's TensorBoard run.")
-    unknown = sorted(set(named) - set(talkers))
-    if unknown:
-        raise ValueError(f"test_steps or talker_learning_rates name {unknown}, but the talkers are {sorted(talkers)}.")
+    if unknown := sorted(set().union(*named) - set(given)):
+        raise ValueError(f"test_steps or talker_learning_rates name {unknown}, but the talkers are {sorted(given)}.")
+    return talkers

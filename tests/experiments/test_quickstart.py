@@ -21,13 +21,14 @@ KEYS = {
 }  # fmt: skip
 
 
-def tiny_overrides(runs: Path, fits: tuple[str, ...] = FITS) -> list[str]:
+def tiny_overrides(runs: Path, fits: tuple[str, ...] = FITS, speaks: str = "comparison") -> list[str]:
     corpus = {"num_train": 24, "num_validation": 2, "num_test": 2, "num_workers": 0}
     overrides = [f"stages.corpus.job.init_args.{key}={value}" for key, value in corpus.items()]
     for stage in fits:
         overrides += [f"stages.{stage}.trainer.max_steps=2", f"stages.{stage}.trainer.val_check_interval=2"]
         overrides += [f"stages.{stage}.datamodule.init_args.batch_size=4"]
-    return [f"runs_dir={runs}", "stages.tokenizer.job.init_args.min_frequency=1", *overrides]
+    overrides += ["stages.tokenizer.job.init_args.min_frequency=1", f"stages.{speaks}.module.init_args.max_speech_s=1.3"]
+    return [f"runs_dir={runs}", *overrides]
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +103,24 @@ def test_the_distilled_talker_starts_from_the_trained_one(runs: Path) -> None:
     assert 0 < max(distances) < 0.01, "two small steps away"
 
 
-@pytest.mark.parametrize("name", ["ablation", "decoding", "paper_masking"])
-def test_experiments_on_the_quickstart_compose_and_reuse_it(runs: Path, name: str) -> None:
-    plan = make_plan(EXPERIMENTS_DIR / f"{name}.yaml", tiny_overrides(runs, FITS[:-1]))
-    states = {planned.stage.name: planned.state for planned in plan.stages}
-    changed = {"talkers", "comparison"} if name == "paper_masking" else {name}
-    assert {stage for stage, state in states.items() if state != "reuse"} == changed
+@pytest.mark.parametrize(
+    ("name", "made", "talkers"),
+    [
+        ("ablation", ("ablation",), {"bernoulli", "bernoulli_distilled", "two_rounds"}),
+        ("decoding", ("decoding",), {"as_in_paper", "threshold_70"}),
+        ("paper_masking", ("talkers", "comparison"), {"mdm", "mdm_clean_context"}),
+    ],
+)
+def test_experiments_on_the_quickstart_go_on_from_it(
+    runs: Path, name: str, made: tuple[str, ...], talkers: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fits = (*FITS[:-1], name) if name == "ablation" else FITS[:-1]
+    plan = make_plan(EXPERIMENTS_DIR / f"{name}.yaml", tiny_overrides(runs, fits, made[-1]))
+    assert tuple(planned.stage.name for planned in plan.stages if planned.state != "reuse") == made
+    execute(plan)
+    rows = json.loads((plan.stages[-1].run.directory / "results.json").read_text())
+    assert talkers <= {row["talker"] for row in rows}
+    assert "codec resynthesis" in capsys.readouterr().out
 
 
 def test_a_second_run_reuses_every_stage(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -227,6 +227,12 @@ def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
         make_llm(**settings)
 
 
+def test_settings_may_name_a_talker_that_is_left_out() -> None:
+    talkers = {"ntp": build_talker("ntp", 32, 32), "mdm": None}
+    llm = SpeechLLM(make_thinker(), talkers, test_steps={"mdm": [4]}, talker_learning_rates={"mdm": 1e-3})
+    assert {decoding.talker for decoding in llm.decodings} == {"ntp"}
+
+
 def test_talkers_may_start_from_a_trained_one() -> None:
     trained = build_talker("ntp", 32, 32)
     trained.reset_parameters(torch.Generator().manual_seed(77))
