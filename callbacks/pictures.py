@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 import librosa
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch import Tensor
 
 from callbacks.comparison_rows import ComparisonRow
+
+MISSING = "\N{WHITE SQUARE}"
 
 
 def draw_mel(waveform: Tensor, sample_rate: int, title: str = "") -> Figure:
@@ -29,7 +32,8 @@ def draw_mel(waveform: Tensor, sample_rate: int, title: str = "") -> Figure:
     image = axes.imshow(
         decibels, origin="lower", aspect="auto", cmap="magma", extent=(0, len(waveform) / sample_rate, 0, 80)
     )
-    axes.set(xlabel="time (s)", ylabel="mel bin", title=title)
+    axes.set(xlabel="time (s)", ylabel="mel bin")
+    axes.set_title(_drawable(title), parse_math=False)
     figure.colorbar(image, cax=figure.add_axes((0.89, 0.2, 0.015, 0.66)), label="dB")
     return figure
 
@@ -56,12 +60,18 @@ def draw_unmasking_order(orders: Mapping[int, Tensor], block_size: int, title: s
             axes.axvline(boundary - 0.5, color="white", linewidth=1.5)
         axes.set_xlim(-0.5, longest - 0.5)
         axes.set_yticks([0], labels=[f"{num_steps}"])
-    all_axes[0].set_title(title, fontsize="medium")
+    all_axes[0].set_title(_drawable(title), fontsize="medium", parse_math=False)
     all_axes[-1].set_xlabel("speech token")
     figure.supylabel("steps a block", fontsize="medium")
     bar = figure.colorbar(image, ax=list(all_axes), label="revealed in step")
     bar.set_ticks([0, 1], labels=["first", "last"])
     return figure
+
+
+def _drawable(text: str) -> str:
+    """Put a square for each character that the font of the pictures lacks: a language model may say anything."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(char if font.get_char_index(ord(char)) else MISSING for char in text)
 
 
 def draw_pareto(rows: Sequence[ComparisonRow]) -> Figure:

@@ -27,8 +27,8 @@ def tiny_overrides(runs: Path, fits: tuple[str, ...] = FITS, speaks: str = "comp
     for stage in fits:
         overrides += [f"stages.{stage}.trainer.max_steps=2", f"stages.{stage}.trainer.val_check_interval=2"]
         overrides += [f"stages.{stage}.datamodule.init_args.batch_size=4"]
-    overrides += ["stages.tokenizer.job.init_args.min_frequency=1", f"stages.{speaks}.module.init_args.max_speech_s=1.3"]
-    return [f"runs_dir={runs}", *overrides]
+    overrides += [f"stages.{speaks}.module.init_args.max_speech_s=1.3"]
+    return [f"runs_dir={runs}", "stages.tokenizer.job.init_args.min_frequency=1", *overrides]
 
 
 @pytest.fixture(scope="module")
