@@ -106,3 +106,17 @@ def causal_context_mask(
     noisy_rows = torch.cat([own_noisy_block, clean_before], dim=1)
     clean_rows = torch.cat([no_noise, mask_from_order(clean, clean)], dim=1)
     return torch.cat([noisy_rows, clean_rows], dim=0)
+
+
+def split_at_clean_copy(mask: Tensor, num_noisy: int) -> tuple[Tensor, Tensor]:
+    """Split a mask of noisy copies and a clean one for a clean copy that is read once.
+
+    Args:
+        mask: Of ``[x_t, ..., x_t, x_0]``, ``(N + M, N + M) bool``.
+        num_noisy: Positions of all noisy copies, ``N``.
+
+    Returns:
+        What the clean copy attends to of itself, ``(M, M) bool``, and what the noisy ones attend to if keys and values
+        of the clean copy come first, ``(N, M + N) bool``.
+    """
+    return mask[num_noisy:, num_noisy:], mask[:num_noisy].roll(len(mask) - num_noisy, dims=1)

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from lightning_modules.talker.anchors import SemanticAnchors, TextStates
-from lightning_modules.talker.attention_masks import block_causal_order, clean_context_mask, mask_from_order
+from lightning_modules.talker.attention_masks import (
+    block_causal_order,
+    clean_context_mask,
+    mask_from_order,
+    split_at_clean_copy,
+)
 from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
 from lightning_modules.talker.masking import Masking
@@ -86,18 +91,21 @@ class MaskedDiffusionTalker(MaskedTalker):
         Returns:
             Hidden states, ``(B, L, width)`` or ``(B, C * L, width)``.
         """
-        length = x_t.shape[1] if x_0 is None else x_0.shape[1]
-        anchors = self.anchors(text, length // self.block_size)
-        order = block_causal_order(length // self.block_size, self.block_size, x_t.device)
-        positions = torch.arange(length, device=x_t.device)
+        anchors, order, positions = self.lay_out_copy(text, x_t if x_0 is None else x_0)
         if x_0 is None:
             return self.backbone(self.embed(x_t, anchors), positions, mask_from_order(order, order))
-        num_copies = x_t.shape[1] // length
+        num_copies = x_t.shape[1] // x_0.shape[1]
         all_tokens = torch.cat([x_t, x_0], dim=1)
         embedded = self.embed(all_tokens, anchors.repeat(1, num_copies + 1, 1, 1))
         mask = clean_context_mask(order, num_copies)
         hidden = self.backbone(embedded, positions.repeat(num_copies + 1), mask)
-        return hidden[:, : num_copies * length]
+        return hidden[:, : x_t.shape[1]]
+
+    def lay_out_copy(self, text: TextStates, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the anchors ``(B, K, Q, width)``, blocks ``(L,)`` and positions ``(L,)`` of one copy ``(B, L)``."""
+        num_blocks = tokens.shape[1] // self.block_size
+        order = block_causal_order(num_blocks, self.block_size, tokens.device)
+        return self.anchors(text, num_blocks), order, torch.arange(tokens.shape[1], device=tokens.device)
 
     def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:
         """Give the hidden states that the head predicts from; see :class:`MaskedTalker`."""
@@ -107,18 +115,13 @@ class MaskedDiffusionTalker(MaskedTalker):
         """Read the clean copy once, where there is one; see :class:`MaskedTalker`."""
         if not self.clean_context:
             return super().reader(batch)
-        x_0 = batch.speech.x_0
-        length, num_noisy = x_0.shape[1], batch.targets.shape[1]
-        num_copies = num_noisy // length
-        anchors = self.anchors(batch.text, length // self.block_size)
-        clean, all_anchors = self.embed(x_0, anchors), anchors.repeat(1, num_copies, 1, 1)
-        positions = torch.arange(length, device=x_0.device)
-        order = block_causal_order(length // self.block_size, self.block_size, x_0.device)
-        mask = clean_context_mask(order, num_copies)
-        cache = self.backbone.remember(clean, positions, mask[num_noisy:, num_noisy:], num_noisy)
-        # The clean copy's keys come first here.
-        after_clean = mask[:num_noisy].roll(length, dims=1)
-        return lambda x_t: self.backbone(self.embed(x_t, all_anchors), positions.repeat(num_copies), after_clean, cache)
+        x_0, num_noisy = batch.speech.x_0, batch.targets.shape[1]
+        num_copies = num_noisy // x_0.shape[1]
+        anchors, order, positions = self.lay_out_copy(batch.text, x_0)
+        clean_mask, after_clean = split_at_clean_copy(clean_context_mask(order, num_copies), num_noisy)
+        cache = self.backbone.remember(self.embed(x_0, anchors), positions, clean_mask, num_noisy)
+        all_anchors, all_positions = anchors.repeat(1, num_copies, 1, 1), positions.repeat(num_copies)
+        return lambda x_t: self.backbone(self.embed(x_t, all_anchors), all_positions, after_clean, cache)
 
     def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> BlockDecoder:
         """Decode block by block, finished blocks committed on the way; see :meth:`stream`."""

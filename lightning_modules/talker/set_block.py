@@ -13,6 +13,7 @@ from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
 from lightning_modules.talker.masking import Masking
+from lightning_modules.talker.refinement import Refinement
 from lightning_modules.talker.sampling import TokenSampler
 from lightning_modules.talker.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.unmasking import Unmasking
@@ -37,6 +38,8 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         next_token_weight: Weight of the next-token loss on the clean copy, which costs no pass of its own; 0 leaves
             the output head out.
         unmasking: How a block is filled in decoding; as in the paper if left out.
+        refinement: Spends the later steps of a block on corrections by next-token prediction; all of them unmask if
+            left out, as in the paper.
 
     Raises:
         ValueError: If there is no noisy copy, or the weight is negative.
@@ -55,12 +58,13 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         complementary_masks: bool = False,
         next_token_weight: float = 1.0,
         unmasking: Unmasking | None = None,
+        refinement: Refinement | None = None,
     ) -> None:
         copies = num_noisy_copies, complementary_masks
         super().__init__(num_codes, anchors, backbone, masking, block_size, True, *copies, unmasking)
         if next_token_weight < 0:
             raise ValueError(f"next_token_weight is {next_token_weight}: give 0 or more.")
-        self.next_token_weight = next_token_weight
+        self.next_token_weight, self.refinement = next_token_weight, refinement
 
     def hidden(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor]:
         """Run noisy copies and the clean one through the backbone.
@@ -133,6 +137,20 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         return _BlockDecoder(self, max_blocks, num_steps, sampler)
 
 
+def decode_with(
+    talker: SetBlockTalker, unmasking: Unmasking | None = None, refinement: Refinement | None = None
+) -> SetBlockTalker:
+    """Let a trained talker fill its blocks in another way; as in the paper if both are left out.
+
+    Raises:
+        TypeError: If the talker predicts no next tokens, and so cannot refine.
+    """
+    if not isinstance(talker, SetBlockTalker):
+        raise TypeError(f"a {type(talker).__name__} cannot refine what it drafts; give a SetBlockTalker")
+    talker.unmasking, talker.refinement = unmasking or Unmasking(), refinement
+    return talker
+
+
 class _BlockDecoder(BlockDecoder):
     """Cache of the committed slots, and the finished block that is still to be committed."""
 
@@ -159,11 +177,29 @@ class _BlockDecoder(BlockDecoder):
             return talker.head(hidden)
 
         masked = torch.full((1, talker.block_size), mask_id, device=self.device)
-        tokens, num_steps, order = talker.unmasking(predict, masked, mask_id, self.num_steps, self.sampler)
+        num_drafting = self.num_steps if talker.refinement is None else talker.refinement.draft_steps
+        max_steps = min(num_drafting, self.num_steps)
+        tokens, num_steps, order = talker.unmasking(predict, masked, mask_id, max_steps, self.sampler)
+        is_committed = False
+        if talker.refinement is not None and num_steps < self.num_steps:
+            refined = talker.refinement(self.predict_next_tokens, tokens, self.num_steps - num_steps)
+            order = torch.where(refined.order < 0, order, num_steps + refined.order)
+            tokens, num_steps, is_committed = refined.tokens, num_steps + refined.num_steps, refined.is_settled
         self.pending = self.read(tokens)
+        if is_committed:  # the last pass has written the keys and values of these very tokens
+            self.cache.commit(talker.block_size)
+            self.pending = self.pending[:, :0]
         self.last_token = tokens[:, -1:]
         self.first_position += talker.block_size
         return DecodedBlock(tokens[0], num_steps, order[0])
+
+    def predict_next_tokens(self, tokens: Tensor) -> Tensor:
+        """Predict each token of the block in work from those before it, ``(1, block_size, V)``."""
+        offsets = torch.arange(self.talker.block_size, device=self.device)
+        committed = torch.full((self.cache.num_committed,), -1, device=self.device)
+        mask = mask_from_order(offsets, torch.cat([committed, offsets]))
+        slots = self.talker.embed_tokens(self.read(tokens))
+        return self.talker.head(self.talker.backbone(slots, self.first_position + offsets, mask, self.cache))
 
     def read(self, tokens: Tensor) -> Tensor:
         """Give what the slots of the block in work read: each the token before it, ``(1, block_size) int64``."""
