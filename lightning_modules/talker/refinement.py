@@ -32,7 +32,8 @@ class Refinement:
     corrected token better than predictions from the wrong one do.
 
     Args:
-        draft_steps: Steps of a block that unmask; a block of no more steps is the draft.
+        draft_steps: Steps of a block that unmask, at most; what is left of its steps corrects. If unmasking reveals its
+            share in each step and has no threshold, a block of no more steps is the draft.
 
     Raises:
         ValueError: If there is no step to draft in.
@@ -40,7 +41,7 @@ class Refinement:
     Reference: arXiv 2211.17192 (speculative decoding, here with one network); arXiv 2509.04185 (set block decoding).
     """
 
-    def __init__(self, draft_steps: int = 1) -> None:
+    def __init__(self, draft_steps: int = 4) -> None:
         if draft_steps < 1:
             raise ValueError(f"draft_steps is {draft_steps}: give at least 1.")
         self.draft_steps = draft_steps

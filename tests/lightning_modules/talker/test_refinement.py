@@ -44,7 +44,7 @@ def test_each_step_mends_the_first_wrong_token_until_greedy_decoding_is_reached(
 ) -> None:
     model = next_token_model(seed)
     expected, given_tokens = greedy(model), torch.tensor([draft])
-    refined = Refinement()(lambda tokens: predict(model, tokens), given_tokens, max_steps)
+    refined = Refinement(1)(lambda tokens: predict(model, tokens), given_tokens, max_steps)
     assert refined.tokens[0, :max_steps].tolist() == expected[:max_steps]
     assert refined.num_steps <= max_steps
     assert refined.is_settled or refined.num_steps == max_steps
@@ -58,7 +58,7 @@ def test_each_step_mends_the_first_wrong_token_until_greedy_decoding_is_reached(
 
 def test_a_good_draft_takes_one_step() -> None:
     model = next_token_model(3)
-    refined = Refinement()(lambda tokens: predict(model, tokens), torch.tensor([greedy(model)]), 4)
+    refined = Refinement(1)(lambda tokens: predict(model, tokens), torch.tensor([greedy(model)]), 4)
     assert (refined.num_steps, refined.is_settled) == (1, True)
     assert (refined.order == -1).all()
 
@@ -100,7 +100,7 @@ def refine_without_cache(
 def refining_talker() -> SetBlockTalker:
     talker = make_talker("set_block")
     assert isinstance(talker, SetBlockTalker)
-    return decode_with(talker, refinement=Refinement())
+    return decode_with(talker, refinement=Refinement(1))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
