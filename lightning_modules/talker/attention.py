@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.talker.attention_masks import causal_context_mask, split_at_clean_copy
+from lightning_modules.talker.attention_masks import causal_context_mask, mask_after_clean_copy
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -100,12 +100,12 @@ class CausalContextAttention:
     @property
     def clean_mask(self) -> Tensor:
         """What the clean copy attends to of itself, ``(M, M) bool``."""
-        return split_at_clean_copy(self.mask, self.num_noisy)[0]
+        return self.mask[self.num_noisy :, self.num_noisy :]
 
     @cached_property
     def after_clean_mask(self) -> Tensor:
         """What the noisy copies attend to of ``[x_0, x_t, ..., x_t]``, ``(C * L, M + C * L) bool``."""
-        return split_at_clean_copy(self.mask, self.num_noisy)[1]
+        return mask_after_clean_copy(self.mask, self.num_noisy)
 
     def _attend_noisy(self, query: Tensor, noisy: tuple[Tensor, Tensor], clean: tuple[Tensor, Tensor]) -> Tensor:
         own_block = _scores(self._in_blocks(query), self._in_blocks(noisy[0]), None).flatten(2, 3)

@@ -108,15 +108,27 @@ def causal_context_mask(
     return torch.cat([noisy_rows, clean_rows], dim=0)
 
 
-def split_at_clean_copy(mask: Tensor, num_noisy: int) -> tuple[Tensor, Tensor]:
-    """Split a mask of noisy copies and a clean one for a clean copy that is read once.
+def mask_after_clean_copy(mask: Tensor, num_noisy: int) -> Tensor:
+    """Let the noisy copies read a clean one whose keys and values come first, as a cache holds them.
 
     Args:
         mask: Of ``[x_t, ..., x_t, x_0]``, ``(N + M, N + M) bool``.
         num_noisy: Positions of all noisy copies, ``N``.
 
     Returns:
-        What the clean copy attends to of itself, ``(M, M) bool``, and what the noisy ones attend to if keys and values
-        of the clean copy come first, ``(N, M + N) bool``.
+        What the noisy copies attend to of ``[x_0, x_t, ..., x_t]``, ``(N, M + N) bool``.
     """
-    return mask[num_noisy:, num_noisy:], mask[:num_noisy].roll(len(mask) - num_noisy, dims=1)
+    return mask[:num_noisy].roll(len(mask) - num_noisy, dims=1)
+
+
+def mask_behind_committed(order: Tensor, num_committed: int) -> Tensor:
+    """Let new positions attend to all committed ones, and among themselves by the order in which they become known.
+
+    Args:
+        order: Rank of each new position, from 0, ``(L,) int64``.
+        num_committed: Positions whose keys and values a cache holds.
+
+    Returns:
+        True where attention is allowed, ``(L, num_committed + L) bool``.
+    """
+    return mask_from_order(order, torch.cat([order.new_full((num_committed,), -1), order]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.talker.anchors import TextStates
-from lightning_modules.talker.attention_masks import anchored_causal_order, mask_from_order
+from lightning_modules.talker.attention_masks import anchored_causal_order, mask_behind_committed, mask_from_order
 from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.losses import masked_cross_entropy
@@ -152,10 +152,7 @@ class StepDecoder(BlockDecoder):
 
     def _step(self, slots: Tensor, positions: Tensor, order: Tensor) -> Tensor:
         """Run slots through all layers; give a token from each layer, ``(len(layers),) int64``."""
-        mask = None
-        if len(order) > 1:
-            committed = torch.full((self.caches[0].num_committed,), -1, device=self.device)
-            mask = mask_from_order(order, torch.cat([committed, order]))
+        mask = mask_behind_committed(order, self.caches[0].num_committed) if len(order) > 1 else None
         hidden, predicted = slots, []
         for layer, cache in zip(self.layers, self.caches, strict=True):
             hidden = layer(hidden, positions, mask, cache)

@@ -9,8 +9,8 @@ from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.attention_masks import (
     block_causal_order,
     clean_context_mask,
+    mask_after_clean_copy,
     mask_from_order,
-    split_at_clean_copy,
 )
 from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
@@ -118,8 +118,9 @@ class MaskedDiffusionTalker(MaskedTalker):
         x_0, num_noisy = batch.speech.x_0, batch.targets.shape[1]
         num_copies = num_noisy // x_0.shape[1]
         anchors, order, positions = self.lay_out_copy(batch.text, x_0)
-        clean_mask, after_clean = split_at_clean_copy(clean_context_mask(order, num_copies), num_noisy)
-        cache = self.backbone.remember(self.embed(x_0, anchors), positions, clean_mask, num_noisy)
+        mask = clean_context_mask(order, num_copies)
+        after_clean = mask_after_clean_copy(mask, num_noisy)
+        cache = self.backbone.remember(self.embed(x_0, anchors), positions, mask[num_noisy:, num_noisy:], num_noisy)
         all_anchors, all_positions = anchors.repeat(1, num_copies, 1, 1), positions.repeat(num_copies)
         return lambda x_t: self.backbone(self.embed(x_t, all_anchors), all_positions, after_clean, cache)
 

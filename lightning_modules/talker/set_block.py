@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.attention import CausalContextAttention
-from lightning_modules.talker.attention_masks import mask_from_order
+from lightning_modules.talker.attention_masks import mask_behind_committed
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.losses import masked_cross_entropy
@@ -196,8 +196,7 @@ class _BlockDecoder(BlockDecoder):
     def predict_next_tokens(self, tokens: Tensor) -> Tensor:
         """Predict each token of the block in work from those before it, ``(1, block_size, V)``."""
         offsets = torch.arange(self.talker.block_size, device=self.device)
-        committed = torch.full((self.cache.num_committed,), -1, device=self.device)
-        mask = mask_from_order(offsets, torch.cat([committed, offsets]))
+        mask = mask_behind_committed(offsets, self.cache.num_committed)
         slots = self.talker.embed_tokens(self.read(tokens))
         return self.talker.head(self.talker.backbone(slots, self.first_position + offsets, mask, self.cache))
 
@@ -225,8 +224,7 @@ class _BlockDecoder(BlockDecoder):
         offsets[0] = offsets[0] - num_pending
         order = torch.arange(num_new + block_size, device=self.device)
         order[num_pending:num_new], order[num_new:] = num_new, num_new + 1
-        committed = torch.full((self.cache.num_committed,), -1, device=self.device)
-        mask = mask_from_order(order, torch.cat([committed, order]))
+        mask = mask_behind_committed(order, self.cache.num_committed)
         positions = self.first_position + torch.cat(offsets)
         hidden = talker.backbone(torch.cat(slots, dim=1), positions, mask, self.cache)
         self.cache.commit(num_new)
