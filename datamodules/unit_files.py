@@ -52,32 +52,46 @@ def read_units(path: Path, num_codes: int | None = None) -> np.ndarray:
         FileNotFoundError: if there is no such file.
         ValueError: if it does not hold speech tokens, or a token lies outside of the codebook.
     """
-    values = _load(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file of speech tokens; run the job that writes them") from None
+    return parse_units(content, str(path), num_codes)
+
+
+def parse_units(content: bytes, where: str, num_codes: int | None = None) -> np.ndarray:
+    """Reads the speech tokens of one reply from the content of its file; see :func:`read_units`.
+
+    Args:
+        content: of a `.npy` file.
+        where: what to call it in an error.
+        num_codes: the size of the codebook; tokens are not checked if None.
+
+    Returns:
+        (T,) int64.
+
+    Raises:
+        ValueError: if it does not hold speech tokens, or a token lies outside of the codebook.
+    """
+    try:
+        values = _load_array(io.BytesIO(content))
+    except (ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{where}: not a readable .npy file of speech tokens ({error}); write it anew") from error
     squeezed = values.reshape(values.shape[-1:]) if values.ndim > 1 and values.size == values.shape[-1] else values
     if squeezed.ndim != 1 or squeezed.size == 0:
-        raise ValueError(f"{path}: speech tokens have shape {values.shape}; expected a 1-D array that is not empty")
+        raise ValueError(f"{where}: speech tokens have shape {values.shape}; expected a 1-D array that is not empty")
     if not np.issubdtype(squeezed.dtype, np.integer):
         raise ValueError(
-            f"{path}: speech tokens have type {squeezed.dtype}; expected integers, write them anew as int32"
+            f"{where}: speech tokens have type {squeezed.dtype}; expected integers, write them anew as int32"
         )
     tokens = squeezed.astype(np.int64)
     if tokens.min() < 0 or (num_codes is not None and tokens.max() >= num_codes):
         size = "" if num_codes is None else f" of {num_codes} codes"
         raise ValueError(
-            f"{path}: speech tokens run from {tokens.min()} to {tokens.max()}, outside of the codebook{size}; "
+            f"{where}: speech tokens run from {tokens.min()} to {tokens.max()}, outside of the codebook{size}; "
             "make the tokens with the codec that the model is configured for"
         )
     return tokens
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        with path.open("rb") as file:
-            return _load_array(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file of speech tokens; run the job that writes them") from None
-    except (ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a readable .npy file of speech tokens ({error}); write it anew") from error
 
 
 def _load_array(file) -> np.ndarray:

@@ -1,0 +1,39 @@
+"""Queries and speech tokens are read as the libraries for all formats read them."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datamodules.shard_files import decode_query
+from datamodules.shards import pack_units, unpack_units
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("kind", ["WAV/PCM_16", "WAV/PCM_24", "WAV/FLOAT", "WAV/PCM_U8", "FLAC/PCM_16"])
+def test_queries_of_any_format(kind: str, channels: int) -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, (500, channels))
+    content = io.BytesIO()
+    soundfile.write(content, samples, 22_050, format=kind.split("/")[0], subtype=kind.split("/")[1])
+    expected, _ = soundfile.read(io.BytesIO(content.getvalue()), dtype="float32", always_2d=True)
+    found, rate_hz = decode_query(content.getvalue())
+    assert (rate_hz, found.dtype) == (22_050, np.float32)
+    np.testing.assert_allclose(found, expected.mean(axis=1), rtol=0, atol=1e-7)
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), max_size=300))
+def test_units_come_back(units: list[int]) -> None:
+    content = pack_units(np.array(units, dtype=np.int64))
+    assert unpack_units(content).tolist() == units
+    assert np.load(io.BytesIO(content)).tolist() == units, "any tool reads them"
+
+
+def test_units_that_others_wrote() -> None:
+    content = io.BytesIO()
+    np.save(content, np.arange(5, dtype=np.int16))
+    assert unpack_units(content.getvalue()).tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError):
+        unpack_units(b"no array")
