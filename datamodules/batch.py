@@ -1,7 +1,7 @@
 """What one spoken dialogue and one batch of them hold."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -38,6 +38,17 @@ class SpokenExample:
     text_states: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class SkippedExample:
+    """Takes the place of an example that cannot be used.
+
+    Args:
+        problem: what is wrong with it, with its name.
+    """
+
+    problem: str
+
+
 @dataclass
 class SpokenBatch:
     """A batch of spoken dialogues, padded with zeros; a field that was not asked for is None, and so are its lengths.
@@ -56,6 +67,7 @@ class SpokenBatch:
         reply_lengths: (B,) int64, in samples.
         text_states: (B, N, hidden_size + embedding_size) float32, hidden states and embeddings of the reply's text.
         text_lengths: (B,) int64, in text tokens.
+        skipped: what is wrong with examples that were left out.
     """
 
     ids: list[str]
@@ -69,6 +81,7 @@ class SpokenBatch:
     reply_lengths: Tensor | None = None
     text_states: Tensor | None = None
     text_lengths: Tensor | None = None
+    skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """The number of dialogues."""
@@ -87,15 +100,16 @@ class SpokenBatch:
         return replace(self, **{name: function(value) for name, value in tensors.items()})
 
 
-def collate(examples: Sequence[SpokenExample]) -> SpokenBatch:
+def collate(found: Sequence[SpokenExample | SkippedExample]) -> SpokenBatch:
     """Pads examples into a batch.
 
     Args:
-        examples: at least one; all with the same fields.
+        found: at least one example, all with the same fields, and what stands in for those left out.
 
     Returns:
         The batch, in the order of the examples.
     """
+    examples = [example for example in found if isinstance(example, SpokenExample)]
     query, query_lengths = _pad([example.query for example in examples])
     units, unit_lengths = _pad([example.units for example in examples])
     reply, reply_lengths = _pad([example.reply for example in examples])
@@ -114,6 +128,7 @@ def collate(examples: Sequence[SpokenExample]) -> SpokenBatch:
         reply_lengths=reply_lengths,
         text_states=text_states,
         text_lengths=text_lengths,
+        skipped=[example.problem for example in found if isinstance(example, SkippedExample)],
     )
 
 

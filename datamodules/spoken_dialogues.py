@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from datamodules.batch import SpokenExample
 from datamodules.batch_plan import plan_evaluation, plan_training
 from datamodules.released_layout import SAMPLE_RATE, ReleasedLayout
-from datamodules.resumable_loader import EvaluationLoader, ResumableLoader
+from datamodules.resumable_loader import EvaluationLoader, PlannedWalk, ResumableLoader
 
 
 class SpokenDialogueDataModule(L.LightningDataModule):
@@ -144,9 +143,11 @@ class SpokenDialogueDataModule(L.LightningDataModule):
         """The shuffled training batches; its state goes into each checkpoint."""
         examples = self.examples("train")
         rank, world_size = self._place()
-        plan = partial(
-            _plan_epoch, examples.sizes(), batch_size=self.batch_size, seed=self.seed, rank=rank, world_size=world_size
-        )
+        sizes = examples.sizes()
+
+        def plan(epoch: int, rank: int) -> list[list[int]]:
+            return plan_training(sizes, self.batch_size, self.seed, epoch, rank, world_size)
+
         identity = {
             "num_examples": len(examples),
             "batch_size": self.batch_size,
@@ -154,7 +155,8 @@ class SpokenDialogueDataModule(L.LightningDataModule):
             "world_size": world_size,
         }
         dataset = _EpochExamples(examples, self.seed, self.reply_crop_s)
-        loader = ResumableLoader(dataset, plan, identity, self.num_workers, torch.cuda.is_available())
+        walk = PlannedWalk(plan, identity)
+        loader = ResumableLoader(dataset, walk, rank, self.num_workers, torch.cuda.is_available())
         if self._train_state is not None:
             loader.load_state_dict(self._train_state)
             self._train_state = None
@@ -194,12 +196,6 @@ class SpokenDialogueDataModule(L.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """This process among those that train together: (rank, world size)."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-
-def _plan_epoch(
-    lengths: np.ndarray, epoch: int, *, batch_size: int, seed: int, rank: int, world_size: int
-) -> list[list[int]]:
-    return plan_training(lengths, batch_size, seed, epoch, rank, world_size)
 
 
 class _EpochExamples:

@@ -1,16 +1,12 @@
 """Makes the embedded corpus: dialogues spoken by eSpeak NG, in the on-disk layout of the released VocalNet sets."""
 
+import functools
 import itertools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import random
 import statistics
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from tqdm import tqdm
 from datamodules.dialogues import make_dialogues, reply_words
 from datamodules.espeak import SAMPLE_RATE, EspeakSynthesizer, Voice
 from datamodules.intents import Dialogue
+from datamodules.workers import map_unordered
 
 SET_NAME = "spoken_examples"
 SPLITS = ("train", "validation", "test")
@@ -41,6 +38,7 @@ class _Task:
     reply_voice: Voice
     query_file: str
     reply_file: str
+    units_file: str
 
 
 class SpokenExamplesMaker:
@@ -50,9 +48,9 @@ class SpokenExamplesMaker:
     The files depend on the arguments only, not on the number of workers or on restarts.
 
     Args:
-        num_train: examples in `train.json`.
-        num_validation: examples in `validation.json`.
-        num_test: examples in `test.json`.
+        num_train: dialogues in `train.json`.
+        num_validation: dialogues in `validation.json`.
+        num_test: dialogues in `test.json`.
         seed: draws the dialogues and the voices of the queries.
         num_workers: processes that speak; 0 speaks in this process.
         codec_name: names the folder that the `units` keys point into, `<codec_name>_tokens`.
@@ -61,6 +59,7 @@ class SpokenExamplesMaker:
         query_variants: eSpeak voice variants of the queries.
         query_rates_wpm: lowest and highest speed of the queries, in words a minute.
         query_pitches: lowest and highest base pitch of the queries, 0 to 99.
+        askers_per_dialogue: voices that ask for each training dialogue, an example each; they share its spoken reply.
     """
 
     def __init__(
@@ -79,10 +78,13 @@ class SpokenExamplesMaker:
         ),
         query_rates_wpm: tuple[int, int] | list[int] = (140, 200),
         query_pitches: tuple[int, int] | list[int] = (30, 70),
+        askers_per_dialogue: int = 1,
     ) -> None:
         for name, value in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
             if value < 1:
                 raise ValueError(f"SpokenExamplesMaker: {name}={value}, but each split needs at least one example")
+        if askers_per_dialogue < 1:
+            raise ValueError(f"SpokenExamplesMaker: askers_per_dialogue={askers_per_dialogue}, but somebody must ask")
         self.num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
         self.seed = seed
         self.num_workers = num_workers
@@ -92,6 +94,7 @@ class SpokenExamplesMaker:
         self.query_variants = tuple(query_variants)
         self.query_rates_wpm = tuple(query_rates_wpm)
         self.query_pitches = tuple(query_pitches)
+        self.askers_per_dialogue = askers_per_dialogue
 
     def run(self, output_dir: Path | str) -> dict[str, float]:
         """Writes `<output_dir>/spoken_examples/{train,validation,test}.json` and the wav files.
@@ -111,10 +114,12 @@ class SpokenExamplesMaker:
         for folder in ("audios", "replies"):
             (root / SET_NAME / folder).mkdir(parents=True, exist_ok=True)
         is_continued = self._is_continued(root, tasks)
-        chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
+        size = _CHUNK * self.askers_per_dialogue  # those who share a reply are in one chunk
+        chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
         durations: dict[str, tuple[float, float]] = {}
+        speak = functools.partial(_speak_chunk, root, keep_existing=is_continued)
         with tqdm(total=len(tasks), desc="speaking", unit="dialogue") as progress:
-            for done in self._speak(root, chunks, is_continued):
+            for _, done in map_unordered(speak, chunks, self.num_workers):
                 durations.update(done)
                 progress.update(len(done))
         for split, members in splits.items():
@@ -124,15 +129,18 @@ class SpokenExamplesMaker:
     def _plan(self) -> dict[str, list[_Task]]:
         """Which examples each split holds; a pure function of the constructor's arguments."""
         dialogues = iter(make_dialogues(sum(self.num_examples.values()), self.seed))
+        askers = {"train": self.askers_per_dialogue}
         return {
             split: [
-                self._task(f"{split}_{index:05d}", dialogue)
+                self._task(f"{split}_{index:05d}", dialogue, asker)
                 for index, dialogue in enumerate(itertools.islice(dialogues, count))
+                for asker in range(askers.get(split, 1))
             ]
             for split, count in self.num_examples.items()
         }
 
-    def _task(self, name: str, dialogue: Dialogue) -> _Task:
+    def _task(self, reply: str, dialogue: Dialogue, asker: int) -> _Task:
+        name = f"{reply}_{asker:02d}" if asker else reply
         generator = random.Random(f"{self.seed}/{name}")
         voice = Voice(
             language=generator.choice(self.query_languages),
@@ -140,8 +148,9 @@ class SpokenExamplesMaker:
             rate_wpm=generator.randint(*self.query_rates_wpm),
             pitch=generator.randint(*self.query_pitches),
         )
-        query_file, reply_file = f"{SET_NAME}/audios/{name}.wav", f"{SET_NAME}/replies/{name}.wav"
-        return _Task(name, dialogue, voice, self.reply_voice, query_file, reply_file)
+        query_file, reply_file = f"{SET_NAME}/audios/{name}.wav", f"{SET_NAME}/replies/{reply}.wav"
+        units_file = f"{SET_NAME}/{self.codec_name}_tokens/{reply}.npy"
+        return _Task(name, dialogue, voice, self.reply_voice, query_file, reply_file, units_file)
 
     def _item(self, task: _Task) -> dict:
         return {
@@ -151,7 +160,7 @@ class SpokenExamplesMaker:
                 {"from": "human", "value": "<speech>"},
                 {"from": "gpt", "value": task.dialogue.reply},
             ],
-            "units": f"{SET_NAME}/{self.codec_name}_tokens/{task.id}.npy",
+            "units": task.units_file,
             "transcript": task.dialogue.query,
             "reply_speech": task.reply_file,
         }
@@ -168,23 +177,6 @@ class SpokenExamplesMaker:
             stale.unlink()
         _write_json(path, plan)
         return False
-
-    def _speak(
-        self, root: Path, chunks: list[list[_Task]], is_continued: bool
-    ) -> Iterator[dict[str, tuple[float, float]]]:
-        if self.num_workers == 0:
-            for chunk in chunks:
-                yield _speak_chunk(root, chunk, is_continued)
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.num_workers, mp_context=context, initializer=_exit_with_parent) as pool:
-            futures = [pool.submit(_speak_chunk, root, chunk, is_continued) for chunk in chunks]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
 
     def _metrics(self, splits: dict[str, list[_Task]], durations: dict[str, tuple[float, float]]) -> dict[str, float]:
         queries_s, replies_s = zip(*durations.values(), strict=True)
@@ -208,18 +200,6 @@ class SpokenExamplesMaker:
         }
 
 
-def _exit_with_parent() -> None:
-    """Ends this worker when the process that started it dies, even by SIGKILL."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in worker processes only"
-
-    def wait() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def _speak_chunk(root: Path, tasks: list[_Task], keep_existing: bool) -> dict[str, tuple[float, float]]:
     """Writes the files of some examples and returns the seconds of query and reply by id.
 
@@ -234,13 +214,21 @@ def _speak_chunk(root: Path, tasks: list[_Task], keep_existing: bool) -> dict[st
         _synthesizer = EspeakSynthesizer()
     _synthesizer.reset()
     durations = {}
+    replies_s: dict[Path, float] = {}
     for task in tasks:
-        query = _synthesizer.synthesize(task.dialogue.query, task.query_voice)
-        reply = _synthesizer.synthesize(task.dialogue.reply, task.reply_voice)
-        for path, waveform in zip(paths[task.id], (query, reply), strict=True):
-            _write_wav(path, waveform)
-        durations[task.id] = (query.size / SAMPLE_RATE, reply.size / SAMPLE_RATE)
+        query_path, reply_path = paths[task.id]
+        query_s = _write_speech(query_path, _synthesizer.synthesize(task.dialogue.query, task.query_voice))
+        if reply_path not in replies_s:
+            reply = _synthesizer.synthesize(task.dialogue.reply, task.reply_voice)
+            replies_s[reply_path] = _write_speech(reply_path, reply)
+        durations[task.id] = (query_s, replies_s[reply_path])
     return durations
+
+
+def _write_speech(path: Path, waveform: np.ndarray) -> float:
+    """Writes a file and gives its seconds."""
+    _write_wav(path, waveform)
+    return waveform.size / SAMPLE_RATE
 
 
 def _is_valid(path: Path) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from datamodules.batch import SpokenBatch, SpokenExample
 from datamodules.batch_plan import plan_training
-from datamodules.resumable_loader import ResumableLoader
+from datamodules.resumable_loader import PlannedWalk, ResumableLoader
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
 from tests.datamodules.tiny_corpus import write_split
 
@@ -33,9 +33,8 @@ class Names:
 
 def make_loader(num_workers: int = 0, seed: int = 0) -> ResumableLoader:
     lengths = torch.arange(NUM_TRAIN).numpy()
-    return ResumableLoader(
-        Names(), lambda epoch: plan_training(lengths, BATCH_SIZE, seed, epoch), {"seed": seed}, num_workers
-    )
+    walk = PlannedWalk(lambda epoch, rank: plan_training(lengths, BATCH_SIZE, seed, epoch, rank), {"seed": seed})
+    return ResumableLoader(Names(), walk, num_workers=num_workers)
 
 
 def take(loader: ResumableLoader, count: int) -> list[list[str]]:

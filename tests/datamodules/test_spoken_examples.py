@@ -115,6 +115,22 @@ def test_metrics_describe_the_lexicon(corpus: Path) -> None:
     assert 5 < metrics["reply_words_mean"] < 10
 
 
+def test_several_may_ask_for_one_dialogue_and_share_its_reply(corpus: Path, tmp_path: Path) -> None:
+    made = SpokenExamplesMaker(**COUNTS, seed=0, num_workers=0, askers_per_dialogue=3).run(tmp_path)
+    assert made["num_train"] == 3 * COUNTS["num_train"] and made["num_test"] == COUNTS["num_test"]
+    items = json.loads((tmp_path / "spoken_examples/train.json").read_text())
+    assert [item["id"] for item in items[:4]] == ["train_00000", "train_00000_01", "train_00000_02", "train_00001"]
+    assert len({item["units"] for item in items[:3]}) == len({item["reply_speech"] for item in items[:3]}) == 1
+    queries = {(tmp_path / item["speech"]).read_bytes() for item in items[:3]}
+    assert len(queries) == 3, "each asks in a voice of its own"
+    ReleasedLayout(tmp_path / "spoken_examples/train.json", tmp_path, fields=("query", "reply"))
+
+
+def test_nobody_asking_is_refused() -> None:
+    with pytest.raises(ValueError, match="askers_per_dialogue=0"):
+        SpokenExamplesMaker(askers_per_dialogue=0)
+
+
 def test_empty_split_is_refused() -> None:
     with pytest.raises(ValueError, match="num_test=0"):
         SpokenExamplesMaker(num_test=0)

@@ -1,0 +1,67 @@
+"""Random noise, speed and rooms for spoken queries, from a library of such transforms."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from audiomentations.core.transforms_interface import BaseWaveformTransform
+from torch import Tensor
+
+SAMPLE_RATE = 16_000
+
+
+class QueryAugmentation:
+    """Applies transforms one after the other; what they draw is a function of seed, epoch and example alone.
+
+    Args:
+        transforms: Of the library `audiomentations`, each with its probability; for instance `AddGaussianSNR`,
+            `TimeStretch` (with `leave_length_unchanged=False`), `RoomSimulator` (with `use_ray_tracing=False`).
+        seed: Of what they draw.
+
+    Raises:
+        ValueError: If there is no transform, or one draws from a source that nobody can seed.
+    """
+
+    def __init__(self, transforms: Sequence[BaseWaveformTransform], seed: int = 0) -> None:
+        if not transforms:
+            raise ValueError("no transform is given: name at least one, or leave query_augmentation out")
+        for transform in transforms:
+            if getattr(transform, "use_ray_tracing", False):
+                raise ValueError(
+                    f"{type(transform).__name__} traces rays at random, and a resumed run would hear other rooms: set "
+                    "use_ray_tracing to false"
+                )
+        self.transforms, self.seed = list(transforms), seed
+
+    def __call__(self, query: Tensor, epoch: int, example: int) -> Tensor:
+        """Changes a query.
+
+        Args:
+            query: ``(S,) float32`` at 16 kHz.
+            epoch: From 0.
+            example: Its number in the corpus.
+
+        Returns:
+            ``(S',) float32``.
+        """
+        samples = query.numpy()
+        with _seeded([self.seed, epoch, example]):
+            for transform in self.transforms:
+                samples = transform(samples, sample_rate=SAMPLE_RATE)
+        return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+
+
+@contextmanager
+def _seeded(entropy: Sequence[int]) -> Iterator[None]:
+    """Seeds the global sources that the library draws from, and puts them back."""
+    states = random.getstate(), np.random.get_state()
+    seed = int(np.random.SeedSequence(list(entropy)).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
