@@ -57,9 +57,9 @@ def write_page(names: Sequence[str], overrides: list[str], seeds: Sequence[int])
             if unfinished:
                 raise ConfigError("", f"{name}: {', '.join(unfinished)} is not finished; run first: {one}")
         runs = zip(*([planned.run.directory for planned in plan.stages] for plan in plans), strict=True)
-        tables = [tabulate(same) for same in runs if (same[0] / "results.json").is_file()]
+        tables = [table for same in runs for table in _tables_of(same, seeds)]
         if not tables:
-            raise ValueError(f"{name} compares nothing; give an experiment that ends with a comparison")
+            raise ValueError(f"{name} compares and measures nothing; give an experiment that does")
         parts += [
             f"## {name}",
             f"{plans[0].pipeline.description}.",
@@ -67,6 +67,16 @@ def write_page(names: Sequence[str], overrides: list[str], seeds: Sequence[int])
             *tables,
         ]
     return "\n\n".join(parts)
+
+
+def _tables_of(runs: Sequence[Path], seeds: Sequence[int]) -> list[str]:
+    """Lay out what one stage compared, over its seeds, or measured, as it wrote it down for the first of them."""
+    if (runs[0] / "results.json").is_file():
+        return [tabulate(runs)]
+    measured = runs[0] / "results.md"
+    if not measured.is_file():
+        return []
+    return [f"`{runs[0].name.rsplit('-', 1)[0]}`, seed {seeds[0]}:", measured.read_text(encoding="utf-8").strip()]
 
 
 def read_run(run: Path) -> tuple[int | None, Rows]:

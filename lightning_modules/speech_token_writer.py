@@ -65,15 +65,15 @@ class SpeechTokenWriter:
 
     def _write_split(self, split: str, output_dir: Path) -> list[np.ndarray]:
         pending = []
-        paths = []
+        paths: set[Path] = set()
         for item in self._items(split):
             path = output_dir / item["units"]
-            paths.append(path)
-            if not path.is_file():
+            if path not in paths and not path.is_file():
                 audio = self.corpus_root / item["reply_speech"]
                 if not audio.is_file():
                     raise FileNotFoundError(f"{audio}: the reply of {item['id']!r} is missing; make the corpus anew")
                 pending.append((audio.stat().st_size, audio, path))
+            paths.add(path)  # examples may share a reply
         for folder in {path.parent for path in paths}:
             folder.mkdir(parents=True, exist_ok=True)
         pending.sort(key=lambda entry: entry[0])
@@ -81,7 +81,7 @@ class SpeechTokenWriter:
             for batch in _batched(pending, self.batch_size):
                 self._write_batch([audio for _, audio, _ in batch], [path for _, _, path in batch])
                 progress.update(len(batch))
-        return [np.load(path) for path in paths]
+        return [np.load(path) for path in sorted(paths)]
 
     def _write_batch(self, audios: list[Path], paths: list[Path]) -> None:
         waveforms = [_read_reply(audio, self.codec.sample_rate) for audio in audios]

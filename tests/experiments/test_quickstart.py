@@ -123,6 +123,20 @@ def test_experiments_on_the_quickstart_go_on_from_it(
     assert "codec resynthesis" in capsys.readouterr().out
 
 
+def test_talkers_train_on_shards(runs: Path) -> None:
+    overrides = tiny_overrides(runs, FITS[:5], "streamed_talkers")[:-1]
+    overrides += [f"stages.{stage}.job.init_args.num_workers=0" for stage in ("shards", "validation_shards")]
+    overrides += ["stages.kill_trials=null", "stages.checked_shards.job.init_args.num_workers=0"]
+    overrides += [f"stages.streamed_talkers.trainer.{key}=2" for key in ("max_steps", "val_check_interval")]
+    overrides += [f"stages.streamed_talkers.datamodule.init_args.{end}" for end in ("max_examples=4", "num_workers=0")]
+    plan = make_plan(EXPERIMENTS_DIR / "streaming.yaml", overrides)
+    made = [planned.stage.name for planned in plan.stages if planned.state != "reuse"]
+    assert made == ["shards", "validation_shards", "checked_shards", "streamed_talkers"]
+    execute(plan)
+    run = plan.stages[-1].run.directory
+    assert set(tags_of(run, "ntp")["scalars"]) == set(tags_of(run, "mdm")["scalars"]) >= {"train/nll", "val/nll"}
+
+
 def test_a_second_run_reuses_every_stage(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     execute(make_plan(EXPERIMENTS_DIR / "quickstart.yaml", tiny_overrides(runs)))
     shown = capsys.readouterr().out

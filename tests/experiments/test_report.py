@@ -62,7 +62,7 @@ def test_what_does_not_compare_is_refused(experiment: Path, tmp_path: Path, caps
     assert run.main([str(mute), "seed=1"]) == 0
     capsys.readouterr()
     assert report.main([str(mute)]) == 2
-    assert "compares nothing" in capsys.readouterr().err
+    assert "compares and measures nothing" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         report.main([str(experiment), "--seeds", "one"])
 
@@ -77,3 +77,15 @@ def test_runs_that_compared_other_talkers_are_refused(experiment: Path, tmp_path
         report.tabulate(folders)
     with pytest.raises(FileNotFoundError, match="holds no comparison"):
         report.tabulate([tmp_path])
+
+
+def test_what_a_job_measured_stands_as_it_wrote_it_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measuring = tmp_path / "measuring.yaml"
+    job = "{class_path: tests.experiments.toy.ToyMeasuringJob}"
+    measuring.write_text(f"description: Measures\nruns_dir: {tmp_path}\nstages:\n  speed: {{job: {job}}}\n")
+    assert run.main([str(measuring), "seed=3"]) == 0
+    capsys.readouterr()
+    assert report.main([str(measuring), "--seeds", "3"]) == 0
+    page = capsys.readouterr().out
+    assert "`speed`, seed 3:\n\n| rate |\n|---|\n| 12 |" in page
+    assert "seed=3" in page

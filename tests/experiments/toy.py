@@ -38,6 +38,15 @@ class ToyJob:
         return {"number": self.number}
 
 
+class ToyMeasuringJob:
+    """Measures something, and lays it out."""
+
+    def run(self, output_dir: Path) -> dict[str, Any]:
+        """Write `results.md`."""
+        (output_dir / "results.md").write_text("| rate |\n|---|\n| 12 |\n")
+        return {"rate": 12}
+
+
 class ToyComparison:
     """Writes the rows of a comparison, rates in proportion to a factor."""
 

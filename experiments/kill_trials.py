@@ -1,0 +1,320 @@
+"""A job that kills trainings at random moments and compares them with ones that nobody killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as distributed
+from tqdm import tqdm
+
+from callbacks.last_checkpoint import LastCheckpoint
+from datamodules.batch import SpokenBatch
+from datamodules.sharded_dialogues import ShardedDialogueDataModule, ShardedSet
+from datamodules.shards import ShardIndex
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class KillCase:
+    """A way to train.
+
+    Attributes:
+        num_ranks: Processes that train together; after each kill, the next of these.
+        num_workers: Processes that read ahead, for each of them.
+        accumulate: Batches whose gradients are added up.
+    """
+
+    num_ranks: Sequence[int] = (1,)
+    num_workers: int = 0
+    accumulate: int = 1
+
+
+CASES = (
+    KillCase(),
+    KillCase(num_workers=2),
+    KillCase(num_ranks=(2,)),
+    KillCase(num_ranks=(2,), num_workers=2),
+    KillCase(num_workers=2, accumulate=2),
+    KillCase(num_ranks=(2, 1)),
+)
+
+
+class KillTrials:
+    """Shows that a killed training loses no example, repeats none, and comes to the same losses.
+
+    Each case trains a small model on a converted corpus once without a disturbance, and then again and again with
+    SIGKILLs to all of its processes, each at a random moment (training, reading, writing a checkpoint), until it has
+    had its share of them. A killed training must have seen the same examples in the same order with the same losses. If
+    the number of processes changes on the way, losses cannot be equal: then each epoch must hold each example once.
+
+    Args:
+        corpus: Directory that the conversion wrote.
+        num_kills: Kills of all cases together.
+        cases: Ways to train.
+        num_epochs: Length of a training.
+        max_tokens: Speech tokens of a batch.
+        checkpoint_every: Batches between two checkpoints.
+        seed: Of the moments of the kills.
+
+    Raises:
+        ValueError: If a number is out of range, or there is no case.
+    """
+
+    def __init__(
+        self,
+        corpus: str,
+        num_kills: int = 100,
+        cases: Sequence[KillCase] = CASES,
+        num_epochs: float = 2.5,
+        max_tokens: int = 400,
+        checkpoint_every: int = 4,
+        seed: int = 0,
+    ) -> None:
+        if min(num_kills, num_epochs, max_tokens, checkpoint_every) <= 0 or not cases:
+            raise ValueError(
+                f"num_kills={num_kills}, num_epochs={num_epochs}, max_tokens={max_tokens}, "
+                f"checkpoint_every={checkpoint_every}, {len(cases)} cases: all must be positive"
+            )
+        self.corpus, self.num_kills, self.cases = corpus, num_kills, list(cases)
+        self.num_epochs, self.max_tokens, self.checkpoint_every = num_epochs, max_tokens, checkpoint_every
+        self.seed = seed
+
+    def run(self, output_dir: Path) -> dict[str, float]:
+        """Writes `results.json` and a table, `results.md`.
+
+        Args:
+            output_dir: The run directory.
+
+        Returns:
+            Numbers of kills and of trainings.
+
+        Raises:
+            ValueError: If a killed training differs from one that was not, with what differs.
+        """
+        shares = [self.num_kills // len(self.cases)] * len(self.cases)
+        for place in range(self.num_kills % len(self.cases)):
+            shares[place] += 1
+        rows = []
+        with tqdm(total=self.num_kills, desc="killing", unit="kill") as progress:
+            for number, (case, num_kills) in enumerate(zip(self.cases, shares, strict=True)):
+                rows.append(self._try(number, case, num_kills, Path(output_dir), progress))
+        (Path(output_dir) / "trials.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (Path(output_dir) / "results.md").write_text(_table(rows))
+        return {name: sum(row[name] for row in rows) for name in ("num_kills", "num_trainings", "num_examples")}
+
+    def _try(self, number: int, case: KillCase, num_kills: int, output_dir: Path, progress: tqdm) -> dict[str, Any]:
+        generator = random.Random(f"{self.seed}/{number}")
+        expected = self._train(case, 0, output_dir / f"case-{number}-whole", generator, progress)[0]
+        _check_epochs(expected, ShardIndex.load(Path(self.corpus) / "index.npz").ids.tolist(), case)
+        row: dict[str, Any] = {**asdict(case), "num_kills": 0, "num_trainings": 0, "num_examples": 0}
+        while row["num_kills"] < num_kills:
+            folder = output_dir / f"case-{number}-{row['num_trainings']}"
+            left = num_kills - row["num_kills"]
+            found, killed = self._train(case, left, folder, generator, progress)
+            _compare(found, expected, case, folder)
+            row["num_kills"] += killed
+            row["num_trainings"] += 1
+            row["num_examples"] += sum(len(ids) for step in found["ids"] for ids in step)
+        return row
+
+    def _train(
+        self, case: KillCase, max_kills: int, folder: Path, generator: random.Random, progress: tqdm
+    ) -> tuple[dict[str, Any], int]:
+        """Trains to the end, however often it is killed; gives its record and the number of kills."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.iterdir():
+            left.unlink()
+        task = _Task(
+            self.corpus, str(folder), case, self.num_epochs, self.max_tokens, self.checkpoint_every, self.seed, 1
+        )
+        killed = 0
+        while True:
+            task = replace(task, num_ranks=case.num_ranks[killed % len(case.num_ranks)])
+            processes = _start(task)
+            if killed < max_kills and _kill(processes, folder, generator):
+                killed += 1
+                progress.update()
+                continue
+            for process in processes:
+                process.join()
+            if any(process.exitcode for process in processes):
+                raise ValueError(f"{folder}: a training ended with {[process.exitcode for process in processes]}")
+            return json.loads((folder / RESULTS).read_text()), killed
+
+
+@dataclass(frozen=True)
+class _Task:
+    corpus: str
+    folder: str
+    case: KillCase
+    num_epochs: float
+    max_tokens: int
+    checkpoint_every: int
+    seed: int
+    num_ranks: int
+
+    @property
+    def heartbeat(self) -> Path:
+        return Path(self.folder) / "heartbeat"
+
+
+def _start(task: _Task) -> list[BaseProcess]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports once, not once a kill
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [context.Process(target=_work, args=(task, rank, port)) for rank in range(task.num_ranks)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _kill(processes: list[BaseProcess], folder: Path, generator: random.Random) -> bool:
+    """Kills all processes some batches and an instant after now; False if they were done before."""
+    batches, instant_s = generator.randint(1, 12), generator.uniform(0.0, 0.05)
+    heartbeat = folder / "heartbeat"
+    begin = heartbeat.stat().st_size if heartbeat.exists() else 0
+    while not heartbeat.exists() or heartbeat.stat().st_size < begin + batches:
+        if any(process.exitcode is not None for process in processes):
+            return False
+        time.sleep(0.002)
+    time.sleep(instant_s)
+    if (folder / RESULTS).exists():
+        return False
+    for process in processes:
+        assert process.pid is not None, "it was started"
+        os.kill(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.join()
+    return True
+
+
+def _work(task: _Task, rank: int, port: int) -> None:
+    """One process of a training, as a launcher would start it."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "MASTER_PORT": port}
+    sizes = {"WORLD_SIZE": task.num_ranks, "LOCAL_WORLD_SIZE": task.num_ranks}
+    places = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "TORCHELASTIC_RUN_ID": "trial"}
+    if task.num_ranks > 1:
+        os.environ.update({name: str(value) for name, value in {**names, **sizes, **places}.items()})
+    L.seed_everything(task.seed, verbose=False)
+    data = ShardedDialogueDataModule(
+        {"corpus": ShardedSet(task.corpus)}, fields=["units"], max_tokens=task.max_tokens, max_examples=16,
+        seed=task.seed, num_workers=task.case.num_workers,
+    )  # fmt: skip
+    module = _Witness(task)
+    checkpoint = LastCheckpoint(Path(task.folder) / "last.ckpt", every_n_steps=task.checkpoint_every, every_s=None)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=task.num_ranks, strategy="ddp" if task.num_ranks > 1 else "auto",
+        max_epochs=-1, accumulate_grad_batches=task.case.accumulate, callbacks=[checkpoint], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        default_root_dir=task.folder,
+    )  # fmt: skip
+    last = checkpoint.file if checkpoint.file.is_file() else None
+    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    if rank == 0:
+        _write(Path(task.folder) / RESULTS, {"ids": module.ids, "losses": module.losses})
+
+
+class _Witness(L.LightningModule):
+    """A small model that writes down what it was trained on, in its checkpoint."""
+
+    def __init__(self, task: _Task) -> None:
+        super().__init__()
+        self.task = task
+        self.codes = torch.nn.Embedding(4096, 8)
+        self.head = torch.nn.Linear(8, 64)
+        self.ids: list[list[list[str]]] = []
+        self.losses: list[float] = []
+        self.num_wanted = round(task.num_epochs * len(ShardIndex.load(Path(task.corpus) / "index.npz")))
+
+    def training_step(self, batch: SpokenBatch, batch_idx: int) -> torch.Tensor:
+        """Predicts something of the next token, so that the loss depends on all batches before."""
+        assert batch.units is not None
+        hidden = self.codes(batch.units[:, :-1] % 4096)
+        loss = torch.nn.functional.cross_entropy(self.head(hidden).flatten(0, 1), batch.units[:, 1:].flatten() % 64)
+        of_ranks: list[Any] = [batch.ids]
+        if distributed.is_initialized():
+            of_ranks = [None] * distributed.get_world_size()
+            distributed.all_gather_object(of_ranks, batch.ids)
+        self.ids.append(of_ranks)
+        self.losses.append(float(loss.detach()))
+        if self.global_rank == 0:
+            with self.task.heartbeat.open("ab") as file:
+                file.write(b".")
+        return loss
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Ends the training after so many examples."""
+        self.trainer.should_stop = sum(len(ids) for step in self.ids for ids in step) >= self.num_wanted
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, which has a state."""
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves what was seen."""
+        checkpoint["seen"] = {"ids": self.ids, "losses": self.losses}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from what was seen."""
+        self.ids, self.losses = checkpoint["seen"]["ids"], checkpoint["seen"]["losses"]
+
+
+def _write(path: Path, content: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    os.replace(partial, path)
+
+
+def _check_epochs(record: dict[str, Any], names: list[str], case: KillCase) -> None:
+    """Raises ValueError if an epoch does not hold each example once."""
+    seen = [name for step in record["ids"] for ids in step for name in ids]
+    for begin in range(0, len(seen), len(names)):
+        counts = Counter(seen[begin : begin + len(names)])
+        twice = [name for name, count in counts.items() if count > 1]
+        lost = set(names) - set(counts) if begin + len(names) <= len(seen) else set()
+        if twice or lost:
+            raise ValueError(
+                f"{case}, epoch {begin // len(names)}: {len(twice)} examples came more than once "
+                f"({twice[:3]}), {len(lost)} did not come ({sorted(lost)[:3]})"
+            )
+
+
+def _compare(found: dict[str, Any], expected: dict[str, Any], case: KillCase, folder: Path) -> None:
+    if len(set(case.num_ranks)) > 1:
+        names = sorted({name for step in expected["ids"] for ids in step for name in ids})
+        _check_epochs(found, names, case)
+        return
+    for key in ("ids", "losses"):
+        if found[key] != expected[key]:
+            pairs = zip(found[key], expected[key], strict=False)
+            step = next((place for place, (a, b) in enumerate(pairs) if a != b), len(found[key]))
+            raise ValueError(f"{folder}: {key} differ from batch {step} on from those of the training without a kill")
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| processes | workers | batches a step | kills | trainings | examples |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        ranks = " and ".join(str(number) for number in row["num_ranks"])
+        counts = [row[key] for key in ("num_workers", "accumulate", "num_kills", "num_trainings", "num_examples")]
+        lines.append(f"| {ranks} | {' | '.join(str(count) for count in counts)} |")
+    return "\n".join(lines) + "\n"

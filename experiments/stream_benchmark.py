@@ -1,0 +1,263 @@
+"""A job that measures how fast a converted corpus is read, against loose files read by a plain Dataset."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from datamodules.batch import SpokenBatch
+from datamodules.epoch_plan import BatchBudget
+from datamodules.epoch_walk import EpochWalk
+from datamodules.sharded_dialogues import ShardedDialogueDataModule, ShardedSet
+from datamodules.shards import ShardIndex
+from lightning_modules.features import LogMel
+
+PAPER_EXAMPLES = 730_000
+SAMPLE_RATE = 16_000
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one measurement read."""
+
+    seconds: float
+    num_examples: int
+    query_samples: int
+    num_tokens: int
+    num_places: int
+
+
+class StreamBenchmark:
+    """Reads a corpus in turn from its shards and from the loose files that it was made of, and says how fast.
+
+    The plain Dataset is what one writes first: it opens the two files of an example, and a DataLoader shuffles and pads
+    batches of a fixed size, as many examples as the streamed ones have on average. Both have the same processes.
+
+    Args:
+        corpus: Directory that the conversion wrote.
+        index: JSON list of the loose files.
+        query_root: Folder that the queries' paths start from.
+        units_root: Folder that the speech tokens' paths start from.
+        num_workers: Processes that read.
+        max_tokens: Padded speech tokens of a batch.
+        num_examples: Examples of one measurement.
+        num_rounds: Measurements of each.
+        seed: Of the shuffling.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        corpus: str,
+        index: str,
+        query_root: str,
+        units_root: str,
+        num_workers: int = 2,
+        max_tokens: int = 2000,
+        num_examples: int = 10_000,
+        num_rounds: int = 5,
+        seed: int = 0,
+    ) -> None:
+        if min(max_tokens, num_examples, num_rounds) < 1 or num_workers < 0:
+            raise ValueError(
+                f"max_tokens={max_tokens}, num_examples={num_examples}, num_rounds={num_rounds}, "
+                f"num_workers={num_workers}: the last must not be negative, the others must be positive"
+            )
+        self.corpus, self.index = corpus, Path(index)
+        self.query_root, self.units_root = Path(query_root), Path(units_root)
+        self.num_workers, self.max_tokens, self.seed = num_workers, max_tokens, seed
+        self.num_examples, self.num_rounds = num_examples, num_rounds
+
+    def run(self, output_dir: Path) -> dict[str, float]:
+        """Writes `results.md` and `measured.json`.
+
+        Args:
+            output_dir: The run directory.
+
+        Returns:
+            Medians of what was measured.
+
+        Raises:
+            FileNotFoundError: If a corpus is missing.
+        """
+        index, index_s = _timed(lambda: ShardIndex.load(Path(self.corpus) / "index.npz"))
+        measured: dict[str, Any] = {"num_examples": len(index), "index_s": index_s}
+        measured["plan_s"] = _timed(lambda: self._walk(index.num_units))[1]
+        measured["resume_s"] = self._resume(index)
+        measured["rss_begin_mb"] = _resident_mb(resource.RUSAGE_SELF)
+        streamed, plain = self._read()
+        measured["rss_mb"] = _resident_mb(resource.RUSAGE_SELF)
+        measured["rss_worker_mb"] = _resident_mb(resource.RUSAGE_CHILDREN)
+        many = np.random.default_rng(self.seed).choice(index.num_units, PAPER_EXAMPLES)
+        measured["plan_paper_s"] = _timed(lambda: self._walk(many))[1]
+        for name, reads in (("shards", streamed), ("plain", plain)):
+            measured |= {f"{name}_{key}": value for key, value in _summary(reads).items()}
+        rates = [one.num_examples / one.seconds for one in streamed], [one.num_examples / one.seconds for one in plain]
+        measured["speedups"] = [fast / slow for fast, slow in zip(*rates, strict=True)]
+        measured["speedup"] = statistics.median(measured["speedups"])
+        measured |= self._features()
+        (Path(output_dir) / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+        (Path(output_dir) / "results.md").write_text(_table(measured))
+        return {name: value for name, value in measured.items() if isinstance(value, (int, float))}
+
+    def _data(self) -> ShardedDialogueDataModule:
+        data = ShardedDialogueDataModule(
+            {"corpus": ShardedSet(self.corpus)}, max_tokens=self.max_tokens, max_examples=4096, seed=self.seed,
+            num_workers=self.num_workers,
+        )  # fmt: skip
+        data.setup("fit")
+        return data
+
+    def _walk(self, lengths: np.ndarray) -> EpochWalk:
+        set_of = np.zeros(len(lengths), dtype=np.int64)
+        return EpochWalk(set_of, lengths, [1.0], BatchBudget(self.max_tokens, 4096), self.seed, 1)
+
+    def _resume(self, index: ShardIndex) -> float:
+        """Gives the seconds from a checkpoint's state to the first batch, at the worst of several places."""
+        num_steps = self._walk(index.num_units).steps_of_epoch
+        seconds = []
+        for share in np.linspace(0.05, 0.95, self.num_rounds):
+            walk = self._walk(index.num_units)
+            walk.position = int(share * num_steps)
+            state = {"walk": walk.state_dict(), "in_iteration": walk.position}
+            data = self._data()
+            data.load_state_dict({"train": state})
+            seconds.append(_timed(lambda data=data: next(iter(data.train_dataloader())))[1])  # type: ignore[misc]
+        return max(seconds)
+
+    def _read(self) -> tuple[list[_Read], list[_Read]]:
+        data = self._data()
+        loader = data.train_dataloader()
+        per_batch = round(len(ShardIndex.load(Path(self.corpus) / "index.npz")) / len(loader))
+        entries = json.loads(self.index.read_text(encoding="utf-8"))
+        files = [(self.query_root / entry["speech"], self.units_root / entry["units"]) for entry in entries]
+        generator = torch.Generator().manual_seed(self.seed)
+        plain = DataLoader(
+            _LooseFiles(files), per_batch, shuffle=True, collate_fn=_pad, num_workers=self.num_workers,
+            generator=generator,
+        )  # fmt: skip
+        reads: tuple[list[_Read], list[_Read]] = ([], [])
+        with tqdm(total=2 * self.num_rounds, desc="reading", unit="measurement") as progress:
+            for turn in range(self.num_rounds):
+                sources = [(reads[0], loader), (reads[1], plain)]
+                for found, batches in sources if turn % 2 == 0 else sources[::-1]:
+                    found.append(self._measure(iter(batches)))
+                    progress.update()
+        return reads
+
+    def _measure(self, batches: Iterator[SpokenBatch]) -> _Read:
+        """Reads so many examples; the first batch, which waits for processes to start, does not count."""
+        next(batches)
+        start = time.perf_counter()
+        num_examples = query_samples = num_tokens = num_places = 0
+        for batch in batches:
+            assert batch.units is not None and batch.unit_lengths is not None and batch.query_lengths is not None
+            num_examples += len(batch)
+            query_samples += int(batch.query_lengths.sum())
+            num_tokens += int(batch.unit_lengths.sum())
+            num_places += batch.units.numel()
+            if num_examples >= self.num_examples:
+                break
+        return _Read(time.perf_counter() - start, num_examples, query_samples, num_tokens, num_places)
+
+    def _features(self) -> dict[str, float]:
+        """Times log-mel one by one on one thread, as a reading process would, and by batches, as the model does."""
+        loader = self._data().train_dataloader()
+        batches = [batch.query for batch in itertools.islice(loader, 8) if batch.query is not None]
+        log_mel, num_threads = LogMel(), torch.get_num_threads()
+        seconds: dict[str, list[float]] = {"rows": [], "batches": []}
+        for _ in range(self.num_rounds):
+            torch.set_num_threads(1)
+            seconds["rows"].append(_timed(lambda: [log_mel(row[None]) for batch in batches for row in batch])[1])
+            torch.set_num_threads(num_threads)
+            seconds["batches"].append(_timed(lambda: [log_mel(batch) for batch in batches])[1])
+        num_examples = sum(len(batch) for batch in batches)
+        return {f"log_mel_{name}_ms": 1000 * statistics.median(all_s) / num_examples for name, all_s in seconds.items()}
+
+
+class _LooseFiles(Dataset):
+    """What one writes first: two files an example."""
+
+    def __init__(self, files: list[tuple[Path, Path]]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> tuple[str, Tensor, Tensor]:
+        speech, units = self.files[number]
+        query = torch.from_numpy(soundfile.read(speech, dtype="float32")[0])
+        return speech.stem, query, torch.from_numpy(np.load(units))
+
+
+def _pad(rows: list[tuple[str, Tensor, Tensor]]) -> SpokenBatch:
+    ids, queries, units = zip(*rows, strict=True)
+    query_lengths, unit_lengths = (torch.tensor([len(row) for row in part]) for part in (queries, units))
+    query, padded_units = (pad_sequence(part, batch_first=True) for part in (queries, units))
+    return SpokenBatch(list(ids), [""] * len(ids), None, query, query_lengths, padded_units, unit_lengths)
+
+
+def _summary(reads: Iterable[_Read]) -> dict[str, float]:
+    rates = [one.num_examples / one.seconds for one in reads]
+    return {
+        "examples_per_s": statistics.median(rates),
+        "examples_per_s_min": min(rates),
+        "examples_per_s_max": max(rates),
+        "hours_per_s": statistics.median(one.query_samples / SAMPLE_RATE / 3600 / one.seconds for one in reads),
+        "padding": 1 - sum(one.num_tokens for one in reads) / sum(one.num_places for one in reads),
+    }
+
+
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    found = function()
+    return found, time.perf_counter() - start
+
+
+def _resident_mb(whose: int) -> float:
+    """Most memory that this process, or one of those that it started, has had at a time, in MB."""
+    return resource.getrusage(whose).ru_maxrss / 1024
+
+
+def _table(measured: dict[str, Any]) -> str:
+    both = "shards", "plain"
+    lines = [
+        "| | shards | loose files, plain Dataset |",
+        "|---|---|---|",
+        "| examples/s (least to most) | "
+        + " | ".join(
+            f"{measured[f'{name}_examples_per_s']:.0f} ({measured[f'{name}_examples_per_s_min']:.0f} to "
+            f"{measured[f'{name}_examples_per_s_max']:.0f})"
+            for name in both
+        )
+        + " |",
+        "| hours of queries a second | " + " | ".join(f"{measured[f'{name}_hours_per_s']:.2f}" for name in both) + " |",
+        "| padding of speech tokens | " + " | ".join(f"{measured[f'{name}_padding']:.1%}" for name in both) + " |",
+        "",
+        f"{measured['num_examples']:,} examples; shards against loose files, pair by pair: {measured['speedup']:.2f} "
+        f"({min(measured['speedups']):.2f} to {max(measured['speedups']):.2f}) times as fast. Index read in "
+        f"{measured['index_s']:.2f} s, an epoch planned in {measured['plan_s']:.2f} s (one of {PAPER_EXAMPLES:,} "
+        f"examples in {measured['plan_paper_s']:.2f} s), the first batch after a resume in at most "
+        f"{measured['resume_s']:.2f} s. Resident memory at most {measured['rss_mb']:.0f} MB, of which "
+        f"{measured['rss_begin_mb']:.0f} MB before reading, and {measured['rss_worker_mb']:.0f} MB in a reading "
+        f"process. Log-mel of a query takes {measured['log_mel_rows_ms']:.2f} ms one by one on one thread and "
+        f"{measured['log_mel_batches_ms']:.2f} ms by the batch in the model.",
+    ]
+    return "\n".join(lines) + "\n"
