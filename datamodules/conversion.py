@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from datamodules.packing import Fault, Packer, PackingRules
 from datamodules.shards import ShardIndex, ShardWriter
 from datamodules.workers import map_unordered
 
-INDEX, REPORT, SHARDS = "index.npz", "report.json", "shards"
+INDEX, REPORT, RESULTS, SHARDS = "index.npz", "report.json", "results.md", "shards"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class CorpusConverter:
         self.num_workers, self.examples_per_group, self.max_shard_mb = num_workers, examples_per_group, max_shard_mb
 
     def run(self, output_dir: Path) -> dict[str, float]:
-        """Writes `shards/*.tar`, `index.npz` and `report.json`.
+        """Writes `shards/*.tar`, `index.npz`, `report.json` and, in words, `results.md`.
 
         Args:
             output_dir: The run directory.
@@ -101,12 +102,16 @@ class CorpusConverter:
         settings = _Settings(folder, self.files, self.rules, self.tokenizer, round(self.max_shard_mb * 1e6))
         pending = [group for group in groups if not _done_file(folder, group.name).is_file()]
         self._stop_if_strict(faults)
+        start, num_pending = time.perf_counter(), sum(len(group.entries) for group in pending)
         with tqdm(total=len(entries), desc="converting", unit="dialogue") as progress:
-            progress.update(len(entries) - sum(len(group.entries) for group in pending))
+            progress.update(len(entries) - num_pending)
             for group, found in map_unordered(functools.partial(_convert, settings), pending, self.num_workers):
                 self._stop_if_strict(found)
                 progress.update(len(group.entries))
-        return self._summarize(Path(output_dir), groups, faults)
+        summary, kinds = self._summarize(Path(output_dir), groups, faults)
+        text = self._describe(summary, kinds, num_pending, time.perf_counter() - start)
+        (Path(output_dir) / RESULTS).write_text(text, encoding="utf-8")
+        return {**summary, **{f"num_{kind}": count for kind, count in kinds.items()}}
 
     def _groups(self, entries: list[tuple[str, Any]]) -> list[_Group]:
         starts = range(0, len(entries), self.examples_per_group)
@@ -117,7 +122,9 @@ class CorpusConverter:
             fault = faults[0]
             raise ValueError(f"{self.index}, {fault.id}: {fault.problem} ({fault.kind}); mend it, or set strict=false")
 
-    def _summarize(self, output_dir: Path, groups: list[_Group], faults: list[Fault]) -> dict[str, float]:
+    def _summarize(
+        self, output_dir: Path, groups: list[_Group], faults: list[Fault]
+    ) -> tuple[dict[str, float], dict[str, int]]:
         parts, faults = [], list(faults)
         for group in groups:
             done = json.loads(_done_file(output_dir / SHARDS, group.name).read_text(encoding="utf-8"))
@@ -132,14 +139,24 @@ class CorpusConverter:
             )
         index = ShardIndex.join(parts)
         index.save(output_dir / INDEX)
-        return {
+        summary = {
             "num_examples": len(index),
             "num_shards": len(index.shards),
             "num_faults": len(faults),
-            **{f"num_{kind}": count for kind, count in sorted(kinds.items())},
             "query_hours": float(index.query_s.sum()) / 3600,
             "num_speech_tokens": int(index.num_units.sum()),
         }
+        return summary, dict(sorted(kinds.items()))
+
+    def _describe(self, summary: dict[str, float], kinds: dict[str, int], num_entries: int, seconds: float) -> str:
+        by_kind = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        return (
+            f"{summary['num_examples']:,} examples ({summary['query_hours']:.1f} hours of queries, "
+            f"{summary['num_speech_tokens']:,} speech tokens) in {summary['num_shards']} shards; "
+            f"{summary['num_faults']} items left out{f' ({by_kind})' if by_kind else ''}. The last run converted "
+            f"{num_entries:,} items with {self.num_workers} workers in {seconds:.0f} s: {num_entries / seconds:.0f} a "
+            f"second.\n"
+        )
 
 
 def _name(entries: list[Any]) -> tuple[list[tuple[str, Any]], list[Fault]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import soundfile
 import torch
 from torch import Tensor
@@ -32,6 +32,14 @@ SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True)
+class _Memory:
+    """Resident memory of this process, and what the processes that read hold of their own, at most, in MB."""
+
+    own_mb: float
+    worker_mb: float
+
+
+@dataclass(frozen=True)
 class _Read:
     """What one measurement read."""
 
@@ -40,6 +48,7 @@ class _Read:
     query_samples: int
     num_tokens: int
     num_places: int
+    memory: _Memory
 
 
 class StreamBenchmark:
@@ -97,14 +106,15 @@ class StreamBenchmark:
         Raises:
             FileNotFoundError: If a corpus is missing.
         """
+        measured: dict[str, Any] = {"rss_begin_mb": _memory().own_mb}
         index, index_s = _timed(lambda: ShardIndex.load(Path(self.corpus) / "index.npz"))
-        measured: dict[str, Any] = {"num_examples": len(index), "index_s": index_s}
+        measured |= {"num_examples": len(index), "index_s": index_s}
         measured["plan_s"] = _timed(lambda: self._walk(index.num_units))[1]
         measured["resume_s"] = self._resume(index)
-        measured["rss_begin_mb"] = _resident_mb(resource.RUSAGE_SELF)
         streamed, plain = self._read()
-        measured["rss_mb"] = _resident_mb(resource.RUSAGE_SELF)
-        measured["rss_worker_mb"] = _resident_mb(resource.RUSAGE_CHILDREN)
+        for place, name in ((0, "first"), (-1, "last")):
+            measured[f"rss_{name}_mb"] = streamed[place].memory.own_mb
+            measured[f"worker_{name}_mb"] = streamed[place].memory.worker_mb
         many = np.random.default_rng(self.seed).choice(index.num_units, PAPER_EXAMPLES)
         measured["plan_paper_s"] = _timed(lambda: self._walk(many))[1]
         for name, reads in (("shards", streamed), ("plain", plain)):
@@ -175,7 +185,8 @@ class StreamBenchmark:
             num_places += batch.units.numel()
             if num_examples >= self.num_examples:
                 break
-        return _Read(time.perf_counter() - start, num_examples, query_samples, num_tokens, num_places)
+        seconds = time.perf_counter() - start
+        return _Read(seconds, num_examples, query_samples, num_tokens, num_places, _memory())
 
     def _features(self) -> dict[str, float]:
         """Times log-mel one by one on one thread, as a reading process would, and by batches, as the model does."""
@@ -231,9 +242,10 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - start
 
 
-def _resident_mb(whose: int) -> float:
-    """Most memory that this process, or one of those that it started, has had at a time, in MB."""
-    return resource.getrusage(whose).ru_maxrss / 1024
+def _memory() -> _Memory:
+    process = psutil.Process()
+    workers = [worker.memory_full_info().uss for worker in process.children()]
+    return _Memory(process.memory_info().rss / 1e6, max(workers, default=0) / 1e6)
 
 
 def _table(measured: dict[str, Any]) -> str:
@@ -255,9 +267,10 @@ def _table(measured: dict[str, Any]) -> str:
         f"({min(measured['speedups']):.2f} to {max(measured['speedups']):.2f}) times as fast. Index read in "
         f"{measured['index_s']:.2f} s, an epoch planned in {measured['plan_s']:.2f} s (one of {PAPER_EXAMPLES:,} "
         f"examples in {measured['plan_paper_s']:.2f} s), the first batch after a resume in at most "
-        f"{measured['resume_s']:.2f} s. Resident memory at most {measured['rss_mb']:.0f} MB, of which "
-        f"{measured['rss_begin_mb']:.0f} MB before reading, and {measured['rss_worker_mb']:.0f} MB in a reading "
-        f"process. Log-mel of a query takes {measured['log_mel_rows_ms']:.2f} ms one by one on one thread and "
+        f"{measured['resume_s']:.2f} s. Resident memory: {measured['rss_begin_mb']:.0f} MB before the index was read, "
+        f"{measured['rss_first_mb']:.0f} MB after the first measurement and {measured['rss_last_mb']:.0f} MB after the "
+        f"last; a reading process held {measured['worker_first_mb']:.0f} and {measured['worker_last_mb']:.0f} MB of "
+        f"its own. Log-mel of a query takes {measured['log_mel_rows_ms']:.2f} ms one by one on one thread and "
         f"{measured['log_mel_batches_ms']:.2f} ms by the batch in the model.",
     ]
     return "\n".join(lines) + "\n"
