@@ -165,7 +165,8 @@ def _name(entries: list[Any]) -> tuple[list[tuple[str, Any]], list[Fault]]:
     faults = []
     for place, entry in enumerate(entries):
         if not isinstance(entry, dict) or "id" not in entry:
-            faults.append(Fault(f"entry {place}", "layout", "an item must be an object with an 'id'"))
+            problem = f"an item must be an object with an 'id'; found {json.dumps(entry, ensure_ascii=False)[:80]}"
+            faults.append(Fault(f"entry {place}", "layout", problem))
         elif str(entry["id"]) in named:
             faults.append(Fault(str(entry["id"]), "duplicate_id", f"entry {place} has the id of an earlier one"))
         else:

@@ -68,11 +68,11 @@ class CorpusCheck:
         output_dir = Path(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         index = ShardIndex.load(self.corpus / INDEX)
-        rows = [np.flatnonzero(index.shard_of == shard) for shard in range(len(index.shards))]
-        check = functools.partial(_check, str(self.corpus / SHARDS), index, self.num_codes)
+        parts = [index.take(np.flatnonzero(index.shard_of == shard)) for shard in range(len(index.shards))]
+        check = functools.partial(_check, str(self.corpus / SHARDS), self.num_codes)
         codes, damages = np.zeros(self.num_codes, dtype=np.int64), []
         with tqdm(total=len(index), desc="checking", unit="dialogue") as progress:
-            for own, found in map_unordered(check, rows, self.num_workers):
+            for own, found in map_unordered(check, parts, self.num_workers):
                 codes += found.codes
                 damages += found.damages
                 progress.update(len(own))
@@ -101,10 +101,10 @@ class CorpusCheck:
             (folder / f"{row:09d}.json").write_text(json.dumps(text, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _check(url: str, index: ShardIndex, num_codes: int, rows: np.ndarray) -> _Found:
+def _check(url: str, num_codes: int, index: ShardIndex) -> _Found:
     files = ShardFiles(url, index, num_attempts=1)
     codes, damages = np.zeros(num_codes, dtype=np.int64), []
-    for row in rows.tolist():
+    for row in range(len(index)):
         name = str(index.ids[row])
         try:
             parts = files.read(row)

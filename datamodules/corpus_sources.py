@@ -4,6 +4,7 @@ import json
 import logging
 import tarfile
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -97,10 +98,13 @@ class ZipFiles(CorpusFiles):
         self._names = {_normal(name): name for name in self._archive.namelist()}
 
     def read(self, name: str) -> bytes:
-        """Gives the content of a member."""
+        """Gives the content of a member; raises OSError if it is damaged."""
         if _normal(name) not in self._names:
             raise FileNotFoundError(name)
-        return self._archive.read(self._names[_normal(name)])
+        try:
+            return self._archive.read(self._names[_normal(name)])
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise OSError(f"it is damaged in the archive: {error}") from error
 
 
 class SeveralFiles(CorpusFiles):
@@ -158,7 +162,8 @@ def read_entries(index: Path) -> list[Any]:
             `audio` (a struct with `bytes`), `units` and `conversations`, or `reply` in place of the last.
 
     Returns:
-        Its items, not checked; of a table, the place of each row, which :class:`TableRows` reads.
+        Its items, not checked; of a table, the place of each row, which :class:`TableRows` reads; a line that is no
+        JSON as it is.
 
     Raises:
         FileNotFoundError: If it is missing.
@@ -171,13 +176,20 @@ def read_entries(index: Path) -> list[Any]:
     try:
         if index.suffix == ".jsonl":
             with index.open(encoding="utf-8") as lines:
-                return [json.loads(line) for line in lines if line.strip()]
+                return [_parse_line(line) for line in lines if line.strip()]
         entries = json.loads(index.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{index} is no valid JSON ({error})") from error
     if not isinstance(entries, list):
         raise ValueError(f"{index} must hold a JSON list, found {type(entries).__name__}")
     return entries
+
+
+def _parse_line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return line
 
 
 def _normal(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from pyarrow import ArrowException
 
 from datamodules.corpus_sources import CorpusFiles, TableRows
 from datamodules.shards import PackedExample
@@ -84,7 +85,7 @@ class Packer:
         """
         try:
             if isinstance(entry, dict) and "table" in entry:
-                return self._pack_row(name, self._tables.read(entry), entry["table"])
+                return self._pack_row(name, entry)
             return self._pack_item(name, entry)
         except _FaultError as fault:
             return Fault(name, fault.kind, str(fault))
@@ -97,7 +98,12 @@ class Packer:
         set_name = PurePosixPath(speech).parts[0]
         return self._pack((name, set_name), (query, speech), (tokens, units), reply, entry.get("transcript"))
 
-    def _pack_row(self, name: str, row: dict[str, Any], table: str) -> PackedExample:
+    def _pack_row(self, name: str, entry: dict[str, Any]) -> PackedExample:
+        table = entry["table"]
+        try:
+            row = self._tables.read(entry)
+        except (OSError, ArrowException) as error:
+            raise _FaultError("broken_table", f"{table}, row {name!r} cannot be read ({error})") from error
         reply = reply_of(row) if "conversations" in row else _reply_text(row.get("reply"), "reply")
         where = f"{table}, row {name!r}"
         audio, units = row.get("audio"), row.get("units")
@@ -107,7 +113,10 @@ class Packer:
         if units is None:
             raise _FaultError("missing_units", f"{where} has no units")
         content = io.BytesIO()
-        np.save(content, np.asarray(units), allow_pickle=False)
+        try:
+            np.save(content, np.asarray(units), allow_pickle=False)
+        except ValueError as error:
+            raise _FaultError("broken_units", f"{where}: units are no list of integers ({error})") from error
         names = name, Path(table).parent.name
         return self._pack(names, (query, where), (content.getvalue(), where), reply, row.get("transcript"))
 
@@ -119,6 +128,8 @@ class Packer:
         reply: str,
         transcript: str | None,
     ) -> PackedExample:
+        if transcript is not None and not isinstance(transcript, str):
+            raise _FaultError("layout", f"'transcript' must be a text; found {transcript!r}")
         content, extension, seconds = self._check_query(*query)
         tokens = self._check_units(*units)
         num_text_tokens = -1 if self.count_text_tokens is None else self.count_text_tokens(reply)
@@ -150,7 +161,7 @@ class Packer:
             with soundfile.SoundFile(io.BytesIO(content)) as file:
                 promised, rate, kind = file.frames, file.samplerate, file.format
                 samples = file.read(dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
+        except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:  # a damaged header may promise hours
             raise _FaultError("broken_query", f"{where} is no readable audio ({error})") from error
         seconds = len(samples) / rate
         if len(samples) < promised or len(content) < _riff_size(content):

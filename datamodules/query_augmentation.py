@@ -9,7 +9,7 @@ import torch
 from audiomentations.core.transforms_interface import BaseWaveformTransform
 from torch import Tensor
 
-SAMPLE_RATE = 16_000
+from datamodules.released_layout import SAMPLE_RATE
 
 
 class QueryAugmentation:

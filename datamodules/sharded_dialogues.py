@@ -12,11 +12,12 @@ import torch
 
 from datamodules.batch import SpokenBatch
 from datamodules.batch_plan import plan_evaluation
+from datamodules.byte_ranges import RangeCache
 from datamodules.epoch_plan import BatchBudget
 from datamodules.epoch_walk import EpochWalk
 from datamodules.query_augmentation import QueryAugmentation
 from datamodules.resumable_loader import EvaluationLoader, ResumableLoader
-from datamodules.shard_files import RangeCache, ShardFiles
+from datamodules.shard_files import ShardFiles
 from datamodules.sharded_examples import FIELDS, ForgivingExamples, ShardedExamples, open_corpus
 
 # A share of the first few examples says little.

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import SkippedExample, SpokenExample
+from datamodules.byte_ranges import RangeCache, retry
 from datamodules.conversion import INDEX, SHARDS
 from datamodules.released_layout import SAMPLE_RATE
-from datamodules.shard_files import DamagedExampleError, RangeCache, ShardFiles, decode_query, decode_text, decode_units
+from datamodules.shard_files import DamagedExampleError, ShardFiles, decode_query, decode_text, decode_units
 from datamodules.shards import ShardIndex
 
 FIELDS = ("query", "units", "transcript")
@@ -32,12 +33,13 @@ def open_corpus(url: str, num_attempts: int = 6, cache: RangeCache | None = None
 
     Raises:
         FileNotFoundError: If there is no index.
+        OSError: If the storage cannot be reached.
         ValueError: If the index is damaged.
     """
     address = f"{url.rstrip('/')}/{INDEX}"
     try:
-        with fsspec.open(address, "rb") as file:
-            content = file.read()  # type: ignore[union-attr]
+        system, path = fsspec.core.url_to_fs(address)
+        content = retry(lambda: system.cat_file(path), num_attempts, address)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{address}: there is no index of shards; convert the corpus, or mend the url"

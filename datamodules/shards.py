@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -54,6 +54,11 @@ class ShardIndex:
     def __len__(self) -> int:
         """The number of examples."""
         return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Gives the index of some examples, in their order."""
+        of_corpus = ("shards", "sets")
+        return replace(self, **{name: values[rows] for name, values in vars(self).items() if name not in of_corpus})
 
     def save(self, path: Path) -> None:
         """Writes the index as one `.npz`, wholly or not at all."""

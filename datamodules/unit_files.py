@@ -1,40 +1,70 @@
 """Reads speech tokens from `.npy` files: plain arrays, and the pickled records of the released VocalNet sets."""
 
+import collections
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("collections", "OrderedDict"),
+NUMBERS = frozenset(kind + size for kind in "iuf" for size in "1248") | {"b1"}
+OBJECTS = frozenset(("O", "O8"))
+
+
+class _Type:
+    """Stands for an array's type while its pickle is read; the outermost array holds an object, the others numbers."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        if name not in NUMBERS | OBJECTS:
+            raise pickle.UnpicklingError(f"it holds the type {name!r}, which is no number")
+        self.is_object, self.dtype = name in OBJECTS, np.dtype(name)
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] == ">":
+            self.dtype = self.dtype.newbyteorder(">")
+
+
+class _Array:
+    """Stands for an array while its pickle is read, since numpy itself trusts what a damaged one says, and crashes."""
+
+    values: Any = None
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, _, content = state
+        self.values = content if dtype.is_object else _array(content, dtype, shape)
+
+
+def _array(content: Any, dtype: Any, shape: Any) -> np.ndarray:
+    return np.frombuffer(content, dtype.dtype).reshape(shape)  # raises ValueError if the sizes do not fit
+
+
+_BUILDERS: dict[tuple[str, str], Any] = {
+    ("multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("multiarray", "scalar"): lambda dtype, content: _array(content, dtype, (1,)),
+    ("numeric", "_frombuffer"): lambda content, dtype, shape, _: _array(content, dtype, shape),
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch.storage", "_load_from_bytes"): lambda content: torch.load(io.BytesIO(content), weights_only=True),
+    ("collections", "OrderedDict"): collections.OrderedDict,
 }
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles arrays and tensors, and runs no other code that a file may name."""
 
-    def find_class(self, module: str, name: str):
-        """Gives the few functions that rebuild arrays and tensors.
+    def find_class(self, module: str, name: str) -> Any:
+        """Gives what stands for the few functions that rebuild arrays and tensors.
 
         Raises:
             pickle.UnpicklingError: if the file asks for anything else.
         """
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return lambda data: torch.load(io.BytesIO(data), weights_only=True)
-        if (module, name) in _ALLOWED or (module == "numpy.dtypes" and name.endswith("DType")):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+        builder = _BUILDERS.get((module.removeprefix("numpy.core.").removeprefix("numpy._core."), name))
+        if builder is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+        return builder
 
 
 def read_units(path: Path, num_codes: int | None = None) -> np.ndarray:
@@ -75,8 +105,8 @@ def parse_units(content: bytes, where: str, num_codes: int | None = None) -> np.
     """
     try:
         values = _load_array(io.BytesIO(content))
-    except (ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{where}: not a readable .npy file of speech tokens ({error}); write it anew") from error
+    except Exception as error:  # a damaged pickle may raise anything
+        raise ValueError(f"{where}: not a readable .npy file of speech tokens ({error!r}); write it anew") from error
     squeezed = values.reshape(values.shape[-1:]) if values.ndim > 1 and values.size == values.shape[-1] else values
     if squeezed.ndim != 1 or squeezed.size == 0:
         raise ValueError(f"{where}: speech tokens have shape {values.shape}; expected a 1-D array that is not empty")
@@ -101,6 +131,10 @@ def _load_array(file) -> np.ndarray:
     if not dtype.hasobject:
         file.seek(0)
         return np.load(file, allow_pickle=False)
-    record = _ArraysOnly(file).load().item()
-    tokens = np.asarray(record["speech_token"])
-    return tokens.reshape(-1)[: int(np.asarray(record.get("speech_token_len", tokens.size)).reshape(-1)[0])]
+    (record,) = _ArraysOnly(file).load().values
+    tokens = _values(record["speech_token"]).reshape(-1)
+    return tokens[: int(_values(record.get("speech_token_len", tokens.size)).reshape(-1)[0])]
+
+
+def _values(found: Any) -> np.ndarray:
+    return np.asarray(found.values if isinstance(found, _Array) else found)

@@ -23,12 +23,12 @@ from tqdm import tqdm
 from datamodules.batch import SpokenBatch
 from datamodules.epoch_plan import BatchBudget
 from datamodules.epoch_walk import EpochWalk
+from datamodules.released_layout import SAMPLE_RATE
 from datamodules.sharded_dialogues import ShardedDialogueDataModule, ShardedSet
 from datamodules.shards import ShardIndex
 from lightning_modules.features import LogMel
 
 PAPER_EXAMPLES = 730_000
-SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from pathlib import Path
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, root: Path, log: dict[str, int], fail_every: int | None, *args: object) -> None:
-        self.root, self.log, self.fail_every = root, log, fail_every
+    def __init__(
+        self, root: Path, log: dict[str, int], fail_every: int | None, knows_ranges: bool, *args: object
+    ) -> None:
+        self.root, self.log, self.fail_every, self.knows_ranges = root, log, fail_every, knows_ranges
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_HEAD(self) -> None:  # noqa: N802 - the name that http.server asks for
@@ -33,7 +35,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content, status, headers = path.read_bytes(), 200, {"Accept-Ranges": "bytes"}
         asked = self.headers.get("Range")
-        if asked:
+        if asked and self.knows_ranges:
             begin, end = asked.removeprefix("bytes=").split("-")
             last = int(end) if end else len(content) - 1
             headers["Content-Range"] = f"bytes {begin}-{last}/{len(content)}"
@@ -54,10 +56,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(root: Path, fail_every: int | None = None) -> Iterator[tuple[str, dict[str, int]]]:
+def serve(root: Path, fail_every: int | None = None, knows_ranges: bool = True) -> Iterator[tuple[str, dict[str, int]]]:
     """Serves a folder; gives its address, and counts of requests, ranges and refusals."""
     log = {"requests": 0, "ranges": 0, "failed": 0}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, root, log, fail_every))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, root, log, fail_every, knows_ranges))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -17,11 +17,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from datamodules.conversion import CorpusConverter
-from datamodules.packing import PackingRules
+from datamodules.corpus_sources import CorpusFiles
+from datamodules.packing import Fault, Packer, PackingRules
 from datamodules.shard_files import DamagedExampleError, ShardFiles, decode_query, decode_text, decode_units
-from datamodules.shards import ShardIndex
+from datamodules.shards import PackedExample, ShardIndex
 from tests.datamodules.tiny_corpus import write_index, write_split, write_wav
 
 SET = "spoken_examples"
@@ -143,6 +147,71 @@ def test_each_fault_is_listed_by_id_and_kind_and_the_rest_is_kept(tmp_path: Path
     assert len(contents(out)) == 3
 
 
+def test_a_line_that_is_no_json_is_a_fault(tmp_path: Path) -> None:
+    items = write_split(tmp_path / "corpus", "train", 3)
+    lines = tmp_path / "train.jsonl"
+    lines.write_text("\n".join([json.dumps(items[0]), json.dumps(items[1])[:-9], json.dumps(items[2])]))
+    index, report, _ = convert(tmp_path, tmp_path / "corpus", index=str(lines))
+    assert index.ids.tolist() == [items[0]["id"], items[2]["id"]]
+    (fault,) = report["faults"]
+    assert (fault["id"], fault["kind"]) == ("entry 1", "layout") and "train_1" in fault["problem"]
+
+
+def test_damage_inside_an_archive_or_a_table_is_a_fault(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    items = write_split(corpus, "train", 4)
+    archive = tmp_path / "files.zip"
+    pack_zip(corpus, archive)
+    with zipfile.ZipFile(archive) as opened:
+        place = opened.getinfo(items[1]["speech"]).header_offset + 200
+    flip(archive, place)
+    _, report, _ = convert(tmp_path, corpus, files=[str(archive)])
+    assert [(fault["id"], fault["kind"]) for fault in report["faults"]] == [(items[1]["id"], "broken_query")]
+
+    write_tables(corpus, items, tmp_path / "tables")
+    (table,) = (tmp_path / "tables").rglob("*.parquet")
+    file = pyarrow.parquet.ParquetFile(table)
+    pages = [file.metadata.row_group(1).column(column) for column in range(file.metadata.num_columns)]
+    for place in [page.data_page_offset for page in pages if page.path_in_schema == "audio.bytes"]:
+        flip(table, place)
+    index, report, _ = convert(tmp_path, corpus, "tables", index=str(tmp_path / "tables"), files=[])
+    assert {fault["id"]: fault["kind"] for fault in report["faults"]} == dict.fromkeys(
+        [items[2]["id"], items[3]["id"]], "broken_table"
+    )
+    assert index.ids.tolist() == [items[0]["id"], items[1]["id"]]
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+CONTENTS = [[3, 1, 2], {"speech_token": np.array([[3, 1]]), "speech_token_len": 2}, {"speech_token": torch.ones(2)}]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), of_units=st.booleans())
+def test_no_damage_stops_the_conversion(data: st.DataObject, of_units: bool) -> None:
+    query, units = io.BytesIO(), io.BytesIO()
+    format_name = data.draw(st.sampled_from(["WAV", "FLAC"]))
+    soundfile.write(query, np.linspace(-0.5, 0.5, 300), 16_000, format=format_name, subtype="PCM_16")
+    np.save(units, data.draw(st.sampled_from(CONTENTS)), allow_pickle=True)
+    files = {"q": bytearray(query.getvalue()), "u": bytearray(units.getvalue())}
+    harmed = files["u" if of_units else "q"]
+    for place in data.draw(st.lists(st.integers(0, min(len(harmed), 500) - 1), min_size=1, max_size=3)):
+        harmed[place] ^= 1 << data.draw(st.integers(0, 7))
+    del harmed[data.draw(st.integers(0, len(harmed))) :]
+
+    class Files(CorpusFiles):
+        def read(self, name: str) -> bytes:
+            return bytes(files[name])
+
+    turns = [{"from": "human", "value": "<speech>"}, {"from": "gpt", "value": "Yes."}]
+    packed = Packer(Files(), PackingRules())("one", {"speech": "q", "units": "u", "conversations": turns})
+    assert isinstance(packed, (Fault, PackedExample))
+
+
 def test_strict_stops_at_a_fault(tmp_path: Path) -> None:
     items = write_split(tmp_path / "corpus", "train", 3)
     (tmp_path / "corpus" / items[1]["speech"]).unlink()
@@ -168,6 +237,21 @@ def pack_zip(corpus: Path, path: Path) -> None:
             archive.write(file, file.relative_to(corpus))
 
 
+def write_tables(corpus: Path, items: list[dict], folder: Path) -> None:
+    rows = [
+        {
+            "id": item["id"],
+            "audio": {"bytes": (corpus / item["speech"]).read_bytes(), "path": None},
+            "units": np.load(corpus / item["units"]).tolist(),
+            "reply": item["conversations"][1]["value"],
+        }
+        for item in items
+    ]
+    (folder / "data").mkdir(parents=True)
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, folder / "data/train-00000.parquet", row_group_size=2)
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip", "jsonl", "parquet"])
 def test_all_sources_give_the_same_examples(tmp_path: Path, kind: str) -> None:
     corpus = tmp_path / "corpus"
@@ -183,18 +267,7 @@ def test_all_sources_give_the_same_examples(tmp_path: Path, kind: str) -> None:
         lines.write_text("\n".join(json.dumps(item) for item in items) + "\n")
         settings = {"index": str(lines)}
     elif kind == "parquet":
-        rows = [
-            {
-                "id": item["id"],
-                "audio": {"bytes": (corpus / item["speech"]).read_bytes(), "path": None},
-                "units": np.load(corpus / item["units"]).tolist(),
-                "reply": item["conversations"][1]["value"],
-            }
-            for item in items
-        ]
-        (tmp_path / "tables/data").mkdir(parents=True)
-        table = pyarrow.Table.from_pylist(rows)
-        pyarrow.parquet.write_table(table, tmp_path / "tables/data/train-00000.parquet", row_group_size=2)
+        write_tables(corpus, items, tmp_path / "tables")
         settings = {"index": str(tmp_path / "tables"), "files": []}
     assert contents(convert(tmp_path, corpus, "again", **settings)[2]) == expected
 

@@ -105,6 +105,23 @@ def test_what_a_server_does_not_have_is_damage_and_what_it_cannot_give_ends_the_
         next(iter(data.train_dataloader()))
 
 
+def test_a_server_that_fails_at_first_gives_the_index_all_the_same(corpora: Path) -> None:
+    with serve(corpora, fail_every=2) as (address, log):
+        log["requests"] = 1  # the next one fails
+        data = make_data("", train={"first": ShardedSet(f"{address}/first")}, num_attempts=3)
+        data.setup("fit")
+        assert log["failed"] == 1
+        with pytest.raises(FileNotFoundError, match="no index of shards"):
+            make_data("", train={"absent": ShardedSet(f"{address}/absent")}).setup("fit")
+
+
+def test_a_server_without_byte_ranges_is_named(corpora: Path) -> None:
+    with serve(corpora, knows_ranges=False) as (address, _):
+        data = make_data("", train={"first": ShardedSet(f"{address}/first")}, num_attempts=1)
+        with pytest.raises(OSError, match="more than the byte range that was asked for"):
+            load_epoch(data)
+
+
 def test_queries_are_augmented_anew_in_each_epoch(corpora: Path) -> None:
     noise = AddGaussianSNR(min_snr_db=5.0, max_snr_db=20.0, p=1.0)
     data = make_data(corpora, query_augmentation=QueryAugmentation([noise]), max_examples=1)

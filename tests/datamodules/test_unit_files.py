@@ -74,6 +74,12 @@ def test_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, cut
         read_units(path)
 
 
+def test_a_type_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, {"speech_token": np.array(TOKENS, "m8[s]")})
+    with pytest.raises(ValueError, match="'m8', which is no number"):
+        read_units(path)
+
+
 class Harmful:
     """Pickles as a call of a function."""
 
