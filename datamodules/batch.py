@@ -9,6 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+PCM_SCALE = 2**15
+
+
+def to_pcm(samples: Tensor) -> Tensor:
+    """Rounds float32 samples in [-1, 1] to int16, which holds half of the bytes."""
+    return (samples * PCM_SCALE).round_().clamp_(-PCM_SCALE, PCM_SCALE - 1).to(torch.int16)
+
+
+def from_pcm(samples: Tensor) -> Tensor:
+    """Gives int16 samples as float32 in [-1, 1]; others as they are."""
+    return samples.to(torch.float32).mul_(1 / PCM_SCALE) if samples.dtype == torch.int16 else samples
+
 
 def text_states_folder(root: Path, set_name: str) -> Path:
     """Gives where the text states of a set lie, one `<id>.npy` an example."""
@@ -22,7 +34,7 @@ class SpokenExample:
     Args:
         id: its name in the corpus.
         reply_text: the reply, as text.
-        query: (S,) float32, the spoken query at 16 kHz.
+        query: (S,) float32 or int16, the spoken query at 16 kHz.
         units: (T,) int64, the speech tokens of the reply at 25 Hz.
         reply: (S',) float32, the spoken reply at 16 kHz.
         transcript: the query, as text.
@@ -59,7 +71,7 @@ class SpokenBatch:
         ids: B names.
         reply_texts: B replies.
         transcripts: B queries as text.
-        query: (B, S) float32 at 16 kHz.
+        query: (B, S) float32 at 16 kHz, or int16 until :meth:`to_float` is called on the device.
         query_lengths: (B,) int64, in samples.
         units: (B, T) int64, speech tokens at 25 Hz.
         unit_lengths: (B,) int64, in tokens.
@@ -94,6 +106,10 @@ class SpokenBatch:
     def pin_memory(self) -> Self:
         """A copy whose tensors are in page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory())
+
+    def to_float(self) -> Self:
+        """A copy whose queries are float32."""
+        return self if self.query is None else replace(self, query=from_pcm(self.query))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}

@@ -96,7 +96,7 @@ class CorpusCheck:
         for row in drawn.tolist():
             parts = files.read(row)
             samples, rate_hz = decode_query(parts["query"])
-            soundfile.write(folder / f"{row:09d}.wav", samples, rate_hz)
+            soundfile.write(folder / f"{row:09d}.wav", samples.numpy(), rate_hz)
             text: dict[str, Any] = decode_text(parts["text"])
             (folder / f"{row:09d}.json").write_text(json.dumps(text, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -119,7 +119,9 @@ def _check(url: str, num_codes: int, index: ShardIndex) -> _Found:
     return _Found(codes, damages)
 
 
-def _compare(index: ShardIndex, row: int, parts: dict[str, bytes], units: np.ndarray, num_codes: int) -> str | None:
+def _compare(
+    index: ShardIndex, row: int, parts: dict[str, memoryview], units: np.ndarray, num_codes: int
+) -> str | None:
     """Says what of an example does not fit the index."""
     samples, rate_hz = decode_query(parts["query"])
     if abs(len(samples) / rate_hz - index.query_s[row]) > SECONDS_TOLERANCE:

@@ -157,6 +157,10 @@ class ShardedDialogueDataModule(L.LightningDataModule):
             )
         return batch
 
+    def on_after_batch_transfer(self, batch: SpokenBatch, dataloader_idx: int) -> SpokenBatch:
+        """Makes samples of queries float32, on the device."""
+        return batch.to_float()
+
     def state_dict(self) -> dict[str, Any]:
         """How far the training data was read, and what was left out; Lightning puts it into each checkpoint."""
         if self._train_loader is None:

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from datamodules.batch import SpokenBatch
+from datamodules.batch import SpokenBatch, from_pcm
 from datamodules.epoch_plan import BatchBudget
 from datamodules.epoch_walk import EpochWalk
 from datamodules.released_layout import SAMPLE_RATE
@@ -173,11 +173,14 @@ class StreamBenchmark:
         return reads
 
     def _measure(self, batches: Iterator[SpokenBatch]) -> _Read:
-        """Reads so many examples; the first batch, which waits for processes to start, does not count."""
+        """Reads so many examples, up to float32 queries in this process.
+
+        The first batch, which waits for processes to start, does not count.
+        """
         next(batches)
         start = time.perf_counter()
         num_examples = query_samples = num_tokens = num_places = 0
-        for batch in batches:
+        for batch in map(SpokenBatch.to_float, batches):
             assert batch.units is not None and batch.unit_lengths is not None and batch.query_lengths is not None
             num_examples += len(batch)
             query_samples += int(batch.query_lengths.sum())
@@ -191,7 +194,7 @@ class StreamBenchmark:
     def _features(self) -> dict[str, float]:
         """Times log-mel one by one on one thread, as a reading process would, and by batches, as the model does."""
         loader = self._data().train_dataloader()
-        batches = [batch.query for batch in itertools.islice(loader, 8) if batch.query is not None]
+        batches = [from_pcm(batch.query) for batch in itertools.islice(loader, 8) if batch.query is not None]
         log_mel, num_threads = LogMel(), torch.get_num_threads()
         seconds: dict[str, list[float]] = {"rows": [], "batches": []}
         for _ in range(self.num_rounds):

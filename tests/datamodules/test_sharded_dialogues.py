@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
+import soundfile
 import torch
 from audiomentations import AddGaussianSNR
 
@@ -56,11 +57,16 @@ def test_an_epoch_holds_each_example_once_within_the_budget(corpora: Path) -> No
 
 
 def test_examples_are_those_of_the_loose_files(corpora: Path) -> None:
-    (batch, *_) = load_epoch(make_data(corpora, fields=["units", "transcript", "query"]))
+    data = make_data(corpora, fields=["units", "transcript", "query"])
+    batch = data.on_after_batch_transfer(load_epoch(data)[0], 0)
     for row, name in enumerate(batch.ids):
-        loose = corpora / "loose" / name.split("_")[0] / "spoken_examples/codec_tokens" / f"{name}.npy"
+        loose = corpora / "loose" / name.split("_")[0] / "spoken_examples"
         assert batch.units is not None and batch.unit_lengths is not None and batch.transcripts is not None
-        assert batch.units[row, : batch.unit_lengths[row]].tolist() == np.load(loose).tolist()
+        assert batch.query is not None and batch.query_lengths is not None
+        units, query = np.load(loose / f"codec_tokens/{name}.npy"), soundfile.read(loose / f"audios/{name}.wav")[0]
+        assert batch.units[row, : batch.unit_lengths[row]].tolist() == units.tolist()
+        assert batch.query[row, : batch.query_lengths[row]].tolist() == query.tolist()
+        assert not batch.query[row, batch.query_lengths[row] :].any()
         assert batch.transcripts[row] == f"Query {name.split('_')[1]}?"
 
 

@@ -5,9 +5,11 @@ import io
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datamodules.batch import from_pcm, to_pcm
 from datamodules.shard_files import decode_query
 from datamodules.shards import pack_units, unpack_units
 
@@ -20,8 +22,13 @@ def test_queries_of_any_format(kind: str, channels: int) -> None:
     soundfile.write(content, samples, 22_050, format=kind.split("/")[0], subtype=kind.split("/")[1])
     expected, _ = soundfile.read(io.BytesIO(content.getvalue()), dtype="float32", always_2d=True)
     found, rate_hz = decode_query(content.getvalue())
-    assert (rate_hz, found.dtype) == (22_050, np.float32)
-    np.testing.assert_allclose(found, expected.mean(axis=1), rtol=0, atol=1e-7)
+    assert (rate_hz, found.dtype) == (22_050, torch.int16)
+    step = 0.0 if kind.endswith("PCM_16") and channels == 1 else 2**-16 + 1e-6
+    np.testing.assert_allclose(from_pcm(found), expected.mean(axis=1), rtol=0, atol=step)
+
+
+def test_what_is_louder_than_full_scale_is_clipped() -> None:
+    assert to_pcm(torch.tensor([-2.0, -1.0, 0.25, 1.0, 3.0])).tolist() == [-32768, -32768, 8192, 32767, 32767]
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=300))
