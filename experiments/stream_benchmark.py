@@ -81,7 +81,7 @@ class StreamBenchmark:
         num_workers: int = 2,
         max_tokens: int = 2000,
         num_examples: int = 10_000,
-        num_rounds: int = 5,
+        num_rounds: int = 7,
         seed: int = 0,
     ) -> None:
         if min(max_tokens, num_examples, num_rounds) < 1 or num_workers < 0:
@@ -164,12 +164,15 @@ class StreamBenchmark:
             generator=generator,
         )  # fmt: skip
         reads: tuple[list[_Read], list[_Read]] = ([], [])
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # others would spin where the reading processes need their cores
         with tqdm(total=2 * self.num_rounds, desc="reading", unit="measurement") as progress:
             for turn in range(self.num_rounds):
                 sources = [(reads[0], loader), (reads[1], plain)]
                 for found, batches in sources if turn % 2 == 0 else sources[::-1]:
                     found.append(self._measure(iter(batches)))
                     progress.update()
+        torch.set_num_threads(num_threads)
         return reads
 
     def _measure(self, batches: Iterator[SpokenBatch]) -> _Read:
