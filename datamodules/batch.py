@@ -3,13 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 PCM_SCALE = 2**15
+SMALL_BYTES = 2**16
 
 
 def to_pcm(samples: Tensor) -> Tensor:
@@ -110,6 +112,17 @@ class SpokenBatch:
     def to_float(self) -> Self:
         """A copy whose queries are float32."""
         return self if self.query is None else replace(self, query=from_pcm(self.query))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Puts small tensors into the message to another process: memory that is shared for each takes longer."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        small = {name: value.numpy() for name, value in tensors.items() if value.is_cpu and value.nbytes <= SMALL_BYTES}
+        return {**vars(self), **small}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes tensors of them again."""
+        arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+        vars(self).update({**state, **arrays})
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}

@@ -167,15 +167,18 @@ class StreamBenchmark:
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # others would spin where the reading processes need their cores
         with tqdm(total=2 * self.num_rounds, desc="reading", unit="measurement") as progress:
+            sources: list[Callable[[], Iterator[dict[str, Any]]]] = [
+                lambda: map(vars, map(SpokenBatch.to_float, loader)),
+                lambda: iter(plain),
+            ]
             for turn in range(self.num_rounds):
-                sources = [(reads[0], loader), (reads[1], plain)]
-                for found, batches in sources if turn % 2 == 0 else sources[::-1]:
-                    found.append(self._measure(iter(batches)))
+                for which in (0, 1) if turn % 2 == 0 else (1, 0):
+                    reads[which].append(self._measure(sources[which]()))
                     progress.update()
         torch.set_num_threads(num_threads)
         return reads
 
-    def _measure(self, batches: Iterator[SpokenBatch]) -> _Read:
+    def _measure(self, batches: Iterator[dict[str, Any]]) -> _Read:
         """Reads so many examples, up to float32 queries in this process.
 
         The first batch, which waits for processes to start, does not count.
@@ -183,12 +186,11 @@ class StreamBenchmark:
         next(batches)
         start = time.perf_counter()
         num_examples = query_samples = num_tokens = num_places = 0
-        for batch in map(SpokenBatch.to_float, batches):
-            assert batch.units is not None and batch.unit_lengths is not None and batch.query_lengths is not None
-            num_examples += len(batch)
-            query_samples += int(batch.query_lengths.sum())
-            num_tokens += int(batch.unit_lengths.sum())
-            num_places += batch.units.numel()
+        for batch in batches:
+            num_examples += len(batch["ids"])
+            query_samples += int(batch["query_lengths"].sum())
+            num_tokens += int(batch["unit_lengths"].sum())
+            num_places += batch["units"].numel()
             if num_examples >= self.num_examples:
                 break
         seconds = time.perf_counter() - start
@@ -224,11 +226,12 @@ class _LooseFiles(Dataset):
         return speech.stem, query, torch.from_numpy(np.load(units))
 
 
-def _pad(rows: list[tuple[str, Tensor, Tensor]]) -> SpokenBatch:
+def _pad(rows: list[tuple[str, Tensor, Tensor]]) -> dict[str, Any]:
     ids, queries, units = zip(*rows, strict=True)
     query_lengths, unit_lengths = (torch.tensor([len(row) for row in part]) for part in (queries, units))
     query, padded_units = (pad_sequence(part, batch_first=True) for part in (queries, units))
-    return SpokenBatch(list(ids), [""] * len(ids), None, query, query_lengths, padded_units, unit_lengths)
+    tensors = {"query": query, "query_lengths": query_lengths, "units": padded_units, "unit_lengths": unit_lengths}
+    return {"ids": list(ids), **tensors}
 
 
 def _summary(reads: Iterable[_Read]) -> dict[str, float]:

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.fabric.utilities import move_data_to_device
+from torch.utils.data import DataLoader
 
-from datamodules.batch import SpokenExample, collate
+from datamodules.batch import SMALL_BYTES, SpokenExample, collate
 
 
 @given(sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5))
@@ -29,6 +30,20 @@ def test_fields_that_are_absent_stay_absent() -> None:
     batch = collate([SpokenExample("a", "Yes.", transcript="Really?")])
     assert (batch.ids, batch.reply_texts, batch.transcripts) == (["a"], ["Yes."], ["Really?"])
     assert batch.query is batch.query_lengths is batch.units is batch.unit_lengths is batch.reply is None
+
+
+def test_a_batch_comes_whole_to_another_process() -> None:
+    examples = [SpokenExample(f"{i}", "Yes.", torch.rand(20_000 * i), torch.arange(3 + i)) for i in (1, 2)]
+    batch = collate(examples)
+    assert batch.query.nbytes > SMALL_BYTES > batch.units.nbytes
+    (found,) = DataLoader([batch], batch_size=None, num_workers=1)
+    assert vars(found).keys() == vars(batch).keys()
+    for name, value in vars(batch).items():
+        same = (
+            torch.equal(value, getattr(found, name)) if isinstance(value, torch.Tensor) else value == vars(found)[name]
+        )
+        assert same, name
+    assert found.units.add_(1)[0, 0] == 1, "it can be written to"
 
 
 def test_lightning_moves_every_tensor_and_keeps_the_texts() -> None:
