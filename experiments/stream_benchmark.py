@@ -24,6 +24,7 @@ from datamodules.batch import SpokenBatch, from_pcm
 from datamodules.epoch_plan import BatchBudget
 from datamodules.epoch_walk import EpochWalk
 from datamodules.released_layout import SAMPLE_RATE
+from datamodules.resumable_loader import ResumableLoader
 from datamodules.sharded_dialogues import ShardedDialogueDataModule, ShardedSet
 from datamodules.shards import ShardIndex
 from lightning_modules.features import LogMel
@@ -108,13 +109,14 @@ class StreamBenchmark:
         """
         measured: dict[str, Any] = {"rss_begin_mb": _memory().own_mb}
         index, index_s = _timed(lambda: ShardIndex.load(Path(self.corpus) / "index.npz"))
-        measured |= {"num_examples": len(index), "index_s": index_s}
+        measured |= {"num_examples": len(index), "num_read": self.num_examples, "index_s": index_s}
         measured["plan_s"] = _timed(lambda: self._walk(index.num_units))[1]
         measured["resume_s"] = self._resume(index)
-        streamed, plain = self._read()
-        for place, name in ((0, "first"), (-1, "last")):
-            measured[f"rss_{name}_mb"] = streamed[place].memory.own_mb
-            measured[f"worker_{name}_mb"] = streamed[place].memory.worker_mb
+        loader = self._data().train_dataloader()
+        for name in ("first", "second"):
+            memory = self._measure(_stream(loader)).memory  # before the list of loose files takes memory, too
+            measured |= {f"rss_{name}_mb": memory.own_mb, f"worker_{name}_mb": memory.worker_mb}
+        streamed, plain = self._read(loader)
         many = np.random.default_rng(self.seed).choice(index.num_units, PAPER_EXAMPLES)
         measured["plan_paper_s"] = _timed(lambda: self._walk(many))[1]
         for name, reads in (("shards", streamed), ("plain", plain)):
@@ -152,9 +154,7 @@ class StreamBenchmark:
             seconds.append(_timed(lambda data=data: next(iter(data.train_dataloader())))[1])  # type: ignore[misc]
         return max(seconds)
 
-    def _read(self) -> tuple[list[_Read], list[_Read]]:
-        data = self._data()
-        loader = data.train_dataloader()
+    def _read(self, loader: ResumableLoader) -> tuple[list[_Read], list[_Read]]:
         per_batch = round(len(ShardIndex.load(Path(self.corpus) / "index.npz")) / len(loader))
         entries = json.loads(self.index.read_text(encoding="utf-8"))
         files = [(self.query_root / entry["speech"], self.units_root / entry["units"]) for entry in entries]
@@ -167,10 +167,7 @@ class StreamBenchmark:
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # others would spin where the reading processes need their cores
         with tqdm(total=2 * self.num_rounds, desc="reading", unit="measurement") as progress:
-            sources: list[Callable[[], Iterator[dict[str, Any]]]] = [
-                lambda: map(vars, map(SpokenBatch.to_float, loader)),
-                lambda: iter(plain),
-            ]
+            sources = (lambda: _stream(loader)), (lambda: iter(plain))
             for turn in range(self.num_rounds):
                 for which in (0, 1) if turn % 2 == 0 else (1, 0):
                     reads[which].append(self._measure(sources[which]()))
@@ -209,6 +206,10 @@ class StreamBenchmark:
             seconds["batches"].append(_timed(lambda: [log_mel(batch) for batch in batches])[1])
         num_examples = sum(len(batch) for batch in batches)
         return {f"log_mel_{name}_ms": 1000 * statistics.median(all_s) / num_examples for name, all_s in seconds.items()}
+
+
+def _stream(loader: ResumableLoader) -> Iterator[dict[str, Any]]:
+    return map(vars, map(SpokenBatch.to_float, loader))
 
 
 class _LooseFiles(Dataset):
@@ -277,9 +278,9 @@ def _table(measured: dict[str, Any]) -> str:
         f"{measured['index_s']:.2f} s, an epoch planned in {measured['plan_s']:.2f} s (one of {PAPER_EXAMPLES:,} "
         f"examples in {measured['plan_paper_s']:.2f} s), the first batch after a resume in at most "
         f"{measured['resume_s']:.2f} s. Resident memory: {measured['rss_begin_mb']:.0f} MB before the index was read, "
-        f"{measured['rss_first_mb']:.0f} MB after the first measurement and {measured['rss_last_mb']:.0f} MB after the "
-        f"last; a reading process held {measured['worker_first_mb']:.0f} and {measured['worker_last_mb']:.0f} MB of "
-        f"its own. Log-mel of a query takes {measured['log_mel_rows_ms']:.2f} ms one by one on one thread and "
+        f"{measured['rss_first_mb']:.0f} MB when {measured['num_read']:,} examples were read and "
+        f"{measured['rss_second_mb']:.0f} MB when as many again were; a reading process held "
+        f"{measured['worker_first_mb']:.0f} and {measured['worker_second_mb']:.0f} MB of its own. Log-mel of a query takes {measured['log_mel_rows_ms']:.2f} ms one by one on one thread and "
         f"{measured['log_mel_batches_ms']:.2f} ms by the batch in the model.",
     ]
     return "\n".join(lines) + "\n"
