@@ -30,14 +30,7 @@ from datamodules.shards import ShardIndex
 from lightning_modules.features import LogMel
 
 PAPER_EXAMPLES = 730_000
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """Resident memory of this process, and what the processes that read hold of their own, at most, in MB."""
-
-    own_mb: float
-    worker_mb: float
+NUM_MEMORIES = 100
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,6 @@ class _Read:
     query_samples: int
     num_tokens: int
     num_places: int
-    memory: _Memory
 
 
 class StreamBenchmark:
@@ -107,15 +99,13 @@ class StreamBenchmark:
         Raises:
             FileNotFoundError: If a corpus is missing.
         """
-        measured: dict[str, Any] = {"rss_begin_mb": _memory().own_mb}
+        measured: dict[str, Any] = {"rss_begin_mb": _memory_mb()[0]}
         index, index_s = _timed(lambda: ShardIndex.load(Path(self.corpus) / "index.npz"))
-        measured |= {"num_examples": len(index), "num_read": self.num_examples, "index_s": index_s}
+        measured |= {"num_examples": len(index), "index_s": index_s}
         measured["plan_s"] = _timed(lambda: self._walk(index.num_units))[1]
         measured["resume_s"] = self._resume(index)
         loader = self._data().train_dataloader()
-        for name in ("first", "second"):
-            memory = self._measure(_stream(loader)).memory  # before the list of loose files takes memory, too
-            measured |= {f"rss_{name}_mb": memory.own_mb, f"worker_{name}_mb": memory.worker_mb}
+        measured |= self._remember(loader)  # before the list of loose files takes memory, too
         streamed, plain = self._read(loader)
         many = np.random.default_rng(self.seed).choice(index.num_units, PAPER_EXAMPLES)
         measured["plan_paper_s"] = _timed(lambda: self._walk(many))[1]
@@ -154,6 +144,16 @@ class StreamBenchmark:
             seconds.append(_timed(lambda data=data: next(iter(data.train_dataloader())))[1])  # type: ignore[misc]
         return max(seconds)
 
+    def _remember(self, loader: ResumableLoader) -> dict[str, float]:
+        """Reads an epoch, and gives the most memory held in each half of it."""
+        found: dict[str, float] = {}
+        for step, _ in enumerate(tqdm(_stream(loader), "an epoch", len(loader), unit="batch")):
+            if step % max(1, len(loader) // NUM_MEMORIES) == 0:
+                half = "first" if step < len(loader) / 2 else "second"
+                for whose, held_mb in zip(("rss", "worker"), _memory_mb(), strict=True):
+                    found[f"{whose}_{half}_mb"] = max(held_mb, found.get(f"{whose}_{half}_mb", 0.0))
+        return found
+
     def _read(self, loader: ResumableLoader) -> tuple[list[_Read], list[_Read]]:
         per_batch = round(len(ShardIndex.load(Path(self.corpus) / "index.npz")) / len(loader))
         entries = json.loads(self.index.read_text(encoding="utf-8"))
@@ -190,8 +190,7 @@ class StreamBenchmark:
             num_places += batch["units"].numel()
             if num_examples >= self.num_examples:
                 break
-        seconds = time.perf_counter() - start
-        return _Read(seconds, num_examples, query_samples, num_tokens, num_places, _memory())
+        return _Read(time.perf_counter() - start, num_examples, query_samples, num_tokens, num_places)
 
     def _features(self) -> dict[str, float]:
         """Times log-mel one by one on one thread, as a reading process would, and by batches, as the model does."""
@@ -252,10 +251,11 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - start
 
 
-def _memory() -> _Memory:
+def _memory_mb() -> tuple[float, float]:
+    """Gives the resident memory of this process, and the most that one of those that it started holds of its own."""
     process = psutil.Process()
     workers = [worker.memory_full_info().uss for worker in process.children()]
-    return _Memory(process.memory_info().rss / 1e6, max(workers, default=0) / 1e6)
+    return process.memory_info().rss / 1e6, max(workers, default=0) / 1e6
 
 
 def _table(measured: dict[str, Any]) -> str:
@@ -278,9 +278,10 @@ def _table(measured: dict[str, Any]) -> str:
         f"{measured['index_s']:.2f} s, an epoch planned in {measured['plan_s']:.2f} s (one of {PAPER_EXAMPLES:,} "
         f"examples in {measured['plan_paper_s']:.2f} s), the first batch after a resume in at most "
         f"{measured['resume_s']:.2f} s. Resident memory: {measured['rss_begin_mb']:.0f} MB before the index was read, "
-        f"{measured['rss_first_mb']:.0f} MB when {measured['num_read']:,} examples were read and "
-        f"{measured['rss_second_mb']:.0f} MB when as many again were; a reading process held "
-        f"{measured['worker_first_mb']:.0f} and {measured['worker_second_mb']:.0f} MB of its own. Log-mel of a query takes {measured['log_mel_rows_ms']:.2f} ms one by one on one thread and "
+        f"at most {measured['rss_first_mb']:.0f} MB in the first half of an epoch and {measured['rss_second_mb']:.0f} "
+        f"MB in the second; a reading process held at most {measured['worker_first_mb']:.0f} and "
+        f"{measured['worker_second_mb']:.0f} MB of its own. Log-mel "
+        f"of a query takes {measured['log_mel_rows_ms']:.2f} ms one by one on one thread and "
         f"{measured['log_mel_batches_ms']:.2f} ms by the batch in the model.",
     ]
     return "\n".join(lines) + "\n"
