@@ -40,6 +40,7 @@ class _Read:
     seconds: float
     num_examples: int
     query_samples: int
+    query_places: int
     num_tokens: int
     num_places: int
 
@@ -182,15 +183,16 @@ class StreamBenchmark:
         """
         next(batches)
         start = time.perf_counter()
-        num_examples = query_samples = num_tokens = num_places = 0
+        num_examples = query_samples = query_places = num_tokens = num_places = 0
         for batch in batches:
             num_examples += len(batch["ids"])
             query_samples += int(batch["query_lengths"].sum())
+            query_places += batch["query"].numel()
             num_tokens += int(batch["unit_lengths"].sum())
             num_places += batch["units"].numel()
             if num_examples >= self.num_examples:
                 break
-        return _Read(time.perf_counter() - start, num_examples, query_samples, num_tokens, num_places)
+        return _Read(time.perf_counter() - start, num_examples, query_samples, query_places, num_tokens, num_places)
 
     def _features(self) -> dict[str, float]:
         """Times log-mel one by one on one thread, as a reading process would, and by batches, as the model does."""
@@ -241,6 +243,7 @@ def _summary(reads: Iterable[_Read]) -> dict[str, float]:
         "examples_per_s_min": min(rates),
         "examples_per_s_max": max(rates),
         "hours_per_s": statistics.median(one.query_samples / SAMPLE_RATE / 3600 / one.seconds for one in reads),
+        "query_padding": 1 - sum(one.query_samples for one in reads) / sum(one.query_places for one in reads),
         "padding": 1 - sum(one.num_tokens for one in reads) / sum(one.num_places for one in reads),
     }
 
@@ -271,6 +274,7 @@ def _table(measured: dict[str, Any]) -> str:
         )
         + " |",
         "| hours of queries a second | " + " | ".join(f"{measured[f'{name}_hours_per_s']:.2f}" for name in both) + " |",
+        "| padding of queries | " + " | ".join(f"{measured[f'{name}_query_padding']:.1%}" for name in both) + " |",
         "| padding of speech tokens | " + " | ".join(f"{measured[f'{name}_padding']:.1%}" for name in both) + " |",
         "",
         f"{measured['num_examples']:,} examples; shards against loose files, pair by pair: {measured['speedup']:.2f} "
