@@ -25,6 +25,7 @@ class EpochWalk:
         budget: How much a batch may hold.
         seed: Of the shuffling.
         world_size: Devices.
+        second_lengths: Of each example, ``(N,) float``; see :func:`plan_steps`.
 
     Raises:
         ValueError: If no plan can be made; see :func:`plan_steps`.
@@ -38,7 +39,9 @@ class EpochWalk:
         budget: BatchBudget,
         seed: int,
         world_size: int,
+        second_lengths: np.ndarray | None = None,
     ) -> None:
+        self._second_lengths = second_lengths
         self._set_of, self._lengths, self._weights = set_of, lengths, tuple(weights)
         self._budget, self._seed, self.world_size = budget, seed, world_size
         self.epoch = self.position = 0
@@ -60,6 +63,8 @@ class EpochWalk:
         digest = hashlib.sha256()
         for values in (self._set_of, self._lengths):
             digest.update(np.ascontiguousarray(values, dtype=np.int64))
+        if self._second_lengths is not None:
+            digest.update(np.ascontiguousarray(self._second_lengths, dtype=np.float64))
         return {
             "corpus": digest.hexdigest()[:16],
             "num_examples": len(self._lengths),
@@ -124,4 +129,5 @@ class EpochWalk:
     def _plan_stretch(self, examples: np.ndarray, world_size: int, epoch: int, number: int) -> Steps:
         if number and len(examples) < world_size:  # of what other devices left, there is not one for each
             return Steps(examples[:0], np.zeros(1, dtype=np.int64), world_size, examples)
-        return plan_steps(examples, self._lengths, self._budget, world_size, [self._seed, 3, epoch, number])
+        seed = [self._seed, 3, epoch, number]
+        return plan_steps(examples, self._lengths, self._budget, world_size, seed, self._second_lengths)

@@ -123,7 +123,8 @@ class ShardedDialogueDataModule(L.LightningDataModule):
             [index.num_units + np.rint(index.query_s * self.query_tokens_per_s).astype(np.int64) for index in indices]
         )
         weights = [one.weight for one in self.train_sets.values()]
-        walk = EpochWalk(set_of, lengths, weights, self.budget, self.seed, world_size)
+        query_s = np.concatenate([index.query_s for index in indices]) if "query" in self.fields else None
+        walk = EpochWalk(set_of, lengths, weights, self.budget, self.seed, world_size, query_s)
         dataset = ForgivingExamples(ShardedExamples(self._train, self.fields, self.query_augmentation))
         loader = ResumableLoader(dataset, walk, rank, self.num_workers, torch.cuda.is_available())
         if self._train_state is not None:

@@ -103,13 +103,13 @@ class StreamBenchmark:
         measured: dict[str, Any] = {"rss_begin_mb": _memory_mb()[0]}
         index, index_s = _timed(lambda: ShardIndex.load(Path(self.corpus) / "index.npz"))
         measured |= {"num_examples": len(index), "index_s": index_s}
-        measured["plan_s"] = _timed(lambda: self._walk(index.num_units))[1]
+        measured["plan_s"] = _timed(lambda: self._walk(index.num_units, index.query_s))[1]
         measured["resume_s"] = self._resume(index)
         loader = self._data().train_dataloader()
         measured |= self._remember(loader)  # before the list of loose files takes memory, too
         streamed, plain = self._read(loader)
-        many = np.random.default_rng(self.seed).choice(index.num_units, PAPER_EXAMPLES)
-        measured["plan_paper_s"] = _timed(lambda: self._walk(many))[1]
+        many = np.random.default_rng(self.seed).integers(len(index), size=PAPER_EXAMPLES)
+        measured["plan_paper_s"] = _timed(lambda: self._walk(index.num_units[many], index.query_s[many]))[1]
         for name, reads in (("shards", streamed), ("plain", plain)):
             measured |= {f"{name}_{key}": value for key, value in _summary(reads).items()}
         rates = [one.num_examples / one.seconds for one in streamed], [one.num_examples / one.seconds for one in plain]
@@ -128,16 +128,16 @@ class StreamBenchmark:
         data.setup("fit")
         return data
 
-    def _walk(self, lengths: np.ndarray) -> EpochWalk:
+    def _walk(self, lengths: np.ndarray, query_s: np.ndarray) -> EpochWalk:
         set_of = np.zeros(len(lengths), dtype=np.int64)
-        return EpochWalk(set_of, lengths, [1.0], BatchBudget(self.max_tokens, 4096), self.seed, 1)
+        return EpochWalk(set_of, lengths, [1.0], BatchBudget(self.max_tokens, 4096), self.seed, 1, query_s)
 
     def _resume(self, index: ShardIndex) -> float:
         """Gives the seconds from a checkpoint's state to the first batch, at the worst of several places."""
-        num_steps = self._walk(index.num_units).steps_of_epoch
+        num_steps = self._walk(index.num_units, index.query_s).steps_of_epoch
         seconds = []
         for share in np.linspace(0.05, 0.95, self.num_rounds):
-            walk = self._walk(index.num_units)
+            walk = self._walk(index.num_units, index.query_s)
             walk.position = int(share * num_steps)
             state = {"walk": walk.state_dict(), "in_iteration": walk.position}
             data = self._data()

@@ -24,18 +24,20 @@ def batches_of(steps: Steps) -> list[list[int]]:
     max_examples=st.integers(1, 20),
     world_size=st.integers(1, 8),
     seed=st.integers(0, 99),
+    has_second=st.booleans(),
 )
 def test_every_example_is_in_one_batch_and_every_rank_has_one_in_every_step(
-    lengths: list[int], max_tokens: int, max_examples: int, world_size: int, seed: int
+    lengths: list[int], max_tokens: int, max_examples: int, world_size: int, seed: int, has_second: bool
 ) -> None:
     all_lengths = np.array(lengths)
     examples = np.random.default_rng(seed).permutation(len(lengths))
+    second = np.random.default_rng(seed).uniform(0, 9, len(lengths)) if has_second else None
     budget = BatchBudget(max_tokens, max_examples)
     if len(lengths) < world_size:
         with pytest.raises(ValueError, match="use fewer devices"):
             plan_steps(examples, all_lengths, budget, world_size, [seed])
         return
-    steps = plan_steps(examples, all_lengths, budget, world_size, [seed])
+    steps = plan_steps(examples, all_lengths, budget, world_size, [seed], second)
     batches = batches_of(steps)
     assert Counter(sum(batches, [])) + Counter(steps.left_out.tolist()) == Counter(range(len(lengths)))
     assert len(batches) == len(steps) * world_size and all(batches)
@@ -74,12 +76,13 @@ def test_over_epochs_the_examples_of_a_set_come_equally_often(
         assert not counts or max(counts) - min(counts) <= 1, "none waits for its turn while another has two"
 
 
-def test_epochs_differ_and_repeat() -> None:
+@pytest.mark.parametrize("second_lengths", [None, np.random.default_rng(1).uniform(1, 9, 500)])
+def test_epochs_differ_and_repeat(second_lengths: np.ndarray | None) -> None:
     set_of, lengths = np.zeros(500, dtype=int), np.random.default_rng(0).integers(20, 200, 500)
 
     def plan(seed: int, epoch: int) -> list[list[int]]:
         examples = draw_epoch(set_of, [1.0], seed, epoch)
-        return batches_of(plan_steps(examples, lengths, BatchBudget(2000), 2, [seed, epoch]))
+        return batches_of(plan_steps(examples, lengths, BatchBudget(2000), 2, [seed, epoch], second_lengths))
 
     assert plan(0, 0) == plan(0, 0)
     assert plan(0, 0) != plan(0, 1) != plan(1, 1)
@@ -91,12 +94,19 @@ def test_the_whole_corpus_is_planned_in_seconds_and_with_little_padding() -> Non
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.lognormal(5.2, 0.6, 730_000), 10, 2000).astype(int)
     start = time.perf_counter()
-    steps = plan_steps(draw_epoch(np.zeros(len(lengths), int), [1.0], 0, 0), lengths, BatchBudget(8000), 8, [0, 0])
+    query_s = np.clip(generator.lognormal(1.2, 0.5, 730_000), 0.5, 30.0)
+    examples = draw_epoch(np.zeros(len(lengths), int), [1.0], 0, 0)
+    steps = plan_steps(examples, lengths, BatchBudget(8000), 8, [0, 0], query_s)
     assert time.perf_counter() - start < 5.0
     assert len(steps.members) == len(lengths)
-    longest = np.maximum.reduceat(lengths[steps.members], steps.bounds[:-1])
-    padded = (longest * np.diff(steps.bounds)).sum()
-    assert 1 - lengths.sum() / padded < 0.05
+    assert padding(steps, lengths) < 0.05
+    assert padding(steps, query_s) < 0.1
+    assert padding(plan_steps(examples, lengths, BatchBudget(8000), 8, [0, 0]), query_s) > 0.3
+
+
+def padding(steps: Steps, lengths: np.ndarray) -> float:
+    own = lengths[steps.members]
+    return 1 - own.sum() / (np.maximum.reduceat(own, steps.bounds[:-1]) * np.diff(steps.bounds)).sum()
 
 
 @pytest.mark.parametrize(
