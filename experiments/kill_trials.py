@@ -180,7 +180,8 @@ def _start(task: _Task) -> list[BaseProcess]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [context.Process(target=_work, args=(task, rank, port)) for rank in range(task.num_ranks)]
+    method = multiprocessing.get_start_method()
+    processes = [context.Process(target=_work, args=(task, rank, port, method)) for rank in range(task.num_ranks)]
     for process in processes:
         process.start()
     return processes
@@ -206,8 +207,9 @@ def _kill(processes: list[BaseProcess], folder: Path, generator: random.Random) 
     return True
 
 
-def _work(task: _Task, rank: int, port: int) -> None:
-    """One process of a training, as a launcher would start it."""
+def _work(task: _Task, rank: int, port: int, method: str) -> None:
+    """One process of a training, as a launcher would start it; it starts others by the method that it would have."""
+    multiprocessing.set_start_method(method, force=True)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "MASTER_PORT": port}

@@ -23,9 +23,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CASES = [
     KillCase(num_workers=1),
-    pytest.param(KillCase(num_ranks=(2,)), marks=pytest.mark.slow),
-    pytest.param(KillCase(num_ranks=(2, 1), num_workers=2), marks=pytest.mark.slow),
-    pytest.param(KillCase(num_workers=2, accumulate=2), marks=pytest.mark.slow),
+    KillCase(num_ranks=(2,)),
+    KillCase(num_ranks=(2, 1), num_workers=2),
+    KillCase(num_workers=2, accumulate=2),
 ]
 
 
