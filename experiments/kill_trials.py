@@ -9,41 +9,17 @@ import random
 import signal
 import socket
 import time
-import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
-import torch.distributed as distributed
 from tqdm import tqdm
 
-from callbacks.last_checkpoint import LastCheckpoint
-from datamodules.batch import SpokenBatch
-from datamodules.sharded_dialogues import ShardedDialogueDataModule, ShardedSet
 from datamodules.shards import ShardIndex
-
-RESULTS = "results.json"
-
-
-@dataclass(frozen=True)
-class KillCase:
-    """A way to train.
-
-    Attributes:
-        num_ranks: Processes that train together; after each kill, the next of these.
-        num_workers: Processes that read ahead, for each of them.
-        accumulate: Batches whose gradients are added up.
-    """
-
-    num_ranks: Sequence[int] = (1,)
-    num_workers: int = 0
-    accumulate: int = 1
-
+from experiments.killed_training import RESULTS, KillCase, Training, work
 
 CASES = (
     KillCase(),
@@ -140,14 +116,14 @@ class KillTrials:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.iterdir():
             left.unlink()
-        task = _Task(
+        task = Training(
             self.corpus, str(folder), case, self.num_epochs, self.max_tokens, self.checkpoint_every, self.seed, 1
         )
         killed = 0
         while True:
             task = replace(task, num_ranks=case.num_ranks[killed % len(case.num_ranks)])
             processes = _start(task)
-            if killed < max_kills and _kill(processes, folder, generator):
+            if killed < max_kills and _kill(processes, task, generator):
                 killed += 1
                 progress.update()
                 continue
@@ -158,46 +134,30 @@ class KillTrials:
             return json.loads((folder / RESULTS).read_text()), killed
 
 
-@dataclass(frozen=True)
-class _Task:
-    corpus: str
-    folder: str
-    case: KillCase
-    num_epochs: float
-    max_tokens: int
-    checkpoint_every: int
-    seed: int
-    num_ranks: int
-
-    @property
-    def heartbeat(self) -> Path:
-        return Path(self.folder) / "heartbeat"
-
-
-def _start(task: _Task) -> list[BaseProcess]:
+def _start(task: Training) -> list[BaseProcess]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports once, not once a kill
+    context.set_forkserver_preload([work.__module__])  # imports once, not once a kill
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     method = multiprocessing.get_start_method()
-    processes = [context.Process(target=_work, args=(task, rank, port, method)) for rank in range(task.num_ranks)]
+    processes = [context.Process(target=work, args=(task, rank, port, method)) for rank in range(task.num_ranks)]
     for process in processes:
         process.start()
     return processes
 
 
-def _kill(processes: list[BaseProcess], folder: Path, generator: random.Random) -> bool:
+def _kill(processes: list[BaseProcess], task: Training, generator: random.Random) -> bool:
     """Kills all processes some batches and an instant after now; False if they were done before."""
     batches, instant_s = generator.randint(1, 12), generator.uniform(0.0, 0.05)
-    heartbeat = folder / "heartbeat"
+    heartbeat = task.heartbeat
     begin = heartbeat.stat().st_size if heartbeat.exists() else 0
     while not heartbeat.exists() or heartbeat.stat().st_size < begin + batches:
         if any(process.exitcode is not None for process in processes):
             return False
         time.sleep(0.002)
     time.sleep(instant_s)
-    if (folder / RESULTS).exists():
+    if (Path(task.folder) / RESULTS).exists():
         return False
     for process in processes:
         assert process.pid is not None, "it was started"
@@ -205,86 +165,6 @@ def _kill(processes: list[BaseProcess], folder: Path, generator: random.Random) 
     for process in processes:
         process.join()
     return True
-
-
-def _work(task: _Task, rank: int, port: int, method: str) -> None:
-    """One process of a training, as a launcher would start it; it starts others by the method that it would have."""
-    multiprocessing.set_start_method(method, force=True)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "MASTER_PORT": port}
-    sizes = {"WORLD_SIZE": task.num_ranks, "LOCAL_WORLD_SIZE": task.num_ranks}
-    places = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "TORCHELASTIC_RUN_ID": "trial"}
-    if task.num_ranks > 1:
-        os.environ.update({name: str(value) for name, value in {**names, **sizes, **places}.items()})
-    L.seed_everything(task.seed, verbose=False)
-    data = ShardedDialogueDataModule(
-        {"corpus": ShardedSet(task.corpus)}, fields=["units"], max_tokens=task.max_tokens, max_examples=16,
-        seed=task.seed, num_workers=task.case.num_workers,
-    )  # fmt: skip
-    module = _Witness(task)
-    checkpoint = LastCheckpoint(Path(task.folder) / "last.ckpt", every_n_steps=task.checkpoint_every, every_s=None)
-    trainer = L.Trainer(
-        accelerator="cpu", devices=task.num_ranks, strategy="ddp" if task.num_ranks > 1 else "auto",
-        max_epochs=-1, accumulate_grad_batches=task.case.accumulate, callbacks=[checkpoint], logger=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        default_root_dir=task.folder,
-    )  # fmt: skip
-    last = checkpoint.file if checkpoint.file.is_file() else None
-    trainer.fit(module, data, ckpt_path=last, weights_only=True)
-    if rank == 0:
-        _write(Path(task.folder) / RESULTS, {"ids": module.ids, "losses": module.losses})
-
-
-class _Witness(L.LightningModule):
-    """A small model that writes down what it was trained on, in its checkpoint."""
-
-    def __init__(self, task: _Task) -> None:
-        super().__init__()
-        self.task = task
-        self.codes = torch.nn.Embedding(4096, 8)
-        self.head = torch.nn.Linear(8, 64)
-        self.ids: list[list[list[str]]] = []
-        self.losses: list[float] = []
-        self.num_wanted = round(task.num_epochs * len(ShardIndex.load(Path(task.corpus) / "index.npz")))
-
-    def training_step(self, batch: SpokenBatch, batch_idx: int) -> torch.Tensor:
-        """Predicts something of the next token, so that the loss depends on all batches before."""
-        assert batch.units is not None
-        hidden = self.codes(batch.units[:, :-1] % 4096)
-        loss = torch.nn.functional.cross_entropy(self.head(hidden).flatten(0, 1), batch.units[:, 1:].flatten() % 64)
-        of_ranks: list[Any] = [batch.ids]
-        if distributed.is_initialized():
-            of_ranks = [None] * distributed.get_world_size()
-            distributed.all_gather_object(of_ranks, batch.ids)
-        self.ids.append(of_ranks)
-        self.losses.append(float(loss.detach()))
-        if self.global_rank == 0:
-            with self.task.heartbeat.open("ab") as file:
-                file.write(b".")
-        return loss
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Ends the training after so many examples."""
-        self.trainer.should_stop = sum(len(ids) for step in self.ids for ids in step) >= self.num_wanted
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, which has a state."""
-        return torch.optim.Adam(self.parameters(), lr=0.01)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves what was seen."""
-        checkpoint["seen"] = {"ids": self.ids, "losses": self.losses}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on from what was seen."""
-        self.ids, self.losses = checkpoint["seen"]["ids"], checkpoint["seen"]["losses"]
-
-
-def _write(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, path)
 
 
 def _check_epochs(record: dict[str, Any], names: list[str], case: KillCase) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from datamodules.conversion import CorpusConverter
 from experiments import kill_trials
-from experiments.kill_trials import KillCase, KillTrials
+from experiments.kill_trials import KillTrials
+from experiments.killed_training import RESULTS, KillCase, Training
 from tests.datamodules.tiny_corpus import write_split
 
 
@@ -35,6 +36,17 @@ def test_a_killed_training_equals_one_that_nobody_killed(shards: Path, tmp_path:
     assert found["num_kills"] == 2
     assert found["num_examples"] >= 150, "two and a half epochs a training"
     assert "| 2 |" in (tmp_path / "results.md").read_text()
+
+
+def test_a_training_killed_behind_its_last_batch_has_nothing_left_to_do(shards: Path, tmp_path: Path) -> None:
+    task = Training(str(shards), str(tmp_path), KillCase(), 1.0, 80, checkpoint_every=1, seed=0, num_ranks=1)
+    records = []
+    for _ in range(2):
+        (process,) = kill_trials._start(task)
+        process.join()
+        records.append((tmp_path / RESULTS).read_text())
+        (tmp_path / RESULTS).unlink()  # as if it had not come to write it
+    assert records[0] == records[1]
 
 
 RECORD = {"ids": [[["a", "b"]], [["c"]], [["b", "a"]], [["c"]]], "losses": [1.0, 0.9, 0.8, 0.7]}
