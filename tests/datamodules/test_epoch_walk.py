@@ -42,6 +42,32 @@ def test_epochs_follow_one_another_and_differ() -> None:
     assert [batch for _, batch in second] != [batch for _, batch in taken]
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=24, max_size=200),
+    weights=st.lists(st.sampled_from([0.25, 1.0, 2.5]), min_size=1, max_size=3),
+    world_size=st.integers(1, 4),
+    max_tokens=st.integers(60, 500),
+    max_examples=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_an_epoch_is_what_was_drawn_in_equal_steps_within_the_budget(
+    lengths: list[int], weights: list[float], world_size: int, max_tokens: int, max_examples: int, seed: int
+) -> None:
+    set_of, tokens = np.arange(len(lengths)) % len(weights), np.array(lengths)
+    query_s = np.random.default_rng(seed).uniform(0.3, 9.0, len(lengths))
+    walk = EpochWalk(set_of, tokens, weights, BatchBudget(max_tokens, max_examples), seed, world_size, query_s)
+    num_steps = walk.steps_of_epoch
+    ranks = [list(itertools.islice(walk.batches(rank), num_steps)) for rank in range(world_size)]
+    batches = [batch for of_rank in ranks for _, batch in of_rank]
+    assert {epoch for of_rank in ranks for epoch, _ in of_rank} == {0}
+    assert all(len(batch) and len(batch) <= max_examples for batch in batches)
+    assert all(len(batch) * tokens[batch].max() <= max_tokens for batch in batches)
+    given_out = Counter(np.concatenate([*batches, walk.left_out]).tolist())
+    assert given_out == Counter(draw_epoch(set_of, weights, seed, 0).tolist()), "as often as drawn, on one rank only"
+    assert len(walk.left_out) < world_size
+
+
 @settings(max_examples=40, deadline=None)
 @given(before=st.integers(0, 120), world_size=st.integers(1, 3), seed=st.integers(0, 5))
 def test_a_state_goes_on_like_the_walk_it_was_taken_from(before: int, world_size: int, seed: int) -> None:
