@@ -82,7 +82,7 @@ class CorpusConverter:
         self.num_workers, self.examples_per_group, self.max_shard_mb = num_workers, examples_per_group, max_shard_mb
 
     def run(self, output_dir: Path) -> dict[str, float]:
-        """Writes `shards/*.tar`, `index.npz`, `report.json` and, in words, `results.md`.
+        """Writes `shards/*.tar`, `index.npz`, `report.json` and a table, `results.md`.
 
         Args:
             output_dir: The run directory.
@@ -150,13 +150,17 @@ class CorpusConverter:
 
     def _describe(self, summary: dict[str, float], kinds: dict[str, int], num_entries: int, seconds: float) -> str:
         by_kind = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        return (
-            f"{summary['num_examples']:,} examples ({summary['query_hours']:.1f} hours of queries, "
-            f"{summary['num_speech_tokens']:,} speech tokens) in {summary['num_shards']} shards; "
-            f"{summary['num_faults']} items left out{f' ({by_kind})' if by_kind else ''}. The last run converted "
-            f"{num_entries:,} items with {self.num_workers} workers in {seconds:.0f} s: {num_entries / seconds:.0f} a "
-            f"second.\n"
-        )
+        rows = {
+            "examples": f"{summary['num_examples']:,}",
+            "hours of queries": f"{summary['query_hours']:.1f}",
+            "speech tokens": f"{summary['num_speech_tokens']:,}",
+            "shards": f"{summary['num_shards']}",
+            "items left out": f"{summary['num_faults']}{f' ({by_kind})' if by_kind else ''}",
+            "items converted in the last run": f"{num_entries:,} in {seconds:.0f} s",
+            "items a second": f"{num_entries / seconds:.0f}",
+            "processes": f"{self.num_workers}",
+        }
+        return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]) + "\n"
 
 
 def _name(entries: list[Any]) -> tuple[list[tuple[str, Any]], list[Fault]]:

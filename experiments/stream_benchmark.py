@@ -32,6 +32,32 @@ from lightning_modules.features import LogMel
 PAPER_EXAMPLES = 730_000
 NUM_MEMORIES = 100
 
+# What the page of results shows of the figures measured: of shards and loose files each, and once.
+BOTH = "shards", "plain"
+COMPARED = (
+    ("examples/s (least to most)", "{examples_per_s:.0f} ({examples_per_s_min:.0f} to {examples_per_s_max:.0f})"),
+    ("hours of queries a second", "{hours_per_s:.2f}"),
+    ("padding of queries", "{query_padding:.1%}"),
+    ("padding of speech tokens", "{padding:.1%}"),
+)
+SINGLE = (
+    ("examples of the corpus", "{num_examples:,}"),
+    (
+        "shards against loose files, pair by pair (least to most)",
+        "{speedup:.2f} ({speedup_min:.2f} to {speedup_max:.2f})",
+    ),
+    ("index read", "{index_s:.2f} s"),
+    ("epoch planned", "{plan_s:.2f} s"),
+    (f"epoch of {PAPER_EXAMPLES:,} examples planned", "{plan_paper_s:.2f} s"),
+    ("state loaded to first batch, at most", "{resume_s:.2f} s"),
+    ("resident memory before the index was read", "{rss_begin_mb:.0f} MB"),
+    ("at most in the first half of an epoch", "{rss_first_mb:.0f} MB"),
+    ("at most in the second half", "{rss_second_mb:.0f} MB"),
+    ("a reading process of its own, at most in either half", "{worker_first_mb:.0f} and {worker_second_mb:.0f} MB"),
+    ("log-mel of a query, one by one on one thread", "{log_mel_rows_ms:.2f} ms"),
+    ("log-mel of a query, by the batch in the model", "{log_mel_batches_ms:.2f} ms"),
+)
+
 
 @dataclass(frozen=True)
 class _Read:
@@ -100,7 +126,7 @@ class StreamBenchmark:
         Raises:
             FileNotFoundError: If a corpus is missing.
         """
-        measured: dict[str, Any] = {"rss_begin_mb": _memory_mb()[0]}
+        measured: dict[str, float] = {"rss_begin_mb": _memory_mb()[0]}
         index, index_s = _timed(lambda: ShardIndex.load(Path(self.corpus) / "index.npz"))
         measured |= {"num_examples": len(index), "index_s": index_s}
         measured["plan_s"] = _timed(lambda: self._walk(index.num_units, index.query_s))[1]
@@ -110,15 +136,16 @@ class StreamBenchmark:
         streamed, plain = self._read(loader)
         many = np.random.default_rng(self.seed).integers(len(index), size=PAPER_EXAMPLES)
         measured["plan_paper_s"] = _timed(lambda: self._walk(index.num_units[many], index.query_s[many]))[1]
-        for name, reads in (("shards", streamed), ("plain", plain)):
+        for name, reads in zip(BOTH, (streamed, plain), strict=True):
             measured |= {f"{name}_{key}": value for key, value in _summary(reads).items()}
         rates = [one.num_examples / one.seconds for one in streamed], [one.num_examples / one.seconds for one in plain]
-        measured["speedups"] = [fast / slow for fast, slow in zip(*rates, strict=True)]
-        measured["speedup"] = statistics.median(measured["speedups"])
+        speedups = [fast / slow for fast, slow in zip(*rates, strict=True)]
+        measured["speedup"] = statistics.median(speedups)
+        measured |= {"speedup_min": min(speedups), "speedup_max": max(speedups)}
         measured |= self._features()
         (Path(output_dir) / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
         (Path(output_dir) / "results.md").write_text(_table(measured))
-        return {name: value for name, value in measured.items() if isinstance(value, (int, float))}
+        return measured
 
     def _data(self) -> ShardedDialogueDataModule:
         data = ShardedDialogueDataModule(
@@ -261,31 +288,13 @@ def _memory_mb() -> tuple[float, float]:
     return process.memory_info().rss / 1e6, max(workers, default=0) / 1e6
 
 
-def _table(measured: dict[str, Any]) -> str:
-    both = "shards", "plain"
-    lines = [
-        "| | shards | loose files, plain Dataset |",
-        "|---|---|---|",
-        "| examples/s (least to most) | "
-        + " | ".join(
-            f"{measured[f'{name}_examples_per_s']:.0f} ({measured[f'{name}_examples_per_s_min']:.0f} to "
-            f"{measured[f'{name}_examples_per_s_max']:.0f})"
-            for name in both
-        )
-        + " |",
-        "| hours of queries a second | " + " | ".join(f"{measured[f'{name}_hours_per_s']:.2f}" for name in both) + " |",
-        "| padding of queries | " + " | ".join(f"{measured[f'{name}_query_padding']:.1%}" for name in both) + " |",
-        "| padding of speech tokens | " + " | ".join(f"{measured[f'{name}_padding']:.1%}" for name in both) + " |",
-        "",
-        f"{measured['num_examples']:,} examples; shards against loose files, pair by pair: {measured['speedup']:.2f} "
-        f"({min(measured['speedups']):.2f} to {max(measured['speedups']):.2f}) times as fast. Index read in "
-        f"{measured['index_s']:.2f} s, an epoch planned in {measured['plan_s']:.2f} s (one of {PAPER_EXAMPLES:,} "
-        f"examples in {measured['plan_paper_s']:.2f} s), the first batch after a resume in at most "
-        f"{measured['resume_s']:.2f} s. Resident memory: {measured['rss_begin_mb']:.0f} MB before the index was read, "
-        f"at most {measured['rss_first_mb']:.0f} MB in the first half of an epoch and {measured['rss_second_mb']:.0f} "
-        f"MB in the second; a reading process held at most {measured['worker_first_mb']:.0f} and "
-        f"{measured['worker_second_mb']:.0f} MB of its own. Log-mel "
-        f"of a query takes {measured['log_mel_rows_ms']:.2f} ms one by one on one thread and "
-        f"{measured['log_mel_batches_ms']:.2f} ms by the batch in the model.",
-    ]
-    return "\n".join(lines) + "\n"
+def _table(measured: dict[str, float]) -> str:
+    compared = [f"| {what} | {' | '.join(_fill(measured, one, figure) for one in BOTH)} |" for what, figure in COMPARED]
+    single = [f"| {what} | {figure.format(**measured)} |" for what, figure in SINGLE]
+    heads = ["| | shards | loose files, plain Dataset |", "|---|---|---|"], ["| | |", "|---|---|"]
+    return "\n".join([*heads[0], *compared, "", *heads[1], *single]) + "\n"
+
+
+def _fill(measured: dict[str, float], which: str, figure: str) -> str:
+    own = {name.removeprefix(f"{which}_"): value for name, value in measured.items() if name.startswith(which)}
+    return figure.format(**own)

@@ -65,13 +65,15 @@ def test_every_example_comes_back_byte_for_byte(tmp_path: Path) -> None:
     assert len(index.shards) == 3
 
 
-def test_it_says_in_words_what_it_did(tmp_path: Path) -> None:
+def test_a_table_says_what_it_did(tmp_path: Path) -> None:
     items = write_split(tmp_path / "corpus", "train", 7)
     (tmp_path / "corpus" / items[3]["speech"]).unlink()
     index, _, out = convert(tmp_path, tmp_path / "corpus", examples_per_group=3)
-    text = (out / "results.md").read_text()
-    assert f"6 examples ({index.query_s.sum() / 3600:.1f} hours of queries, {index.num_units.sum()} speech" in text
-    assert "in 3 shards; 1 items left out (1 missing_query). The last run converted 7 items with 0 workers" in text
+    rows = dict(line.strip("| ").split(" | ") for line in (out / "results.md").read_text().splitlines()[2:])
+    assert (rows["examples"], rows["shards"], rows["processes"]) == ("6", "3", "0")
+    assert rows["speech tokens"] == str(index.num_units.sum())
+    assert rows["items left out"] == "1 (1 missing_query)"
+    assert rows["items converted in the last run"].startswith("7 in ") and float(rows["items a second"]) > 0
 
 
 def test_any_tool_can_read_the_shards(tmp_path: Path) -> None:
