@@ -155,9 +155,17 @@ def _draw_lengths(index: ShardIndex) -> Figure:
         shown["reply, text tokens"] = index.num_text_tokens[index.num_text_tokens >= 0]
     figure = Figure(figsize=(4 * len(shown), 3), layout="constrained")
     for axes, (label, values) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
-        axes.hist(values, bins=60)
+        axes.hist(values, bins=_bins(values))
         axes.set(xlabel=label, ylabel="dialogues")
     return figure
+
+
+def _bins(values: np.ndarray, max_bins: int = 60) -> int | np.ndarray:
+    """Gives integers bins of equally many of them: others look like a comb."""
+    if not np.issubdtype(values.dtype, np.integer):
+        return max_bins
+    width = 1 + int(values.max() - values.min()) // max_bins
+    return np.arange(values.min(), values.max() + width + 1, width) - 0.5
 
 
 def _draw_codes(codes: np.ndarray) -> Figure:
