@@ -44,8 +44,8 @@ class _Settings:
 class CorpusConverter:
     """Converts a list of spoken dialogues into shards of bounded size with an index.
 
-    It may be killed at any time and run again: groups that are done are kept. What is wrong with an example is counted
-    by kind and listed with its path in `report.json`; the good rest is kept.
+    It may be killed at any time and run again: groups that are done, and whose shards are there, are kept. What is
+    wrong with an example is counted by kind and listed with its path in `report.json`; the good rest is kept.
 
     Args:
         index: A JSON list or JSON lines in the released layout, or a folder of Parquet tables with audio bytes.
@@ -100,7 +100,7 @@ class CorpusConverter:
         open_files(self.files)  # complains here, not in a worker
         groups = self._groups(entries)
         settings = _Settings(folder, self.files, self.rules, self.tokenizer, round(self.max_shard_mb * 1e6))
-        pending = [group for group in groups if not _done_file(folder, group.name).is_file()]
+        pending = [group for group in groups if not _is_done(folder, group.name)]
         self._stop_if_strict(faults)
         start, num_pending = time.perf_counter(), sum(len(group.entries) for group in pending)
         with tqdm(total=len(entries), desc="converting", unit="dialogue") as progress:
@@ -180,6 +180,15 @@ def _name(entries: list[Any]) -> tuple[list[tuple[str, Any]], list[Fault]]:
 
 def _done_file(folder: Path, group: str) -> Path:
     return folder / f"{group}.json"
+
+
+def _is_done(folder: Path, group: str) -> bool:
+    """Whether a group was converted, and none of its shards has been deleted since."""
+    done = _done_file(folder, group)
+    if not done.is_file():
+        return False
+    shards = json.loads(done.read_text(encoding="utf-8"))["shards"]
+    return all((folder / f"{shard}{end}").is_file() for shard in shards for end in (".tar", ".npz"))
 
 
 def _write_json(path: Path, content: Any) -> None:

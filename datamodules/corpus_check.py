@@ -84,7 +84,8 @@ class CorpusCheck:
             name, problem = damages[0]
             raise ValueError(
                 f"{self.corpus}: {len(damages)} of {len(index)} examples are damaged, the first {name}: {problem}; all "
-                f"are listed in {output_dir / 'damages.json'}; delete their shards and convert again"
+                f"are listed in {output_dir / 'damages.json'}; delete their shards and the "
+                f"finished.json in {self.corpus}, and run the conversion again, which makes those shards anew"
             )
         self._write_samples(index, output_dir / "samples")
         return _statistics(index, codes)

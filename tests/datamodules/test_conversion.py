@@ -88,6 +88,19 @@ def test_any_tool_can_read_the_shards(tmp_path: Path) -> None:
     assert first["id"] == items[0]["id"]
 
 
+def test_a_shard_that_was_deleted_is_made_anew(tmp_path: Path) -> None:
+    write_split(tmp_path / "corpus", "train", 7)
+    _, _, out = convert(tmp_path, tmp_path / "corpus", examples_per_group=3)
+    expected, shards = contents(out), sorted((out / "shards").glob("*.tar"))
+    written = [shard.stat().st_mtime_ns for shard in shards]
+    shards[1].unlink()
+    convert(tmp_path, tmp_path / "corpus", examples_per_group=3)
+    assert contents(out) == expected
+    assert [shard.stat().st_mtime_ns == before for shard, before in zip(shards, written, strict=True)] == [
+        True, False, True,
+    ]  # fmt: skip
+
+
 def test_shards_are_closed_when_they_are_full(tmp_path: Path) -> None:
     write_split(tmp_path / "corpus", "train", 6)
     index, _, out = convert(tmp_path, tmp_path / "corpus", max_shard_mb=1e-6)
