@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from datamodules.corpus_sources import CorpusFiles, open_files, read_entries
+from datamodules.json_files import write_json
 from datamodules.packing import Fault, Packer, PackingRules
 from datamodules.shards import ShardIndex, ShardWriter
 from datamodules.workers import map_unordered
@@ -132,7 +132,7 @@ class CorpusConverter:
             faults += [Fault(**fault) for fault in done["faults"]]
         kinds = Counter(fault.kind for fault in faults)
         report = {"num_faults": len(faults), "kinds": dict(kinds), "faults": [asdict(fault) for fault in faults]}
-        _write_json(output_dir / REPORT, report)
+        write_json(output_dir / REPORT, report)
         if not parts:
             raise ValueError(
                 f"{self.index}: none of its items is good; {output_dir / REPORT} says what is wrong with each"
@@ -191,12 +191,6 @@ def _is_done(folder: Path, group: str) -> bool:
     return all((folder / f"{shard}{end}").is_file() for shard in shards for end in (".tar", ".npz"))
 
 
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(partial, path)
-
-
 @functools.lru_cache(maxsize=1)
 def _files(paths: tuple[Path, ...]) -> CorpusFiles:
     """Opens the files once a process: the list of an archive's members may be long."""
@@ -231,7 +225,7 @@ def _convert(settings: _Settings, group: _Group) -> list[Fault]:
             writer = None
     if writer is not None:
         writer.close()
-    _write_json(
+    write_json(
         _done_file(settings.folder, group.name), {"shards": shards, "faults": [asdict(fault) for fault in faults]}
     )
     return faults

@@ -65,10 +65,6 @@ class Steps:
         index = step * self.world_size + rank
         return self.members[self.bounds[index] : self.bounds[index + 1]]
 
-    def examples_before(self, step: int) -> np.ndarray:
-        """Gives what all ranks have seen before a step, ``(m,) int64``."""
-        return self.members[: self.bounds[step * self.world_size]]
-
     def examples_from(self, step: int) -> np.ndarray:
         """Gives what is left from a step on, ``(m,) int64``."""
         return self.members[self.bounds[step * self.world_size] :]

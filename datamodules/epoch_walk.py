@@ -4,6 +4,7 @@ Within an epoch, the walk is a list of *stretches*, each with a number of device
 before it left; so whatever the devices were, each example of an epoch is handed out once.
 """
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,7 @@ class EpochWalk:
         """Examples that this epoch leaves out, ``(m,) int64``; see :class:`Steps`."""
         return self._steps.left_out
 
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Gives what the walk depends on, but for the number of devices."""
         digest = hashlib.sha256()
@@ -92,7 +94,7 @@ class EpochWalk:
         return {
             "epoch": self.epoch,
             "stretches": [*map(list, self._past), [self.world_size, self.position]],
-            "identity": self.identity(),
+            "identity": self.identity,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -104,7 +106,7 @@ class EpochWalk:
         Raises:
             ValueError: If it walked through another corpus, or in another way.
         """
-        refuse_other_plan(state["identity"], self.identity())
+        refuse_other_plan(state["identity"], self.identity)
         past = [(int(world_size), int(steps)) for world_size, steps in state["stretches"]]
         self.epoch = int(state["epoch"])
         if past[-1][0] == self.world_size:

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
-import torch
 
 from datamodules.batch import SpokenBatch
-from datamodules.batch_plan import plan_evaluation
 from datamodules.byte_ranges import RangeCache
 from datamodules.epoch_plan import BatchBudget
 from datamodules.epoch_walk import EpochWalk
 from datamodules.query_augmentation import QueryAugmentation
-from datamodules.resumable_loader import EvaluationLoader, ResumableLoader
+from datamodules.resumable_data_module import ResumableDataModule
+from datamodules.resumable_loader import ResumableLoader
 from datamodules.shard_files import ShardFiles
 from datamodules.sharded_examples import FIELDS, ForgivingExamples, ShardedExamples, open_corpus
 
@@ -39,7 +37,7 @@ class ShardedSet:
     weight: float = 1.0
 
 
-class ShardedDialogueDataModule(L.LightningDataModule):
+class ShardedDialogueDataModule(ResumableDataModule):
     """Streams tar shards by byte range.
 
     The plan of an epoch is a pure function of indices, seed and number of devices; a fit that is stopped anywhere goes
@@ -87,7 +85,7 @@ class ShardedDialogueDataModule(L.LightningDataModule):
         max_skipped_share: float = 0.01,
         query_augmentation: QueryAugmentation | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(eval_batch_size, num_workers)
         unknown = sorted(set(fields) - set(FIELDS))
         if unknown or not train:
             raise ValueError(f"train={train}, fields={list(fields)}: give at least one set, and fields out of {FIELDS}")
@@ -99,14 +97,12 @@ class ShardedDialogueDataModule(L.LightningDataModule):
             )
         self.train_sets, self._others = train, {"validation": validation, "test": test}
         self.fields, self.budget = tuple(fields), BatchBudget(max_tokens, max_examples)
-        self.query_tokens_per_s, self.eval_batch_size, self.seed = query_tokens_per_s, eval_batch_size, seed
-        self.num_workers, self.cache_dir, self.cache_gb = num_workers, cache_dir, cache_gb
+        self.query_tokens_per_s, self.seed = query_tokens_per_s, seed
+        self.cache_dir, self.cache_gb = cache_dir, cache_gb
         self.num_attempts, self.max_skipped_share = num_attempts, max_skipped_share
         self.query_augmentation = query_augmentation
         self.num_read = self.num_skipped = 0
         self._train: list[ShardFiles] | None = None
-        self._train_loader: ResumableLoader | None = None
-        self._train_state: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
         """Reads the indices of the training sets; those of the others are read when they are asked for."""
@@ -116,7 +112,7 @@ class ShardedDialogueDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """The training batches; its state goes into each checkpoint."""
         assert self._train is not None, "Lightning calls setup first"
-        rank, world_size = self._place()
+        _, world_size = self._place()
         indices = [corpus.index for corpus in self._train]
         set_of = np.repeat(np.arange(len(indices)), [len(index) for index in indices])
         lengths = np.concatenate(
@@ -126,20 +122,7 @@ class ShardedDialogueDataModule(L.LightningDataModule):
         query_s = np.concatenate([index.query_s for index in indices]) if "query" in self.fields else None
         walk = EpochWalk(set_of, lengths, weights, self.budget, self.seed, world_size, query_s)
         dataset = ForgivingExamples(ShardedExamples(self._train, self.fields, self.query_augmentation))
-        loader = ResumableLoader(dataset, walk, rank, self.num_workers, torch.cuda.is_available())
-        if self._train_state is not None:
-            loader.load_state_dict(self._train_state)
-            self._train_state = None
-        self._train_loader = loader
-        return loader
-
-    def val_dataloader(self) -> EvaluationLoader | list:
-        """The validation batches, in the order of the index; an empty list if there is no corpus."""
-        return self._evaluation_loader("validation")
-
-    def test_dataloader(self) -> EvaluationLoader | list:
-        """The test batches, in the order of the index; an empty list if there is no corpus."""
-        return self._evaluation_loader("test")
+        return self._load_training(dataset, walk)
 
     def on_before_batch_transfer(self, batch: SpokenBatch, dataloader_idx: int) -> SpokenBatch:
         """Counts and names what was left out of a batch.
@@ -164,10 +147,8 @@ class ShardedDialogueDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """How far the training data was read, and what was left out; Lightning puts it into each checkpoint."""
-        if self._train_loader is None:
-            return {}
-        counts = {"num_read": self.num_read, "num_skipped": self.num_skipped}
-        return {"train": self._train_loader.state_dict(), **counts}
+        state = super().state_dict()
+        return {**state, "num_read": self.num_read, "num_skipped": self.num_skipped} if state else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lets the next `train_dataloader()` go on from there.
@@ -175,21 +156,17 @@ class ShardedDialogueDataModule(L.LightningDataModule):
         Args:
             state_dict: What `state_dict()` returned.
         """
-        self._train_state = state_dict.get("train")
+        super().load_state_dict(state_dict)
         self.num_read, self.num_skipped = state_dict.get("num_read", 0), state_dict.get("num_skipped", 0)
+
+    def evaluation_examples(self, split: str) -> tuple[ShardedExamples, int] | None:
+        """The examples of a split and their number, or None if there is no corpus of it."""
+        url = self._others[split]
+        if url is None:
+            return None
+        examples = ShardedExamples([self._open(url)], self.fields)
+        return examples, len(examples)
 
     def _open(self, url: str) -> ShardFiles:
         cache = None if self.cache_dir is None else RangeCache(Path(self.cache_dir), round(self.cache_gb * 1e9))
         return open_corpus(url, self.num_attempts, cache)
-
-    def _evaluation_loader(self, split: str) -> EvaluationLoader | list:
-        url = self._others[split]
-        if url is None:
-            return []
-        examples = ShardedExamples([self._open(url)], self.fields)
-        batches = plan_evaluation(len(examples), self.eval_batch_size, *self._place())
-        return EvaluationLoader(examples, batches, self.num_workers, torch.cuda.is_available())
-
-    def _place(self) -> tuple[int, int]:
-        """This process among those that train together: (rank, world size)."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

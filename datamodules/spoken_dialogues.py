@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import numpy as np
-import torch
 
 from datamodules.batch import SpokenExample
-from datamodules.batch_plan import plan_evaluation, plan_training
+from datamodules.batch_plan import plan_training
 from datamodules.released_layout import SAMPLE_RATE, ReleasedLayout
-from datamodules.resumable_loader import EvaluationLoader, PlannedWalk, ResumableLoader
+from datamodules.resumable_data_module import ResumableDataModule
+from datamodules.resumable_loader import EpochDataset, PlannedWalk, ResumableLoader
 
 
-class SpokenDialogueDataModule(L.LightningDataModule):
+class SpokenDialogueDataModule(ResumableDataModule):
     """Reads a corpus in the released layout.
 
     An index is `<root>/<set_name>/<index>`; the paths inside it start from `root`. Training batches are shuffled, and
@@ -69,7 +67,7 @@ class SpokenDialogueDataModule(L.LightningDataModule):
         validation_index: str | None = "validation.json",
         test_index: str | None = "test.json",
     ) -> None:
-        super().__init__()
+        super().__init__(eval_batch_size or batch_size, num_workers)
         if reply_crop_s is not None and "reply" not in fields:
             raise ValueError(f"reply_crop_s={reply_crop_s}, but fields={list(fields)} hold no 'reply' to crop; add it")
         limits = {"train": max_train_examples, "validation": max_validation_examples, "test": max_test_examples}
@@ -87,16 +85,12 @@ class SpokenDialogueDataModule(L.LightningDataModule):
         self.fields = {split: tuple(fields) for split in ("train", "validation")}
         self.fields["test"] = tuple(fields if test_fields is None else test_fields)
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
         self.seed = seed
-        self.num_workers = num_workers
         self.reply_crop_s = reply_crop_s
         self.num_codes = num_codes
         self._limits = limits
         self._indices = {"train": train_index, "validation": validation_index, "test": test_index}
         self._layouts: dict[str, ReleasedLayout] = {}
-        self._train_loader: ResumableLoader | None = None
-        self._train_state: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
         """Reads the indices and checks that the files are there.
@@ -142,7 +136,7 @@ class SpokenDialogueDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """The shuffled training batches; its state goes into each checkpoint."""
         examples = self.examples("train")
-        rank, world_size = self._place()
+        _, world_size = self._place()
         sizes = examples.sizes()
 
         def plan(epoch: int, rank: int) -> list[list[int]]:
@@ -155,47 +149,14 @@ class SpokenDialogueDataModule(L.LightningDataModule):
             "world_size": world_size,
         }
         dataset = _EpochExamples(examples, self.seed, self.reply_crop_s)
-        walk = PlannedWalk(plan, identity)
-        loader = ResumableLoader(dataset, walk, rank, self.num_workers, torch.cuda.is_available())
-        if self._train_state is not None:
-            loader.load_state_dict(self._train_state)
-            self._train_state = None
-        self._train_loader = loader
-        return loader
+        return self._load_training(dataset, PlannedWalk(plan, identity))
 
-    def state_dict(self) -> dict[str, Any]:
-        """How far the training data was read; Lightning puts it into each checkpoint."""
-        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lets the next `train_dataloader()` go on from there.
-
-        Lightning gives a loader its own state back only when it stopped inside an epoch.
-
-        Args:
-            state_dict: what `state_dict()` returned.
-        """
-        self._train_state = state_dict.get("train")
-
-    def val_dataloader(self) -> EvaluationLoader | list:
-        """The validation batches, in the order of the index; an empty list if there is no index."""
-        return self._evaluation_loader("validation")
-
-    def test_dataloader(self) -> EvaluationLoader | list:
-        """The test batches, in the order of the index; an empty list if there is no index."""
-        return self._evaluation_loader("test")
-
-    def _evaluation_loader(self, split: str) -> EvaluationLoader | list:
+    def evaluation_examples(self, split: str) -> tuple[EpochDataset, int] | None:
+        """The examples of a split and their number, or None if there is no index of it."""
         if self._indices[split] is None:
-            return []
+            return None
         examples = self.examples(split)
-        batches = plan_evaluation(len(examples), self.eval_batch_size, *self._place())
-        dataset = _EpochExamples(examples, self.seed, reply_crop_s=None)
-        return EvaluationLoader(dataset, batches, self.num_workers, torch.cuda.is_available())
-
-    def _place(self) -> tuple[int, int]:
-        """This process among those that train together: (rank, world size)."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return _EpochExamples(examples, self.seed, reply_crop_s=None), len(examples)
 
 
 class _EpochExamples:

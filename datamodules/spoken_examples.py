@@ -17,6 +17,7 @@ from tqdm import tqdm
 from datamodules.dialogues import make_dialogues, reply_words
 from datamodules.espeak import SAMPLE_RATE, EspeakSynthesizer, Voice
 from datamodules.intents import Dialogue
+from datamodules.json_files import write_json
 from datamodules.workers import map_unordered
 
 SET_NAME = "spoken_examples"
@@ -123,7 +124,7 @@ class SpokenExamplesMaker:
                 durations.update(done)
                 progress.update(len(done))
         for split, members in splits.items():
-            _write_json(root / SET_NAME / f"{split}.json", [self._item(task) for task in members])
+            write_json(root / SET_NAME / f"{split}.json", [self._item(task) for task in members])
         return self._metrics(splits, durations)
 
     def _plan(self) -> dict[str, list[_Task]]:
@@ -175,7 +176,7 @@ class SpokenExamplesMaker:
             (root / SET_NAME / f"{split}.json").unlink(missing_ok=True)
         for stale in (root / SET_NAME).glob("*/*.wav"):
             stale.unlink()
-        _write_json(path, plan)
+        write_json(path, plan)
         return False
 
     def _metrics(self, splits: dict[str, list[_Task]], durations: dict[str, tuple[float, float]]) -> dict[str, float]:
@@ -248,10 +249,4 @@ def _duration_s(path: Path) -> float:
 def _write_wav(path: Path, waveform: np.ndarray) -> None:
     partial = path.with_suffix(".partial")
     soundfile.write(partial, waveform, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    os.replace(partial, path)
-
-
-def _write_json(path: Path, content: list) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
     os.replace(partial, path)

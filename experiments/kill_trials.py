@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from datamodules.conversion import INDEX
 from datamodules.shards import ShardIndex
 from experiments.killed_training import RESULTS, KillCase, Training, work
 
@@ -72,7 +73,7 @@ class KillTrials:
         self.seed = seed
 
     def run(self, output_dir: Path) -> dict[str, float]:
-        """Writes `results.json` and a table, `results.md`.
+        """Writes `trials.json` and a table, `results.md`.
 
         Args:
             output_dir: The run directory.
@@ -97,7 +98,7 @@ class KillTrials:
     def _try(self, number: int, case: KillCase, num_kills: int, output_dir: Path, progress: tqdm) -> dict[str, Any]:
         generator = random.Random(f"{self.seed}/{number}")
         expected = self._train(case, 0, output_dir / f"case-{number}-whole", generator, progress)[0]
-        _check_epochs(expected, ShardIndex.load(Path(self.corpus) / "index.npz").ids.tolist(), case)
+        _check_epochs(expected, ShardIndex.load(Path(self.corpus) / INDEX).ids.tolist(), case)
         row: dict[str, Any] = {**asdict(case), "num_kills": 0, "num_trainings": 0, "num_examples": 0}
         while row["num_kills"] < num_kills:
             folder = output_dir / f"case-{number}-{row['num_trainings']}"

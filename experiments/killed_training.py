@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import warnings
@@ -17,8 +16,10 @@ import torch.distributed as distributed
 
 from callbacks.last_checkpoint import LastCheckpoint
 from datamodules.batch import SpokenBatch
+from datamodules.conversion import INDEX
 from datamodules.sharded_dialogues import ShardedDialogueDataModule, ShardedSet
 from datamodules.shards import ShardIndex
+from experiments.runs import write_json
 
 RESULTS = "results.json"
 
@@ -101,7 +102,7 @@ def work(task: Training, rank: int, port: int, method: str) -> None:
     last = checkpoint.file if checkpoint.file.is_file() else None
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
     if rank == 0:
-        _write(Path(task.folder) / RESULTS, {"ids": module.ids, "losses": module.losses})
+        write_json(Path(task.folder) / RESULTS, {"ids": module.ids, "losses": module.losses})
 
 
 class _Witness(L.LightningModule):
@@ -114,7 +115,7 @@ class _Witness(L.LightningModule):
         self.head = torch.nn.Linear(8, 64)
         self.ids: list[list[list[str]]] = []
         self.losses: list[float] = []
-        self.num_wanted = round(task.num_epochs * len(ShardIndex.load(Path(task.corpus) / "index.npz")))
+        self.num_wanted = round(task.num_epochs * len(ShardIndex.load(Path(task.corpus) / INDEX)))
 
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> torch.Tensor:
         """Predicts something of the next token, so that the loss depends on all batches before."""
@@ -151,9 +152,3 @@ class _Witness(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from what was seen."""
         self.ids, self.losses = checkpoint["seen"]["ids"], checkpoint["seen"]["losses"]
-
-
-def _write(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, path)

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datamodules.batch import SpokenBatch, from_pcm
+from datamodules.conversion import INDEX
 from datamodules.epoch_plan import BatchBudget
 from datamodules.epoch_walk import EpochWalk
 from datamodules.released_layout import SAMPLE_RATE
@@ -127,13 +128,13 @@ class StreamBenchmark:
             FileNotFoundError: If a corpus is missing.
         """
         measured: dict[str, float] = {"rss_begin_mb": _memory_mb()[0]}
-        index, index_s = _timed(lambda: ShardIndex.load(Path(self.corpus) / "index.npz"))
+        index, index_s = _timed(lambda: ShardIndex.load(Path(self.corpus) / INDEX))
         measured |= {"num_examples": len(index), "index_s": index_s}
         measured["plan_s"] = _timed(lambda: self._walk(index.num_units, index.query_s))[1]
         measured["resume_s"] = self._resume(index)
         loader = self._data().train_dataloader()
         measured |= self._remember(loader)  # before the list of loose files takes memory, too
-        streamed, plain = self._read(loader)
+        streamed, plain = self._read(loader, len(index))
         many = np.random.default_rng(self.seed).integers(len(index), size=PAPER_EXAMPLES)
         measured["plan_paper_s"] = _timed(lambda: self._walk(index.num_units[many], index.query_s[many]))[1]
         for name, reads in zip(BOTH, (streamed, plain), strict=True):
@@ -182,8 +183,8 @@ class StreamBenchmark:
                     found[f"{whose}_{half}_mb"] = max(held_mb, found.get(f"{whose}_{half}_mb", 0.0))
         return found
 
-    def _read(self, loader: ResumableLoader) -> tuple[list[_Read], list[_Read]]:
-        per_batch = round(len(ShardIndex.load(Path(self.corpus) / "index.npz")) / len(loader))
+    def _read(self, loader: ResumableLoader, num_examples: int) -> tuple[list[_Read], list[_Read]]:
+        per_batch = round(num_examples / len(loader))
         entries = json.loads(self.index.read_text(encoding="utf-8"))
         files = [(self.query_root / entry["speech"], self.units_root / entry["units"]) for entry in entries]
         generator = torch.Generator().manual_seed(self.seed)

@@ -46,7 +46,8 @@ def test_every_example_is_in_one_batch_and_every_rank_has_one_in_every_step(
     for batch in batches:
         assert len(batch) <= max_examples and len(batch) * all_lengths[batch].max() <= max_tokens
     for step in range(len(steps) + 1):
-        before, after = steps.examples_before(step).tolist(), steps.examples_from(step).tolist()
+        after = steps.examples_from(step).tolist()
+        before = steps.members[: len(steps.members) - len(after)].tolist()
         assert before == sum(batches[: step * world_size], []) and after == sum(batches[step * world_size :], [])
 
 
