@@ -1,6 +1,7 @@
 """Byte ranges of files in a folder or at any address that fsspec knows, with retries and a cache."""
 
 import errno
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -103,7 +104,8 @@ class ByteRanges:
         """
         if self.cache is None:
             return self._fetch(ranges)
-        names = [f"{shard}.{begin}-{end}" for shard, begin, end in ranges]
+        folder = hashlib.sha256(self.url.encode()).hexdigest()[:16]  # corpora name their shards alike
+        names = [f"{folder}.{shard}.{begin}-{end}" for shard, begin, end in ranges]
         found: dict[str, bytes | None] = {name: self.cache.get(name) for name in names}
         missing = {
             name: one for name, one in zip(names, ranges, strict=True) if len(found[name] or b"") != one[2] - one[1]

@@ -13,6 +13,7 @@ import torch
 from audiomentations import AddGaussianSNR
 
 from datamodules.batch import SpokenBatch
+from datamodules.byte_ranges import ByteRanges, RangeCache
 from datamodules.conversion import CorpusConverter
 from datamodules.corpus_check import CorpusCheck
 from datamodules.query_augmentation import QueryAugmentation
@@ -140,6 +141,17 @@ def test_queries_are_augmented_anew_in_each_epoch(corpora: Path) -> None:
         assert query is not None
         changed = [queries[1][name], queries[2][name]]
         assert not torch.equal(query, changed[0]) and not torch.equal(*changed)  # type: ignore[arg-type]
+
+
+def test_corpora_that_share_a_cache_keep_apart(tmp_path: Path) -> None:
+    cache = RangeCache(tmp_path / "cache", 1000)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "000000000-00.tar").write_text(f"{name:>9}")
+    found = [
+        ByteRanges(str(tmp_path / name), cache=cache).read([("000000000-00.tar", 0, 9)]) for name in ("first", "second")
+    ]
+    assert found == [[b"    first"], [b"   second"]]
 
 
 def test_the_cache_stays_within_its_size(corpora: Path, tmp_path: Path) -> None:
