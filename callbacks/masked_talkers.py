@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch import LightningModule
 
+from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.masked_talker import MaskedTalker
 
@@ -17,15 +18,15 @@ def find_masked_talkers(module: LightningModule, names: Sequence[str], setting: 
         setting: what asks for them, for errors.
 
     Raises:
-        ValueError: if a talker is unknown, or predicts no masked tokens.
+        UserError: if a talker is unknown, or predicts no masked tokens.
     """
     assert isinstance(module, SpeechLLM), f"{setting} is for the talkers of a SpeechLLM"
     found: dict[str, MaskedTalker] = {}
     for name in names:
         if name not in module.talkers:
-            raise ValueError(f"{setting}: there is no talker {name!r}; there are {list(module.talkers)}")
+            raise UserError(f"{setting}: there is no talker {name!r}; there are {list(module.talkers)}")
         talker = module.talkers[name]
         if not isinstance(talker, MaskedTalker):
-            raise ValueError(f"{setting}: the talker {name!r} masks nothing; leave it out")
+            raise UserError(f"{setting}: the talker {name!r} masks nothing; leave it out")
         found[name] = talker
     return found

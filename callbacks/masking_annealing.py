@@ -6,8 +6,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.masked_talkers import find_masked_talkers
+from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
-from lightning_modules.talker.masking_schedule import MaskingLevels, MaskingSchedule
+from lightning_modules.talker.masking.schedule import MaskingLevels, MaskingSchedule
 
 UNITS = ("steps", "share")
 
@@ -25,7 +26,7 @@ class MaskingAnnealing(Callback):
         unit: what `at` counts: "share" of the steps of this training, 0 to 1, or "steps".
 
     Raises:
-        ValueError: if the schedule is impossible; at the start of training if it does not fit the talkers or the steps.
+        UserError: if the schedule is impossible; at the start of training if it does not fit the talkers or the steps.
 
     Reference: arXiv 2602.08607, Global Bernoulli masking in stage 2, hierarchical masking in stage 3.
     """
@@ -38,15 +39,15 @@ class MaskingAnnealing(Callback):
         unit: str = "share",
     ) -> None:
         if unit not in UNITS:
-            raise ValueError(f"masking schedule: there is no unit {unit!r}; choose one of {', '.join(UNITS)}")
+            raise UserError(f"masking schedule: there is no unit {unit!r}; choose one of {', '.join(UNITS)}")
         if not talkers:
-            raise ValueError("masking schedule: it names no talkers")
+            raise UserError("masking schedule: it names no talkers")
         self.talkers = list(talkers)
         self.schedule = MaskingSchedule(levels, shape)
         self.unit = unit
         last = self.schedule.places[-1]
         if unit == "share" and last > 1:
-            raise ValueError(f"masking schedule: the last level is at {last:g} of the training; give shares of 0 to 1")
+            raise UserError(f"masking schedule: the last level is at {last:g} of the training; give shares of 0 to 1")
 
     def levels_at(self, global_step: int, max_steps: float) -> MaskingLevels:
         """Gives the levels of one optimiser step out of `max_steps`."""
@@ -57,9 +58,9 @@ class MaskingAnnealing(Callback):
         find_masked_talkers(pl_module, self.talkers, "masking schedule")
         max_steps, last = trainer.estimated_stepping_batches, self.schedule.places[-1]
         if self.unit == "share" and max_steps == float("inf"):
-            raise ValueError("masking schedule: shares need an end of training: set trainer.max_steps, or count steps")
+            raise UserError("masking schedule: shares need an end of training: set trainer.max_steps, or count steps")
         if self.unit == "steps" and last >= max_steps:
-            raise ValueError(
+            raise UserError(
                 f"masking schedule: the last level is at step {last:g}, but training ends after {max_steps} steps; "
                 "move it forward or train longer"
             )

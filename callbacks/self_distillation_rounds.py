@@ -12,13 +12,14 @@ from torch import Tensor
 
 from callbacks.masked_talkers import find_masked_talkers
 from datamodules.batch import SpokenBatch
+from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
-from lightning_modules.talker.anchors import TextStates
 from lightning_modules.talker.base import TalkerOutput
+from lightning_modules.talker.decoding.streaming import states_of_row
 from lightning_modules.talker.distillation import SelfDistillation
 from lightning_modules.talker.masked_talker import MaskedTalker
-from lightning_modules.talker.masking_schedule import read_levels
-from lightning_modules.talker.streaming import states_of_row
+from lightning_modules.talker.masking.schedule import read_levels
+from lightning_modules.talker.network.anchors import TextStates
 
 DISTILLATION_KEYS = {one.name for one in fields(SelfDistillation)}
 ROUND_KEYS = DISTILLATION_KEYS | {"max_steps", "patience", "masking"}
@@ -41,7 +42,7 @@ class SelfDistillationRounds(Callback):
         num_decoded: validation replies to decode.
 
     Raises:
-        ValueError: if a round is impossible; at the start of training if a talker is unknown or masks nothing.
+        UserError: if a round is impossible; at the start of training if a talker is unknown or masks nothing.
 
     Reference: arXiv 2602.08607, iterative self-distillation.
     """
@@ -54,7 +55,7 @@ class SelfDistillationRounds(Callback):
         num_decoded: int = 16,
     ) -> None:
         if not talkers or not rounds:
-            raise ValueError("self-distillation: name at least one talker and one round")
+            raise UserError("self-distillation: name at least one talker and one round")
         for index, one in enumerate(rounds):
             _check_round(index, one, is_last=index == len(rounds) - 1)
         self.talkers = list(talkers)
@@ -126,7 +127,7 @@ class SelfDistillationRounds(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them back; the teachers follow when training starts."""
         if state_dict["progress"].keys() != self._progress.keys():
-            raise ValueError(
+            raise UserError(
                 f"self-distillation: the checkpoint has rounds of {sorted(state_dict['progress'])}, not of "
                 f"{sorted(self._progress)}; name the same talkers or start anew"
             )
@@ -211,12 +212,12 @@ def _check_round(index: int, one: Mapping[str, Any], is_last: bool) -> None:
     where = f"self-distillation: rounds[{index}]"
     unknown = sorted(one.keys() - ROUND_KEYS)
     if unknown:
-        raise ValueError(f"{where} has unknown keys {unknown}; a round has {sorted(ROUND_KEYS)}")
+        raise UserError(f"{where} has unknown keys {unknown}; a round has {sorted(ROUND_KEYS)}")
     for key in ("max_steps", "patience"):
         value = one.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{where}.{key} is {value!r}; give a whole number of at least 1")
+            raise UserError(f"{where}.{key} is {value!r}; give a whole number of at least 1")
         if is_last and value is not None:
-            raise ValueError(f"{where}.{key} is {value!r}, but the last round goes on to the end; leave it out")
+            raise UserError(f"{where}.{key} is {value!r}, but the last round goes on to the end; leave it out")
     if not is_last and one.get("max_steps") is None and one.get("patience") is None:
-        raise ValueError(f"{where} never ends; give max_steps or patience, or make it the last one")
+        raise UserError(f"{where} never ends; give max_steps or patience, or make it the last one")

@@ -9,7 +9,8 @@ import torch
 from audiomentations.core.transforms_interface import BaseWaveformTransform
 from torch import Tensor
 
-from datamodules.released_layout import SAMPLE_RATE
+from datamodules.formats.released_layout import SAMPLE_RATE
+from lightning_modules.errors import UserError
 
 
 class QueryAugmentation:
@@ -21,15 +22,15 @@ class QueryAugmentation:
         seed: Of what they draw.
 
     Raises:
-        ValueError: If there is no transform, or one draws from a source that nobody can seed.
+        UserError: If there is no transform, or one draws from a source that nobody can seed.
     """
 
     def __init__(self, transforms: Sequence[BaseWaveformTransform], seed: int = 0) -> None:
         if not transforms:
-            raise ValueError("no transform is given: name at least one, or leave query_augmentation out")
+            raise UserError("no transform is given: name at least one, or leave query_augmentation out")
         for transform in transforms:
             if getattr(transform, "use_ray_tracing", False):
-                raise ValueError(
+                raise UserError(
                     f"{type(transform).__name__} traces rays at random, and a resumed run would hear other rooms: set "
                     "use_ray_tracing to false"
                 )

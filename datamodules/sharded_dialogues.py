@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from datamodules.batch import SpokenBatch
-from datamodules.byte_ranges import RangeCache
-from datamodules.epoch_plan import BatchBudget
-from datamodules.epoch_walk import EpochWalk
 from datamodules.query_augmentation import QueryAugmentation
-from datamodules.resumable_data_module import ResumableDataModule
-from datamodules.resumable_loader import ResumableLoader
-from datamodules.shard_files import ShardFiles
-from datamodules.sharded_examples import FIELDS, ForgivingExamples, ShardedExamples, open_corpus
+from datamodules.sampling.epoch_plan import BatchBudget
+from datamodules.sampling.epoch_walk import EpochWalk
+from datamodules.sampling.resumable_data_module import ResumableDataModule
+from datamodules.sampling.resumable_loader import ResumableLoader
+from datamodules.shards.byte_ranges import RangeCache
+from datamodules.shards.shard_files import ShardFiles
+from datamodules.shards.sharded_examples import FIELDS, ForgivingExamples, ShardedExamples, open_corpus
+from lightning_modules.errors import UserError
 
 # A share of the first few examples says little.
 SKIPPED_COUNTED_FROM = 1000
@@ -64,7 +65,7 @@ class ShardedDialogueDataModule(ResumableDataModule):
         query_augmentation: Changes training queries.
 
     Raises:
-        ValueError: If a number is out of range, a field is unknown, or there is nothing to train on.
+        UserError: If a number is out of range, a field is unknown, or there is nothing to train on.
     """
 
     def __init__(
@@ -88,9 +89,9 @@ class ShardedDialogueDataModule(ResumableDataModule):
         super().__init__(eval_batch_size, num_workers)
         unknown = sorted(set(fields) - set(FIELDS))
         if unknown or not train:
-            raise ValueError(f"train={train}, fields={list(fields)}: give at least one set, and fields out of {FIELDS}")
+            raise UserError(f"train={train}, fields={list(fields)}: give at least one set, and fields out of {FIELDS}")
         if min(eval_batch_size, num_attempts) < 1 or min(num_workers, query_tokens_per_s, max_skipped_share) < 0:
-            raise ValueError(
+            raise UserError(
                 f"eval_batch_size={eval_batch_size}, num_attempts={num_attempts}, num_workers={num_workers}, "
                 f"query_tokens_per_s={query_tokens_per_s}, max_skipped_share={max_skipped_share}: the first two must "
                 "be positive, the others must not be negative"
@@ -128,14 +129,14 @@ class ShardedDialogueDataModule(ResumableDataModule):
         """Counts and names what was left out of a batch.
 
         Raises:
-            ValueError: If it has become too much.
+            UserError: If it has become too much.
         """
         self.num_read += len(batch) + len(batch.skipped)
         self.num_skipped += len(batch.skipped)
         for problem in batch.skipped:
             _log.warning("left out: %s (%d of %d so far)", problem, self.num_skipped, self.num_read)
         if self.num_skipped > self.max_skipped_share * max(self.num_read, SKIPPED_COUNTED_FROM):
-            raise ValueError(
+            raise UserError(
                 f"{self.num_skipped} of {self.num_read} examples are damaged, more than max_skipped_share="
                 f"{self.max_skipped_share}; the log names them, and the check of the corpus finds all"
             )

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.batch import SpokenExample
-from datamodules.batch_plan import plan_training
-from datamodules.released_layout import SAMPLE_RATE, ReleasedLayout
-from datamodules.resumable_data_module import ResumableDataModule
-from datamodules.resumable_loader import EpochDataset, PlannedWalk, ResumableLoader
+from datamodules.formats.released_layout import SAMPLE_RATE, ReleasedLayout
+from datamodules.sampling.batch_plan import plan_training
+from datamodules.sampling.resumable_data_module import ResumableDataModule
+from datamodules.sampling.resumable_loader import EpochDataset, PlannedWalk, ResumableLoader
+from lightning_modules.errors import UserError
 
 
 class SpokenDialogueDataModule(ResumableDataModule):
@@ -43,7 +44,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         test_index: the JSON file of the test examples; no test if None.
 
     Raises:
-        ValueError: if a number is out of range, or a crop is asked for without the field "reply".
+        UserError: if a number is out of range, or a crop is asked for without the field "reply".
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
     ) -> None:
         super().__init__(eval_batch_size or batch_size, num_workers)
         if reply_crop_s is not None and "reply" not in fields:
-            raise ValueError(f"reply_crop_s={reply_crop_s}, but fields={list(fields)} hold no 'reply' to crop; add it")
+            raise UserError(f"reply_crop_s={reply_crop_s}, but fields={list(fields)} hold no 'reply' to crop; add it")
         limits = {"train": max_train_examples, "validation": max_validation_examples, "test": max_test_examples}
         _require_positive("batch_size", batch_size)
         _require_positive("eval_batch_size", eval_batch_size)
@@ -77,7 +78,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         for split, limit in limits.items():
             _require_positive(f"max_{split}_examples", limit)
         if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers}: must not be negative")
+            raise UserError(f"num_workers={num_workers}: must not be negative")
         self.root = Path(root)
         self.units_root = Path(units_root) if units_root is not None else self.root
         self.text_states_root = text_states_root
@@ -100,7 +101,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
 
         Raises:
             FileNotFoundError: if an index or a file that it names is missing.
-            ValueError: if an index does not have the released layout.
+            UserError: if an index does not have the released layout.
         """
         needed = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}[stage]
         for split in needed:
@@ -115,11 +116,11 @@ class SpokenDialogueDataModule(ResumableDataModule):
 
         Raises:
             FileNotFoundError: if the index or a file that it names is missing.
-            ValueError: if the split has no index, or the index does not have the released layout.
+            UserError: if the split has no index, or the index does not have the released layout.
         """
         index = self._indices[split]
         if index is None:
-            raise ValueError(f"{split}_index is null, so there are no examples for {split}; name a JSON file there")
+            raise UserError(f"{split}_index is null, so there are no examples for {split}; name a JSON file there")
         if split not in self._layouts:
             path = self.root / self.set_name / index
             self._layouts[split] = ReleasedLayout(
@@ -179,4 +180,4 @@ class _EpochExamples:
 
 def _require_positive(name: str, value: float | None) -> None:
     if value is not None and value <= 0:
-        raise ValueError(f"{name}={value}: must be positive")
+        raise UserError(f"{name}={value}: must be positive")

@@ -12,12 +12,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lightning_modules.errors import UserError
+
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments import config  # noqa: E402
-from experiments.errors import ConfigError, report_mistake  # noqa: E402
-from experiments.pipeline import make_plan  # noqa: E402
+from experiments.engine import config  # noqa: E402
+from experiments.engine.errors import ConfigError, report_mistake  # noqa: E402
+from experiments.engine.pipeline import make_plan  # noqa: E402
 
 COLUMNS = (
     ("WER %", "wer_micro", 100.0, 2),
@@ -43,7 +45,7 @@ def write_page(names: Sequence[str], overrides: list[str], seeds: Sequence[int])
 
     Raises:
         ConfigError: A mistake in an experiment, or one that was not run, with the command that runs it.
-        ValueError: An experiment that compares nothing.
+        UserError: An experiment that compares nothing.
     """
     given = "".join(f" {override}" for override in overrides)
     command = f"python experiments/report.py {' '.join(names)}{given} --seeds {','.join(map(str, seeds))}"
@@ -59,7 +61,7 @@ def write_page(names: Sequence[str], overrides: list[str], seeds: Sequence[int])
         runs = zip(*([planned.run.directory for planned in plan.stages] for plan in plans), strict=True)
         tables = [table for same in runs for table in _tables_of(same, seeds)]
         if not tables:
-            raise ValueError(f"{name} compares and measures nothing; give an experiment that does")
+            raise UserError(f"{name} compares and measures nothing; give an experiment that does")
         parts += [
             f"## {name}",
             f"{plans[0].pipeline.description}.",
@@ -109,17 +111,17 @@ def tabulate(runs: Sequence[Path]) -> str:
 
     Raises:
         FileNotFoundError: If a run holds no comparison.
-        ValueError: If two runs have one seed, or compared different talkers.
+        UserError: If two runs have one seed, or compared different talkers.
     """
     read = [read_run(run) for run in runs]
     seeds = [seed for seed, _ in read]
     if len(set(seeds)) != len(seeds):
-        raise ValueError(f"the runs have the seeds {seeds}; give one run a seed, or the spread says nothing")
+        raise UserError(f"the runs have the seeds {seeds}; give one run a seed, or the spread says nothing")
     first = read[0][1]
     for run, (_, rows) in zip(runs, read, strict=True):
         if rows.keys() != first.keys():
             odd = sorted(map(str, rows.keys() ^ first.keys()))
-            raise ValueError(f"{run} and {runs[0]} differ in what they compared: {', '.join(odd)}; give runs alike")
+            raise UserError(f"{run} and {runs[0]} differ in what they compared: {', '.join(odd)}; give runs alike")
     lines = [f"| talker | steps | {' | '.join(title for title, *_ in COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
     for talker, steps in first:
         cells = []
@@ -142,7 +144,7 @@ def _cell(values: list[float], digits: int) -> str:
 
 
 def read_seeds(text: str) -> list[int]:
-    """Read `1,2,3`; raises ValueError if it is anything else."""
+    """Read `1,2,3`; raises UserError if it is anything else."""
     return [int(seed) for seed in text.split(",")]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from callbacks.signals import Interrupted, interruptible  # noqa: E402
-from experiments import config  # noqa: E402
-from experiments.errors import ConfigError, report_mistake  # noqa: E402
+from callbacks.runtime.signals import Interrupted, interruptible  # noqa: E402
+from experiments.engine import config  # noqa: E402
+from experiments.engine.errors import ConfigError, report_mistake  # noqa: E402
 
 EPILOG = """examples:
   python experiments/run.py
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
                 print(config.describe_shipped())
                 return 0
             file = config.find_file(parsed.file, Path.cwd())
-            from experiments import pipeline
+            from experiments.engine import pipeline
 
             plan = pipeline.make_plan(file, parsed.overrides)
             if parsed.print_config:

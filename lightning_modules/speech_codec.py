@@ -12,10 +12,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
 
-from lightning_modules.conv_blocks import CausalConv, ResidualConv, Upsample
-from lightning_modules.features import HOP_SAMPLES, NUM_MELS, SAMPLE_RATE, LogMel, zero_beyond
-from lightning_modules.optimization import optimizer_with_warmup_cosine
-from lightning_modules.seeding import derive_generator
+from lightning_modules.acoustics.conv_blocks import CausalConv, ResidualConv, Upsample
+from lightning_modules.acoustics.log_mel import HOP_SAMPLES, NUM_MELS, SAMPLE_RATE, LogMel, zero_beyond
+from lightning_modules.errors import UserError
+from lightning_modules.training.optimization import optimizer_with_warmup_cosine
+from lightning_modules.training.seeding import derive_generator
 
 if TYPE_CHECKING:
     from datamodules.batch import SpokenBatch
@@ -99,7 +100,7 @@ class SpeechCodec(L.LightningModule):
         warmup_steps: Steps of linear warm-up before the cosine decay.
 
     Raises:
-        ValueError: A constructor value is out of its range.
+        UserError: A constructor value is out of its range.
 
     Reference: Finite Scalar Quantization, arXiv 2309.15505.
     """
@@ -121,14 +122,14 @@ class SpeechCodec(L.LightningModule):
     ) -> None:
         super().__init__()
         if not levels or min(levels) < 3:
-            raise ValueError(f"levels: every FSQ coordinate needs at least 3 levels, got {list(levels)}")
+            raise UserError(f"levels: every FSQ coordinate needs at least 3 levels, got {list(levels)}")
         if len(channels) != 3 or min(channels) < 1:
-            raise ValueError(f"channels: three positive widths (100, 50, 25 Hz) are needed, got {list(channels)}")
+            raise UserError(f"channels: three positive widths (100, 50, 25 Hz) are needed, got {list(channels)}")
         if not 0 <= lookahead_tokens <= 6:
-            raise ValueError(f"lookahead_tokens must lie in 0..6, the decoder's reach, got {lookahead_tokens}")
+            raise UserError(f"lookahead_tokens must lie in 0..6, the decoder's reach, got {lookahead_tokens}")
         self.crop_tokens = round(crop_s * self.frame_rate_hz)
         if self.crop_tokens < 1:
-            raise ValueError(f"crop_s must be at least one token, 0.04 s, got {crop_s}")
+            raise UserError(f"crop_s must be at least one token, 0.04 s, got {crop_s}")
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -169,10 +170,10 @@ class SpeechCodec(L.LightningModule):
             Tokens (B, ceil(S / 640)) int64, 0 beyond each row's own number, and those numbers (B,) int64.
 
         Raises:
-            ValueError: The waveform is not (B, S), or a length exceeds it.
+            UserError: The waveform is not (B, S), or a length exceeds it.
         """
         if waveform.dim() != 2:
-            raise ValueError(f"waveform must be (batch, samples), got shape {tuple(waveform.shape)}")
+            raise UserError(f"waveform must be (batch, samples), got shape {tuple(waveform.shape)}")
         if lengths is None:
             lengths = torch.full((waveform.shape[0],), waveform.shape[1], device=waveform.device)
         margin = ENCODER_REACH_TOKENS * SAMPLES_PER_TOKEN
@@ -195,10 +196,10 @@ class SpeechCodec(L.LightningModule):
             (B, 80, 4 T) float32; frames beyond a row's own length mean nothing.
 
         Raises:
-            ValueError: A token is outside the codebook.
+            UserError: A token is outside the codebook.
         """
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.codebook_size:
-            raise ValueError(
+            raise UserError(
                 f"tokens must lie in 0..{self.codebook_size - 1}, got {int(tokens.min())}..{int(tokens.max())}; "
                 "strip BOS, EOS and other special tokens before decoding"
             )
@@ -259,5 +260,5 @@ class SpeechCodec(L.LightningModule):
     @staticmethod
     def _replies(batch: SpokenBatch) -> tuple[Tensor, Tensor]:
         if batch.reply is None or batch.reply_lengths is None:
-            raise ValueError("the codec learns from reply audio, which this batch lacks: add 'reply' to its fields")
+            raise UserError("the codec learns from reply audio, which this batch lacks: add 'reply' to its fields")
         return batch.reply, batch.reply_lengths

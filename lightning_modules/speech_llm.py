@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from datamodules.batch import SpokenBatch
-from lightning_modules.optimization import optimizer_with_warmup_cosine
-from lightning_modules.seeding import derive_generator, derive_seed
-from lightning_modules.spoken_reply import Decoding, SpokenReply, ThinkerText, stream_spoken_reply
-from lightning_modules.talker.anchors import TextStates, count_text_overflow
+from lightning_modules.errors import UserError
+from lightning_modules.inference.spoken_reply import Decoding, SpokenReply, ThinkerText, stream_spoken_reply
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.blocks import count_blocks
+from lightning_modules.talker.network.anchors import TextStates, count_text_overflow
 from lightning_modules.text_states import stored_text_states
+from lightning_modules.thinker.objective import ThinkerObjective
 from lightning_modules.thinker.thinker import Thinker, ThinkerOutput
-from lightning_modules.thinker_objective import ThinkerObjective
+from lightning_modules.training.optimization import optimizer_with_warmup_cosine
+from lightning_modules.training.seeding import derive_generator, derive_seed
 from lightning_modules.vocoder.base import Vocoder
 
 THINKER = "thinker"
@@ -52,7 +53,7 @@ class SpeechLLM(L.LightningModule):
         seed: Of initial weights and masks.
 
     Raises:
-        ValueError: If nothing trains, or a name or a width does not fit.
+        UserError: If nothing trains, or a name or a width does not fit.
 
     Reference: arXiv 2602.08607; stage 1 trains the thinker, stage 2 the talkers.
     """
@@ -207,7 +208,7 @@ class SpeechLLM(L.LightningModule):
         """Speak the whole answer to one query, from :meth:`write_text`, and time it.
 
         Raises:
-            ValueError: If there is no vocoder to speak with.
+            UserError: If there is no vocoder to speak with.
         """
         reply = SpokenReply()
         for _ in self.stream(text, decoding, reply):
@@ -217,7 +218,7 @@ class SpeechLLM(L.LightningModule):
     def stream(self, text: ThinkerText, decoding: Decoding, reply: SpokenReply | None = None) -> Iterable[Tensor]:
         """Speak the answer to one query chunk by chunk; see :func:`stream_spoken_reply`."""
         if self.vocoder is None:
-            raise ValueError("This speech LLM has no vocoder: set module.init_args.vocoder to let it speak.")
+            raise UserError("This speech LLM has no vocoder: set module.init_args.vocoder to let it speak.")
         talker = self.talkers[decoding.talker]
         assert isinstance(talker, Talker)
         samples_per_block = self.vocoder.samples_per_token * talker.block_size
@@ -269,7 +270,7 @@ class SpeechLLM(L.LightningModule):
     def _think(self, batch: SpokenBatch) -> ThinkerOutput:
         """Run the thinker once for all talkers, which must not train it."""
         if batch.query is None or batch.query_lengths is None:
-            raise ValueError("There is nothing to listen to: add query or text_states to the data module's fields.")
+            raise UserError("There is nothing to listen to: add query or text_states to the data module's fields.")
         return self.thinker(batch.query, batch.query_lengths, batch.reply_texts)
 
     def read_text(self, batch: SpokenBatch, thinker_output: ThinkerOutput | None = None) -> TextStates:
@@ -286,7 +287,7 @@ class SpeechLLM(L.LightningModule):
         if not self.talkers:
             return {}
         if batch.units is None or batch.unit_lengths is None:
-            raise ValueError("Talkers train on speech tokens: add units to the data module's fields.")
+            raise UserError("Talkers train on speech tokens: add units to the data module's fields.")
         text = self.read_text(batch, thinker_output)
         outputs = {}
         for name, talker in self._named_talkers():
@@ -312,9 +313,9 @@ def _present(given: dict[str, Talker | None], trains_thinker: bool, *named: Iter
     """Give the talkers that are there; settings may name one that is left out, but none that nobody knows."""
     talkers = {name: talker for name, talker in given.items() if talker is not None}
     if not talkers and not trains_thinker:
-        raise ValueError("Nothing to train: give at least one talker or a thinker_objective.")
+        raise UserError("Nothing to train: give at least one talker or a thinker_objective.")
     if THINKER in talkers:
-        raise ValueError(f"A talker cannot be called {THINKER!r}: that is the thinker's TensorBoard run.")
+        raise UserError(f"A talker cannot be called {THINKER!r}: that is the thinker's TensorBoard run.")
     if unknown := sorted(set().union(*named) - set(given)):
-        raise ValueError(f"test_steps or talker_learning_rates name {unknown}, but the talkers are {sorted(given)}.")
+        raise UserError(f"test_steps or talker_learning_rates name {unknown}, but the talkers are {sorted(given)}.")
     return talkers

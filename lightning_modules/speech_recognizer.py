@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_modules.optimization import optimizer_with_warmup_cosine
-from lightning_modules.seeding import derive_generator
-from lightning_modules.text_normalization import normalize_text
+from lightning_modules.errors import UserError
+from lightning_modules.evaluation.text_normalization import normalize_text
+from lightning_modules.evaluation.word_error_rate import word_error_rates
 from lightning_modules.thinker.transcription import best_transcripts
-from lightning_modules.word_error_rate import word_error_rates
+from lightning_modules.training.optimization import optimizer_with_warmup_cosine
+from lightning_modules.training.seeding import derive_generator
 
 if TYPE_CHECKING:
     from datamodules.batch import SpokenBatch
@@ -37,7 +38,7 @@ class SpeechRecognizer(L.LightningModule):
         warmup_steps: Steps of linear warm-up before the cosine decay.
 
     Raises:
-        ValueError: `source` or `characters` cannot be used.
+        UserError: `source` or `characters` cannot be used.
 
     Reference: Connectionist Temporal Classification, ICML 2006.
     """
@@ -55,9 +56,9 @@ class SpeechRecognizer(L.LightningModule):
     ) -> None:
         super().__init__()
         if source not in ("reply", "query"):
-            raise ValueError(f"source must be 'reply' or 'query', got {source!r}")
+            raise UserError(f"source must be 'reply' or 'query', got {source!r}")
         if not characters or len(set(characters)) != len(characters):
-            raise ValueError(f"characters must be distinct and not empty, got {characters!r}")
+            raise UserError(f"characters must be distinct and not empty, got {characters!r}")
         self.encoder = encoder
         self.augmentation = augmentation
         self.source = source
@@ -87,12 +88,12 @@ class SpeechRecognizer(L.LightningModule):
         """Character ids of a text, normalised first.
 
         Raises:
-            ValueError: The normalised text holds a character that this recognizer does not know.
+            UserError: The normalised text holds a character that this recognizer does not know.
         """
         normal = normalize_text(text)
         unknown = sorted(set(normal) - set(self._ids))
         if unknown:
-            raise ValueError(f"characters {unknown} of {text!r} are unknown to this recognizer; extend `characters`")
+            raise UserError(f"characters {unknown} of {text!r} are unknown to this recognizer; extend `characters`")
         return [self._ids[character] for character in normal]
 
     @torch.no_grad()
@@ -107,16 +108,16 @@ class SpeechRecognizer(L.LightningModule):
             B normalised texts.
 
         Raises:
-            ValueError: The waveforms are neither (B, S) nor a list of (S_b,).
+            UserError: The waveforms are neither (B, S) nor a list of (S_b,).
         """
         if not isinstance(waveforms, Tensor):
             if any(waveform.dim() != 1 for waveform in waveforms):
-                raise ValueError("a list of waveforms must hold rows (S,), one an utterance")
+                raise UserError("a list of waveforms must hold rows (S,), one an utterance")
             lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.long)
             rows = [torch.zeros(0), *waveforms]
             waveforms = nn.utils.rnn.pad_sequence(rows, batch_first=True)[1:]
         if waveforms.dim() != 2:
-            raise ValueError(f"waveforms must be (batch, samples), got shape {tuple(waveforms.shape)}")
+            raise UserError(f"waveforms must be (batch, samples), got shape {tuple(waveforms.shape)}")
         if lengths is None:
             lengths = torch.full((len(waveforms),), waveforms.shape[1])
         device = self.head.weight.device
@@ -187,5 +188,5 @@ class SpeechRecognizer(L.LightningModule):
             texts = batch.transcripts
             waveform, lengths, needs = batch.query, batch.query_lengths, "'query' and 'transcript'"
         if waveform is None or lengths is None or texts is None:
-            raise ValueError(f"source {self.source!r} needs {needs}, which this batch lacks: add them to its fields")
+            raise UserError(f"source {self.source!r} needs {needs}, which this batch lacks: add them to its fields")
         return waveform, lengths, texts

@@ -1,7 +1,8 @@
 """Text states that another job wrote, in place of a thinker pass."""
 
 from datamodules.batch import SpokenBatch
-from lightning_modules.talker.anchors import TextStates
+from lightning_modules.errors import UserError
+from lightning_modules.talker.network.anchors import TextStates
 
 
 def stored_text_states(batch: SpokenBatch, hidden_size: int, embedding_size: int) -> TextStates:
@@ -16,12 +17,12 @@ def stored_text_states(batch: SpokenBatch, hidden_size: int, embedding_size: int
         What talkers read.
 
     Raises:
-        ValueError: If the states have another width.
+        UserError: If the states have another width.
     """
     assert batch.text_states is not None and batch.text_lengths is not None
     width = batch.text_states.shape[-1]
     if width != hidden_size + embedding_size:
-        raise ValueError(
+        raise UserError(
             f"The text states are {width} wide, the thinker's hidden states and embeddings {hidden_size} + "
             f"{embedding_size}: set text_states_root to the states that this thinker wrote."
         )

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.anchors import TextStates
-from lightning_modules.talker.attention_masks import anchored_causal_order, mask_behind_committed, mask_from_order
-from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import Talker, TalkerOutput
+from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.losses import masked_cross_entropy
-from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import BlockDecoder, DecodedBlock
+from lightning_modules.talker.network.anchors import TextStates
+from lightning_modules.talker.network.attention_masks import (
+    anchored_causal_order,
+    mask_behind_committed,
+    mask_from_order,
+)
+from lightning_modules.talker.network.backbone import TalkerBackbone
 
 
 class AutoregressiveTalker(Talker):

@@ -8,11 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.talker.anchors import SemanticAnchors, TextStates
-from lightning_modules.talker.backbone import TalkerBackbone
+from lightning_modules.errors import UserError
 from lightning_modules.talker.blocks import BlockedSpeech, lay_out_in_blocks
-from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import AnchorReader, BlockDecoder, SpeechChunk, TextState, stream_blocks
+from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.streaming import (
+    AnchorReader,
+    BlockDecoder,
+    SpeechChunk,
+    TextState,
+    stream_blocks,
+)
+from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
+from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.vocabulary import SpeechVocabulary
 
 
@@ -54,7 +61,7 @@ class Talker(nn.Module, ABC):
         block_size: Speech tokens a block; 16 in the paper (0.64 s at 25 Hz).
 
     Raises:
-        ValueError: If the anchors do not fit into a block.
+        UserError: If the anchors do not fit into a block.
     """
 
     own_parts: tuple[str, ...] = ()
@@ -64,7 +71,7 @@ class Talker(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if anchors.anchors_per_block > block_size:
-            raise ValueError(
+            raise UserError(
                 f"anchors_per_block is {anchors.anchors_per_block} but a block has {block_size} positions: "
                 "lower anchors_per_block or raise block_size."
             )
@@ -119,7 +126,7 @@ class Talker(nn.Module, ABC):
             The speech tokens of each block, up to the first EOS.
 
         Raises:
-            ValueError: If the number of steps is not supported.
+            UserError: If the number of steps is not supported.
         """
         decoder = self.new_decoder(max_blocks, self.resolve_num_steps(num_steps), sampler)
         return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
@@ -133,20 +140,20 @@ class Talker(nn.Module, ABC):
         if num_steps is None:
             return self.supported_steps[0]
         if num_steps not in self.supported_steps:
-            raise ValueError(f"num_steps is {num_steps}: this talker decodes a block in one of {self.supported_steps}.")
+            raise UserError(f"num_steps is {num_steps}: this talker decodes a block in one of {self.supported_steps}.")
         return num_steps
 
     def copy_weights(self, source: "Talker") -> None:
         """Start from the weights of a trained talker, of whatever kind.
 
         Raises:
-            ValueError: If it lacks a weight of the same name and shape.
+            UserError: If it lacks a weight of the same name and shape.
         """
         weights, own = source.state_dict(), self.state_dict()
         own = {key: value for key, value in own.items() if key in weights or not key.startswith(self.own_parts)}
         unfit = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
         if unfit:
-            raise ValueError(
+            raise UserError(
                 f"The initial talker has no {unfit[0]} of the same shape: give both talkers the same backbone, "
                 "anchors and codebook, or leave initial_talker out."
             )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_modules.errors import UserError
 from lightning_modules.talker.vocabulary import SpeechVocabulary
 
 
@@ -67,7 +68,7 @@ def lay_out_in_blocks(units: Tensor, lengths: Tensor, vocabulary: SpeechVocabula
         The batch in blocks.
 
     Raises:
-        ValueError: If a unit lies outside the codebook.
+        UserError: If a unit lies outside the codebook.
     """
     batch_size, num_units = units.shape
     num_own_blocks = count_blocks(lengths, block_size)
@@ -80,7 +81,7 @@ def lay_out_in_blocks(units: Tensor, lengths: Tensor, vocabulary: SpeechVocabula
     outside = is_speech & ((x_0 < 0) | (x_0 >= vocabulary.num_codes))
     if outside.any():
         value = int(x_0[outside][0])
-        raise ValueError(
+        raise UserError(
             f"Speech token {value} lies outside the codebook of {vocabulary.num_codes} codes: "
             "set the talker's num_codes to the size of the codec that wrote the tokens."
         )

@@ -5,18 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.anchors import SemanticAnchors, TextStates
-from lightning_modules.talker.attention_masks import (
-    block_causal_order,
-    clean_context_mask,
-    mask_after_clean_copy,
-    mask_from_order,
-)
-from lightning_modules.talker.backbone import TalkerBackbone
-from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
-from lightning_modules.talker.masking import Masking
-from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import (
+from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.streaming import (
     AnchorReader,
     BlockDecoder,
     DecodedBlock,
@@ -24,7 +14,17 @@ from lightning_modules.talker.streaming import (
     TextState,
     stream_blocks,
 )
-from lightning_modules.talker.unmasking import Unmasking
+from lightning_modules.talker.decoding.unmasking import Unmasking
+from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
+from lightning_modules.talker.masking.schemes import Masking
+from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
+from lightning_modules.talker.network.attention_masks import (
+    block_causal_order,
+    clean_context_mask,
+    mask_after_clean_copy,
+    mask_from_order,
+)
+from lightning_modules.talker.network.backbone import TalkerBackbone
 
 
 class MaskedDiffusionTalker(MaskedTalker):

@@ -8,10 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.anchors import SemanticAnchors, TextStates
-from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.blocks import BlockedSpeech
+from lightning_modules.talker.decoding.unmasking import Unmasking, powers_of_two_up_to
 from lightning_modules.talker.distillation import (
     SelfDistillation,
     Trajectory,
@@ -20,8 +19,9 @@ from lightning_modules.talker.distillation import (
     unmasking_trajectory,
 )
 from lightning_modules.talker.losses import masked_cross_entropy, token_accuracy
-from lightning_modules.talker.masking import Masking, check_copies, draw_copies
-from lightning_modules.talker.unmasking import Unmasking, powers_of_two_up_to
+from lightning_modules.talker.masking.schemes import Masking, check_copies, draw_copies
+from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
+from lightning_modules.talker.network.backbone import TalkerBackbone
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class MaskedTalker(Talker, ABC):
         unmasking: How a block is filled in decoding; as in the paper if left out.
 
     Raises:
-        ValueError: If there is no noisy copy, or an odd number of complementary ones.
+        UserError: If there is no noisy copy, or an odd number of complementary ones.
     """
 
     def __init__(

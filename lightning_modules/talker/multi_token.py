@@ -5,13 +5,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.talker.anchors import SemanticAnchors, TextStates
-from lightning_modules.talker.attention_masks import anchored_causal_order, mask_from_order
+from lightning_modules.errors import UserError
 from lightning_modules.talker.autoregressive import AutoregressiveTalker, StepDecoder
-from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import TalkerOutput
+from lightning_modules.talker.decoding.sampling import TokenSampler
 from lightning_modules.talker.losses import masked_cross_entropy
-from lightning_modules.talker.sampling import TokenSampler
+from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
+from lightning_modules.talker.network.attention_masks import anchored_causal_order, mask_from_order
+from lightning_modules.talker.network.backbone import TalkerBackbone
 
 
 class MultiTokenTalker(AutoregressiveTalker):
@@ -30,7 +31,7 @@ class MultiTokenTalker(AutoregressiveTalker):
         decay: Weight of each extra layer's loss as a share of that of the one before.
 
     Raises:
-        ValueError: If there is no extra layer, more than a block can use, one of another width, or a decay outside
+        UserError: If there is no extra layer, more than a block can use, one of another width, or a decay outside
             (0, 1].
 
     Reference: arXiv 2504.04060 (VocalNet), multi-token prediction with layer-wise decaying cross-entropy.
@@ -49,14 +50,14 @@ class MultiTokenTalker(AutoregressiveTalker):
     ) -> None:
         super().__init__(num_codes, anchors, backbone, block_size)
         if not 1 <= len(extra_layers) < block_size:
-            raise ValueError(
+            raise UserError(
                 f"{len(extra_layers)} extra_layers: give at least 1 and fewer than block_size={block_size}."
             )
         widths = {layer.width for layer in extra_layers}
         if widths != {backbone.width}:
-            raise ValueError(f"extra_layers are {sorted(widths)} wide, the backbone {backbone.width}: make them equal.")
+            raise UserError(f"extra_layers are {sorted(widths)} wide, the backbone {backbone.width}: make them equal.")
         if not 0.0 < decay <= 1.0:
-            raise ValueError(f"decay is {decay}: give a number above 0 and up to 1.")
+            raise UserError(f"decay is {decay}: give a number above 0 and up to 1.")
         self.extra_layers = nn.ModuleList(extra_layers)
         self.decay = decay
 

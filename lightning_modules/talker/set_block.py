@@ -5,18 +5,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.anchors import SemanticAnchors, TextStates
-from lightning_modules.talker.attention import CausalContextAttention
-from lightning_modules.talker.attention_masks import mask_behind_committed
+from lightning_modules.errors import UserError
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
-from lightning_modules.talker.backbone import TalkerBackbone
+from lightning_modules.talker.decoding.refinement import Refinement
+from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
+from lightning_modules.talker.decoding.unmasking import Unmasking
 from lightning_modules.talker.losses import masked_cross_entropy
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
-from lightning_modules.talker.masking import Masking
-from lightning_modules.talker.refinement import Refinement
-from lightning_modules.talker.sampling import TokenSampler
-from lightning_modules.talker.streaming import BlockDecoder, DecodedBlock
-from lightning_modules.talker.unmasking import Unmasking
+from lightning_modules.talker.masking.schemes import Masking
+from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
+from lightning_modules.talker.network.attention import CausalContextAttention
+from lightning_modules.talker.network.attention_masks import mask_behind_committed
+from lightning_modules.talker.network.backbone import TalkerBackbone
 
 
 class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
@@ -42,7 +43,7 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
             left out, as in the paper.
 
     Raises:
-        ValueError: If there is no noisy copy, or the weight is negative.
+        UserError: If there is no noisy copy, or the weight is negative.
 
     Reference: arXiv 2509.04185 (set block decoding); arXiv 2602.08607 for anchors and unmasking.
     """
@@ -63,7 +64,7 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         copies = num_noisy_copies, complementary_masks
         super().__init__(num_codes, anchors, backbone, masking, block_size, True, *copies, unmasking)
         if next_token_weight < 0:
-            raise ValueError(f"next_token_weight is {next_token_weight}: give 0 or more.")
+            raise UserError(f"next_token_weight is {next_token_weight}: give 0 or more.")
         self.next_token_weight, self.refinement = next_token_weight, refinement
 
     def hidden(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lightning_modules.errors import UserError
+
 
 @dataclass(frozen=True)
 class SpeechVocabulary:
@@ -19,7 +21,7 @@ class SpeechVocabulary:
     def __post_init__(self) -> None:
         """Reject an empty codebook."""
         if self.num_codes < 1:
-            raise ValueError(f"num_codes is {self.num_codes}: a speech codebook has at least one code.")
+            raise UserError(f"num_codes is {self.num_codes}: a speech codebook has at least one code.")
 
     @property
     def eos_id(self) -> int:

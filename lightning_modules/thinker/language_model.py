@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel, Qwen3Config
 
+from lightning_modules.errors import UserError
 from lightning_modules.thinker.initialization import initialize_by_fan_in
 from lightning_modules.thinker.pretrained import dtype_from_name, load_pretrained
 
@@ -93,7 +94,7 @@ class LanguageModel(nn.Module):
 
         Raises:
             FileNotFoundError: if nothing can be loaded from `path`.
-            ValueError: if a LoRA target is no layer of the model.
+            UserError: if a LoRA target is no layer of the model.
         """
         torch_dtype = dtype_from_name(dtype)
         model = load_pretrained(
@@ -124,15 +125,15 @@ class LanguageModel(nn.Module):
             targets: names of the linear layers.
 
         Raises:
-            ValueError: if a target is no layer of the model, or the model has LoRA already.
+            UserError: if a target is no layer of the model, or the model has LoRA already.
         """
         if isinstance(self.model, PeftModel):
-            raise ValueError("the language model has LoRA matrices already; merge them first with merge_lora().")
+            raise UserError("the language model has LoRA matrices already; merge them first with merge_lora().")
         modules = self.model.named_modules()
         linear_names = {name.rsplit(".", 1)[-1] for name, part in modules if isinstance(part, nn.Linear)}
         missing = sorted(set(targets) - linear_names)
         if missing or not targets:
-            raise ValueError(f"lora_targets: {missing} are no linear layers here; choose among {sorted(linear_names)}.")
+            raise UserError(f"lora_targets: {missing} are no linear layers here; choose among {sorted(linear_names)}.")
         config = LoraConfig(
             r=rank,
             lora_alpha=2 * rank if alpha is None else alpha,

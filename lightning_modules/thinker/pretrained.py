@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from lightning_modules.errors import UserError
+
 Loaded = TypeVar("Loaded")
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -45,9 +47,9 @@ def dtype_from_name(name: str) -> torch.dtype:
     """Turns "float32", "bfloat16" or "float16" into a torch dtype.
 
     Raises:
-        ValueError: for any other name.
+        UserError: for any other name.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in names:
-        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(names)}.")
+        raise UserError(f"dtype {name!r} is unknown; choose one of {', '.join(names)}.")
     return names[name]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lightning_modules.errors import UserError
 from lightning_modules.thinker.pretrained import load_pretrained
 
 
@@ -23,7 +24,7 @@ class ChatPrompt:
 
     Raises:
         FileNotFoundError: if nothing can be loaded from `tokenizer`.
-        ValueError: if the tokenizer has no such audio token, no chat template or no end-of-turn token.
+        UserError: if the tokenizer has no such audio token, no chat template or no end-of-turn token.
     """
 
     def __init__(
@@ -38,14 +39,14 @@ class ChatPrompt:
         name = f"the tokenizer {tokenizer.name_or_path!r}"
         audio_id = tokenizer.get_vocab().get(audio_token)
         if audio_id is None:
-            raise ValueError(
+            raise UserError(
                 f"{name} has no token {audio_token!r} to mark the place of the audio; add it with "
                 "add_special_tokens, or set audio_token to a special token that its texts never use."
             )
         if not tokenizer.chat_template:
-            raise ValueError(f"{name} has no chat template; set its chat_template.")
+            raise UserError(f"{name} has no chat template; set its chat_template.")
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"{name} has no eos_token to end a turn with; set it.")
+            raise UserError(f"{name} has no eos_token to end a turn with; set it.")
         self.end_of_turn_id = int(tokenizer.eos_token_id)
         turns = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         turns.append({"role": "user", "content": audio_token})
@@ -53,7 +54,7 @@ class ChatPrompt:
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, enable_thinking=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if ids.count(audio_id) != 1:
-            raise ValueError(
+            raise UserError(
                 f"{name} turns its chat template {text!r} into {ids.count(audio_id)} tokens {audio_token!r}, "
                 "1 is needed; make audio_token a special token and let the template print the user's content once."
             )
@@ -69,7 +70,7 @@ class ChatPrompt:
         """Turns reply texts into token ids, without an end-of-turn token.
 
         Raises:
-            ValueError: if a reply has no tokens, or has the text of a special token (or an unknown word) inside.
+            UserError: if a reply has no tokens, or has the text of a special token (or an unknown word) inside.
         """
         return self._encode(replies, "reply")
 
@@ -78,11 +79,11 @@ class ChatPrompt:
         special = set(self.tokenizer.all_special_ids)
         for text, ids in zip(texts, rows, strict=True):
             if not ids:
-                raise ValueError(f"{what} {text!r} is empty; every example needs a {what} text.")
+                raise UserError(f"{what} {text!r} is empty; every example needs a {what} text.")
             found = special.intersection(ids)
             if found:
                 names = self.tokenizer.convert_ids_to_tokens(sorted(found))
-                raise ValueError(
+                raise UserError(
                     f"{what} {text!r} has special or unknown tokens {names}; clean it, or train the tokenizer on it."
                 )
         return rows
@@ -92,10 +93,10 @@ class ChatPrompt:
         """Token id that stands for "nothing new" in a transcription: the padding token, which no text holds.
 
         Raises:
-            ValueError: if the tokenizer has no padding token.
+            UserError: if the tokenizer has no padding token.
         """
         if self.tokenizer.pad_token_id is None:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer {self.tokenizer.name_or_path!r} has no pad_token, which transcription needs as its "
                 "blank; set it."
             )
@@ -105,7 +106,7 @@ class ChatPrompt:
         """Turns query transcripts into token ids, with the tokens that their words have inside a sentence.
 
         Raises:
-            ValueError: if a transcript is empty, or has the text of a special token (or an unknown word) inside.
+            UserError: if a transcript is empty, or has the text of a special token (or an unknown word) inside.
         """
         return self._encode([transcript and " " + transcript for transcript in transcripts], "transcript")
 

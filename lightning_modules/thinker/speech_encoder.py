@@ -8,6 +8,7 @@ from transformers import WhisperConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperModel
 
+from lightning_modules.errors import UserError
 from lightning_modules.thinker.initialization import initialize_by_fan_in
 from lightning_modules.thinker.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, WhisperLogMel
 from lightning_modules.thinker.pretrained import dtype_from_name, load_pretrained
@@ -30,7 +31,7 @@ class SpeechEncoder(nn.Module):
         pad_to_s: seconds of audio to pad each row to, or None to pad to the longest row of the batch.
 
     Raises:
-        ValueError: if `pad_to_s` is longer than the positions of the encoder.
+        UserError: if `pad_to_s` is longer than the positions of the encoder.
     """
 
     def __init__(self, encoder: WhisperEncoder, pad_to_s: float | None = None) -> None:
@@ -41,7 +42,7 @@ class SpeechEncoder(nn.Module):
         if pad_to_s is not None:
             self.pad_to_samples = FRAME_SAMPLES * round(pad_to_s * SAMPLE_RATE_HZ / FRAME_SAMPLES)
         if self.pad_to_samples is not None and self.pad_to_samples > self.max_samples:
-            raise ValueError(
+            raise UserError(
                 f"pad_to_s is {pad_to_s} s, but the speech encoder has positions for "
                 f"{self.max_samples / SAMPLE_RATE_HZ} s; lower pad_to_s or raise max_positions."
             )
@@ -132,7 +133,7 @@ class SpeechEncoder(nn.Module):
             frames (B, F, D) at 50 Hz, zero past a row's length, and their lengths (B,) int64, ceil(samples / 320).
 
         Raises:
-            ValueError: if a row is empty or longer than the encoder's positions.
+            UserError: if a row is empty or longer than the encoder's positions.
         """
         self._check_lengths(lengths, waveform.shape[1])
         frame_lengths = (lengths + FRAME_SAMPLES - 1) // FRAME_SAMPLES
@@ -176,11 +177,11 @@ class SpeechEncoder(nn.Module):
     def _check_lengths(self, lengths: Tensor, num_samples: int) -> None:
         shortest, longest = int(lengths.min()), int(lengths.max())
         if shortest < 1:
-            raise ValueError(f"query {int(lengths.argmin())} of the batch holds no samples; remove empty audio files.")
+            raise UserError(f"query {int(lengths.argmin())} of the batch holds no samples; remove empty audio files.")
         assert longest <= num_samples, "a length exceeds the waveform"
         limit = self.pad_to_samples or self.max_samples
         if longest > limit:
-            raise ValueError(
+            raise UserError(
                 f"query {int(lengths.argmax())} of the batch lasts {longest / SAMPLE_RATE_HZ:.2f} s, the speech "
                 f"encoder takes up to {limit / SAMPLE_RATE_HZ:.2f} s; leave out longer queries, or raise "
                 "max_positions or pad_to_s."

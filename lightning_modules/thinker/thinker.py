@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from lightning_modules.errors import UserError
 from lightning_modules.thinker.adaptor import Adaptor
 from lightning_modules.thinker.language_model import LanguageModel
 from lightning_modules.thinker.outputs import ThinkerOutput, ThinkerPrompt, ThinkerToken
@@ -33,7 +34,7 @@ class Thinker(nn.Module):
 
     Raises:
         FileNotFoundError: if no tokenizer can be loaded.
-        ValueError: if the parts do not fit each other.
+        UserError: if the parts do not fit each other.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Thinker(nn.Module):
             Losses, tokens and hidden states.
 
         Raises:
-            ValueError: if a query or a text is empty, or a query is too long.
+            UserError: if a query or a text is empty, or a query is too long.
         """
         audio, audio_lengths = self._embed_audio(query, query_lengths)
         output = self._reply(audio, audio_lengths, reply_texts)
@@ -120,7 +121,7 @@ class Thinker(nn.Module):
             Loss, tokens and hidden states.
 
         Raises:
-            ValueError: if a text is empty.
+            UserError: if a text is empty.
         """
         device = self.adaptor.up.weight.device
         rows = [torch.tensor(ids, device=device) for ids in self.prompt.encode_transcripts(transcripts)]
@@ -167,7 +168,7 @@ class Thinker(nn.Module):
             () loss, equal to `transcript_loss` of `forward`.
 
         Raises:
-            ValueError: if a query or a transcript is empty, or a query is too long.
+            UserError: if a query or a transcript is empty, or a query is too long.
         """
         return self._transcription(*self._embed_audio(query, query_lengths), transcripts)
 
@@ -245,17 +246,17 @@ class Thinker(nn.Module):
 
 def _check_fit(speech_encoder: SpeechEncoder, adaptor: Adaptor, language_model: LanguageModel, num_tokens: int) -> None:
     if adaptor.input_size != speech_encoder.output_size:
-        raise ValueError(
+        raise UserError(
             f"adaptor.input_size is {adaptor.input_size}, the speech encoder gives {speech_encoder.output_size}; "
             "make them equal."
         )
     if adaptor.output_size != language_model.embedding_size:
-        raise ValueError(
+        raise UserError(
             f"adaptor.output_size is {adaptor.output_size}, the language model takes {language_model.embedding_size}; "
             "make them equal."
         )
     if num_tokens > language_model.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has {num_tokens} tokens, the language model has embeddings for "
             f"{language_model.vocab_size}; raise vocab_size, or use the tokenizer that belongs to the model."
         )

@@ -21,7 +21,7 @@ class VocoderStream(ABC):
             (m,) float32, m >= 0.
 
         Raises:
-            ValueError: The stream has ended already, or the tokens are not one row.
+            UserError: The stream has ended already, or the tokens are not one row.
         """
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.errors import UserError
 from lightning_modules.vocoder.base import Vocoder, VocoderStream
 from lightning_modules.vocoder.griffin_lim import GriffinLim
 
@@ -46,7 +47,7 @@ class CodecVocoder(Vocoder):
         momentum: Griffin-Lim acceleration.
 
     Raises:
-        ValueError: A number of tokens or frames is out of its range.
+        UserError: A number of tokens or frames is out of its range.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class CodecVocoder(Vocoder):
     ) -> None:
         super().__init__()
         if block_tokens < 1 or context_frames < 3 or ahead_frames < 0:
-            raise ValueError(
+            raise UserError(
                 "the vocoder needs block_tokens >= 1, context_frames >= 3 and ahead_frames >= 0, got "
                 f"{block_tokens}, {context_frames} and {ahead_frames}"
             )
@@ -70,7 +71,7 @@ class CodecVocoder(Vocoder):
         self.samples_per_token = codec.samples_per_token
         self.frames_per_token = codec.samples_per_token // log_mel.hop_samples
         if ahead_frames >= block_tokens * self.frames_per_token:
-            raise ValueError(
+            raise UserError(
                 f"ahead_frames must be below a block, {block_tokens * self.frames_per_token} frames, got {ahead_frames}"
             )
         self.block_tokens = block_tokens
@@ -110,9 +111,9 @@ class CodecVocoderStream(VocoderStream):
     def push(self, tokens: Tensor, last: bool = False) -> Tensor:
         """Takes the next tokens (n,) and returns the samples that are final by now; see `VocoderStream.push`."""
         if self.ended:
-            raise ValueError("this vocoder stream has ended; open a new one with stream()")
+            raise UserError("this vocoder stream has ended; open a new one with stream()")
         if tokens.dim() != 1:
-            raise ValueError(f"tokens must be one row (n,), got shape {tuple(tokens.shape)}")
+            raise UserError(f"tokens must be one row (n,), got shape {tuple(tokens.shape)}")
         self.tokens = torch.cat([self.tokens, tokens.to(self.device, torch.long)])
         self.ended = last
         # A block waits for a token after it even if the decoder does not, so that the last block is known as such.

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.errors import UserError
+
 
 class GriffinLim(nn.Module):
     """Fast Griffin-Lim on mel magnitudes with a known beginning.
@@ -15,7 +17,7 @@ class GriffinLim(nn.Module):
         momentum: Acceleration of the projections, 0 for none.
 
     Raises:
-        ValueError: num_iterations < 1, momentum outside [0, 1), or a window that is no multiple of the hop.
+        UserError: num_iterations < 1, momentum outside [0, 1), or a window that is no multiple of the hop.
 
     Reference: A fast Griffin-Lim algorithm, WASPAA 2013; real-time iterative inversion with a fixed past, DAFx 2006.
     """
@@ -29,11 +31,11 @@ class GriffinLim(nn.Module):
     ) -> None:
         super().__init__()
         if num_iterations < 1 or not 0.0 <= momentum < 1.0:
-            raise ValueError(
+            raise UserError(
                 f"Griffin-Lim needs num_iterations >= 1 and 0 <= momentum < 1, got {num_iterations} and {momentum}"
             )
         if len(window) % hop_samples:
-            raise ValueError(f"the window must be a multiple of the hop, got {len(window)} and {hop_samples} samples")
+            raise UserError(f"the window must be a multiple of the hop, got {len(window)} and {hop_samples} samples")
         self.hop_samples = hop_samples
         self.num_iterations = num_iterations
         self.momentum = momentum

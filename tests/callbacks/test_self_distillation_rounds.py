@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.runtime.last_checkpoint import LastCheckpoint
 from callbacks.self_distillation_rounds import SelfDistillationRounds
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
 from lightning_modules.speech_llm import SpeechLLM

@@ -13,13 +13,13 @@ import torch
 from audiomentations import AddGaussianSNR
 
 from datamodules.batch import SpokenBatch
-from datamodules.byte_ranges import ByteRanges, RangeCache
-from datamodules.conversion import CorpusConverter
-from datamodules.corpus_check import CorpusCheck
+from datamodules.conversion.corpus_check import CorpusCheck
+from datamodules.conversion.corpus_converter import CorpusConverter
 from datamodules.query_augmentation import QueryAugmentation
 from datamodules.sharded_dialogues import ShardedDialogueDataModule, ShardedSet
-from datamodules.shards import ShardIndex
-from tests.datamodules.range_server import serve
+from datamodules.shards.byte_ranges import ByteRanges, RangeCache
+from datamodules.shards.shard_index import ShardIndex
+from tests.datamodules.shards.range_server import serve
 from tests.datamodules.tiny_corpus import write_split
 
 # On a machine with one core.

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from datamodules.released_layout import SAMPLE_RATE
+from datamodules.formats.released_layout import SAMPLE_RATE
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
 from tests.datamodules.tiny_corpus import write_split
 

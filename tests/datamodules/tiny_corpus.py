@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from datamodules.released_layout import SAMPLE_RATE
+from datamodules.formats.released_layout import SAMPLE_RATE
 
 
 def write_split(root: Path, split: str, count: int, seed: int = 0, num_codes: int = 50) -> list[dict]:

@@ -10,10 +10,10 @@ COMPARISON = """description: Two toy talkers
 seed: 1
 stages:
   first:
-    job: {class_path: tests.experiments.toy.ToyJob}
+    job: {class_path: tests.experiments.engine.toy.ToyJob}
   comparison:
     job:
-      class_path: tests.experiments.toy.ToyComparison
+      class_path: tests.experiments.engine.toy.ToyComparison
       init_args: {rates: RATES, factor: "${seed}"}
 """
 
@@ -58,7 +58,7 @@ def test_what_does_not_compare_is_refused(experiment: Path, tmp_path: Path, caps
     assert report.main([str(experiment), "--seeds", "1,1"]) == 2
     assert "have the seeds [1, 1]" in capsys.readouterr().err
     mute = tmp_path / "mute.yaml"
-    mute.write_text("description: Says nothing\njob: {class_path: tests.experiments.toy.ToyJob}\n")
+    mute.write_text("description: Says nothing\njob: {class_path: tests.experiments.engine.toy.ToyJob}\n")
     assert run.main([str(mute), "seed=1"]) == 0
     capsys.readouterr()
     assert report.main([str(mute)]) == 2
@@ -81,7 +81,7 @@ def test_runs_that_compared_other_talkers_are_refused(experiment: Path, tmp_path
 
 def test_what_a_job_measured_stands_as_it_wrote_it_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measuring = tmp_path / "measuring.yaml"
-    job = "{class_path: tests.experiments.toy.ToyMeasuringJob}"
+    job = "{class_path: tests.experiments.engine.toy.ToyMeasuringJob}"
     measuring.write_text(f"description: Measures\nruns_dir: {tmp_path}\nstages:\n  speed: {{job: {job}}}\n")
     assert run.main([str(measuring), "seed=3"]) == 0
     capsys.readouterr()

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from experiments import config, run
-from experiments.pipeline import make_plan
+from experiments import run
+from experiments.engine import config
+from experiments.engine.pipeline import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = """
 description: Toy.
-module: {class_path: tests.experiments.toy.ToyModule}
-datamodule: {class_path: tests.experiments.toy.ToyData}
+module: {class_path: tests.experiments.engine.toy.ToyModule}
+datamodule: {class_path: tests.experiments.engine.toy.ToyData}
 trainer: {max_steps: 12, accelerator: cpu}
 checkpoint: {every_n_steps: 3}
-callbacks: {losses: {class_path: tests.experiments.toy.LossFile}}
+callbacks: {losses: {class_path: tests.experiments.engine.toy.LossFile}}
 """
 
 
@@ -87,7 +88,7 @@ def test_a_script_run_from_the_root_and_killed_goes_on(
     """SIGKILL within a fit, the same command again: equal losses and one checkpoint that is whole."""
     runs_dir = f"runs_dir={tmp_path}/runs"
     arguments = f"{{signal_name: SIGKILL, step: 7, marker: {tmp_path}/marker}}"
-    kill = f"callbacks.kill={{class_path: tests.experiments.toy.SignalAt, init_args: {arguments}}}"
+    kill = f"callbacks.kill={{class_path: tests.experiments.engine.toy.SignalAt, init_args: {arguments}}}"
     killed = in_own_process(str(file), runs_dir, kill)
     assert killed.returncode == -signal.SIGKILL
     assert len(losses(file)) == 7
@@ -104,7 +105,7 @@ def test_a_script_run_from_the_root_and_killed_goes_on(
 
 def test_ctrl_c_saves_and_says_how_to_go_on(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = f"{{signal_name: SIGINT, step: 4, marker: {tmp_path}/marker}}"
-    stop = f"callbacks.stop={{class_path: tests.experiments.toy.SignalAt, init_args: {arguments}}}"
+    stop = f"callbacks.stop={{class_path: tests.experiments.engine.toy.SignalAt, init_args: {arguments}}}"
     assert run.main([str(file), f"runs_dir={tmp_path}/runs", stop, "--force"]) == 130
     errors = capsys.readouterr().err
     (checkpoint,) = tmp_path.glob("runs/toy/*/checkpoints/last.ckpt")
@@ -117,7 +118,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(file: Path, tmp_path: Path, capsys: 
 
 def test_a_job_is_stopped_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "slow.yaml"
-    file.write_text("job: {class_path: tests.experiments.toy.SlowJob, init_args: {signal_name: SIGTERM}}\n")
+    file.write_text("job: {class_path: tests.experiments.engine.toy.SlowJob, init_args: {signal_name: SIGTERM}}\n")
     before = signal.getsignal(signal.SIGTERM)
     assert run.main([str(file), f"runs_dir={tmp_path}/runs"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batch import SpokenBatch
+from lightning_modules.inference.spoken_reply import Decoding, SpokenReply
 from lightning_modules.speech_llm import SpeechLLM
-from lightning_modules.spoken_reply import Decoding, SpokenReply
 from lightning_modules.talker.base import Talker
 from lightning_modules.thinker.adaptor import Adaptor
+from lightning_modules.thinker.objective import ThinkerObjective
 from lightning_modules.thinker.thinker import Thinker
-from lightning_modules.thinker_objective import ThinkerObjective
 from lightning_modules.vocoder.base import Vocoder, VocoderStream
 from tests.lightning_modules.talker.conftest import NUM_CODES, build_talker
 from tests.lightning_modules.thinker.tiny import make_language_model, make_speech_encoder, make_tokenizer

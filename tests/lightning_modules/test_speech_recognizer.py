@@ -6,9 +6,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.batch import SpokenBatch
-from lightning_modules.conv_speech_encoder import ConvSpeechEncoder
-from lightning_modules.seeding import derive_seed
+from lightning_modules.acoustics.conv_speech_encoder import ConvSpeechEncoder
 from lightning_modules.speech_recognizer import SpeechRecognizer
+from lightning_modules.training.seeding import derive_seed
 
 TEXTS = ["Go home!", "stop"]
 

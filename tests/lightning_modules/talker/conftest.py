@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
-from lightning_modules.talker.backbone import TalkerBackbone
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
-from lightning_modules.talker.masking import BlockBernoulli
+from lightning_modules.talker.masking.schemes import BlockBernoulli
 from lightning_modules.talker.multi_token import MultiTokenTalker
+from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
+from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.set_block import SetBlockTalker
 
 NUM_CODES, HIDDEN, EMBEDDING, WIDTH = 30, 12, 10, 32

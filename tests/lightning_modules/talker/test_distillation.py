@@ -17,7 +17,7 @@ from lightning_modules.talker.distillation import (
     unmasking_trajectory,
 )
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
-from lightning_modules.talker.masking import BlockBernoulli
+from lightning_modules.talker.masking.schemes import BlockBernoulli
 from lightning_modules.talker.set_block import SetBlockTalker
 from tests.lightning_modules.talker.conftest import make_talker, make_text
 

@@ -4,21 +4,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.anchors import TextStates
-from lightning_modules.talker.attention import CausalContextAttention, attend
-from lightning_modules.talker.attention_masks import (
+from lightning_modules.talker.autoregressive import AutoregressiveTalker
+from lightning_modules.talker.base import Talker
+from lightning_modules.talker.decoding.streaming import states_of_row
+from lightning_modules.talker.decoding.unmasking import most_confident, num_to_reveal
+from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
+from lightning_modules.talker.network.anchors import TextStates
+from lightning_modules.talker.network.attention import CausalContextAttention, attend
+from lightning_modules.talker.network.attention_masks import (
     anchored_causal_order,
     block_causal_order,
     causal_context_mask,
     clean_context_mask,
     mask_from_order,
 )
-from lightning_modules.talker.autoregressive import AutoregressiveTalker
-from lightning_modules.talker.base import Talker
-from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.set_block import SetBlockTalker
-from lightning_modules.talker.streaming import states_of_row
-from lightning_modules.talker.unmasking import most_confident, num_to_reveal
 from tests.lightning_modules.talker.conftest import make_talker, make_text
 
 

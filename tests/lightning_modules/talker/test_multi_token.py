@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.anchors import TextStates
-from lightning_modules.talker.backbone import TalkerBackbone
+from lightning_modules.talker.decoding.streaming import states_of_row
 from lightning_modules.talker.multi_token import MultiTokenTalker
-from lightning_modules.talker.streaming import states_of_row
+from lightning_modules.talker.network.anchors import TextStates
+from lightning_modules.talker.network.backbone import TalkerBackbone
 from tests.lightning_modules.talker.conftest import make_talker, make_text
 
 

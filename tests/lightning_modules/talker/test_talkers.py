@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_modules.talker.anchors import TextStates
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
+from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.streaming import KnownTextState, states_of_row
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
-from lightning_modules.talker.sampling import TokenSampler
+from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.set_block import SetBlockTalker
-from lightning_modules.talker.streaming import KnownTextState, states_of_row
 from tests.lightning_modules.talker.conftest import (
     NUM_CODES,
     logits_of,

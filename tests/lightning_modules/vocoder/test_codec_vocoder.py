@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_modules.features import LogMel
+from lightning_modules.acoustics.log_mel import LogMel
 from lightning_modules.speech_codec import SpeechCodec
 from lightning_modules.vocoder.codec_vocoder import CodecVocoder
 from lightning_modules.vocoder.griffin_lim import GriffinLim

@@ -1,0 +1,1 @@
+"""Compares decodings on test dialogues: rows of a table, pictures, audio."""

@@ -1,0 +1,225 @@
+"""One row of the comparison a decoding, from one record an example."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+
+from torch import Tensor
+
+from lightning_modules.evaluation.text_normalization import NORMALIZER_NAME
+from lightning_modules.evaluation.word_error_rate import word_error_rates
+from lightning_modules.inference.spoken_reply import SpokenReply
+
+ORIGINAL = "original audio"
+RESYNTHESIS = "codec resynthesis"
+
+
+@dataclass
+class Record:
+    """What one decoding said to one query.
+
+    Attributes:
+        talker: Name of the talker or of the reference.
+        steps: Decoding steps a block; None for a reference.
+        example_id: Of the dialogue.
+        gold: Text of the gold reply.
+        text: Text that should be heard: the thinker's reply, or the gold one for a reference.
+        num_tokens: Speech tokens.
+        num_gold_tokens: Speech tokens of the gold reply.
+        is_repeating: The speech is caught in a loop.
+        reply: Costs of a reply (without its waveform); None for a reference.
+        heard: What the recognizer heard.
+    """
+
+    talker: str
+    steps: int | None
+    example_id: str
+    gold: str
+    text: str
+    num_tokens: int
+    num_gold_tokens: int
+    is_repeating: bool
+    reply: SpokenReply | None = None
+    heard: str = ""
+
+    @classmethod
+    def of_reference(cls, name: str, example_id: str, gold: str, units: Tensor) -> "Record":
+        """Record a reference that speaks the gold reply."""
+        return cls(name, None, example_id, gold, gold, len(units), len(units), is_repeating(units.tolist()))
+
+    @classmethod
+    def of_reply(
+        cls, talker: str, steps: int, example_id: str, gold: str, units: Tensor, reply: SpokenReply
+    ) -> "Record":
+        """Record a reply; its waveform is left out, so that a long test does not fill the memory."""
+        tokens = reply.speech_tokens.tolist()
+        light = SpokenReply(**{**vars(reply), "waveform": reply.waveform[:0]})
+        repeating = is_repeating(tokens)
+        return cls(talker, steps, example_id, gold, reply.text, len(tokens), len(units), repeating, light)
+
+    @property
+    def label(self) -> str:
+        """Name for files: the talker and its steps."""
+        return self.talker.replace(" ", "-") + (f"-{self.steps}-steps" if self.steps else "")
+
+    def as_transcript(self) -> dict[str, str | int | None]:
+        """What was to be said and what was heard."""
+        words = {"gold": self.gold, "text": self.text, "heard": self.heard}
+        return {"id": self.example_id, "talker": self.talker, "steps": self.steps, **words}
+
+
+@dataclass
+class ComparisonRow:
+    """One line of the comparison; rates are shares of 1, times are medians over the examples.
+
+    Attributes:
+        talker: Name of the talker or of the reference.
+        steps: Decoding steps a block; None for a reference.
+        num_examples: Test dialogues.
+        wer_micro: Word errors over all words.
+        wer_macro: Mean of the examples' word error rates.
+        text_exact_match: Share of examples whose text reply equals the gold one.
+        tokens_per_s: Speech tokens a second of the talker alone, batch 1.
+        rtf: Seconds of the talker alone for a second of speech.
+        forwards_per_block: Network passes a block, those that commit included, over all blocks but the last.
+        first_chunk_ms: Milliseconds until the first samples, by part and in total.
+        first_chunk_audio_ms: Milliseconds of audio that the first samples hold.
+        length_ratio: Speech tokens over those of the gold replies.
+        failures: Shares of empty, truncated (never said EOS) and repeating output.
+        normalizer: What both texts of the WER went through.
+    """
+
+    talker: str
+    steps: int | None
+    num_examples: int
+    wer_micro: float
+    wer_macro: float
+    text_exact_match: float | None = None
+    tokens_per_s: float | None = None
+    rtf: float | None = None
+    forwards_per_block: float | None = None
+    first_chunk_ms: dict[str, float] = field(default_factory=dict)
+    first_chunk_audio_ms: float | None = None
+    length_ratio: float = 1.0
+    failures: dict[str, float] = field(default_factory=dict)
+    normalizer: str = NORMALIZER_NAME
+
+    def as_scalars(self) -> dict[str, float]:
+        """Numbers for TensorBoard under tags that are the same for every talker."""
+        names = (
+            "wer_micro",
+            "wer_macro",
+            "text_exact_match",
+            "tokens_per_s",
+            "rtf",
+            "forwards_per_block",
+            "length_ratio",
+        )
+        scalars = {f"decode/{name}": float(getattr(self, name)) for name in names if getattr(self, name) is not None}
+        scalars |= {f"decode/first_chunk_ms/{part}": value for part, value in self.first_chunk_ms.items()}
+        return scalars | {f"decode/failures/{kind}": share for kind, share in self.failures.items()}
+
+
+def is_repeating(tokens: Sequence[int], longest_period: int = 16, shortest_loop: int = 50) -> bool:
+    """Tell whether speech is caught in a loop.
+
+    Args:
+        tokens: Speech tokens.
+        longest_period: Longest loop body looked for, in tokens.
+        shortest_loop: Repeated tokens that make a loop: 2 s at 25 Hz, longer than any pause or drawn-out vowel.
+
+    Returns:
+        True if ``tokens[i] == tokens[i - period]`` for ``shortest_loop`` tokens on end, at any period.
+    """
+    for period in range(1, longest_period + 1):
+        run = 0
+        for now, before in zip(tokens[period:], tokens, strict=False):
+            run = run + 1 if now == before else 0
+            if run >= shortest_loop:
+                return True
+    return False
+
+
+def summarize(records: Sequence[Record], token_rate_hz: float) -> list[ComparisonRow]:
+    """Sum up the records of each decoding, in order of first appearance.
+
+    Args:
+        records: One a decoding and example.
+        token_rate_hz: Speech tokens a second of audio.
+
+    Returns:
+        One row a decoding; the references have no text match and no costs.
+    """
+    groups: dict[tuple[str, int | None], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.talker, record.steps), []).append(record)
+    return [_summarize_group(talker, steps, group, token_rate_hz) for (talker, steps), group in groups.items()]
+
+
+def _summarize_group(talker: str, steps: int | None, group: list[Record], token_rate_hz: float) -> ComparisonRow:
+    rates = word_error_rates([record.text for record in group], [record.heard for record in group])
+    row = ComparisonRow(talker, steps, len(group), rates.micro, rates.macro)
+    row.length_ratio = sum(record.num_tokens for record in group) / sum(record.num_gold_tokens for record in group)
+    row.failures = {
+        "empty": fmean(record.num_tokens == 0 for record in group),
+        "truncated": fmean(record.reply is not None and not record.reply.ended for record in group),
+        "repeating": fmean(record.is_repeating for record in group),
+    }
+    replies = [record.reply for record in group if record.reply is not None]
+    if replies:
+        matches = [record.text.strip() == record.gold.strip() for record in group]
+        row.text_exact_match = fmean(matches)
+        row.tokens_per_s = median(len(reply.speech_tokens) / reply.times.talker_s for reply in replies)
+        row.rtf = token_rate_hz / row.tokens_per_s if row.tokens_per_s else None
+        row.forwards_per_block = _forwards_per_block(replies)
+        parts = [reply.first_chunk_times.as_milliseconds() for reply in replies]
+        row.first_chunk_ms = {name: median(part[name] for part in parts) for name in parts[0]}
+        row.first_chunk_audio_ms = median(1000 * reply.first_chunk_audio_s for reply in replies)
+    return row
+
+
+def _forwards_per_block(replies: Sequence[SpokenReply]) -> float:
+    # An autoregressive talker stops inside its last block: whole blocks alone compare.
+    whole = [count for reply in replies for count in reply.num_forwards[:-1]]
+    return fmean(whole or [count for reply in replies for count in reply.num_forwards])
+
+
+def format_table(rows: Sequence[ComparisonRow]) -> str:
+    """Lay the rows out as a table of plain text, percentages as such."""
+    header = (
+        "talker", "steps", "WER % micro", "macro", "text exact %", "tokens/s", "RTF", "fwd/block",
+        "first chunk ms (encoder+thinker+talker+vocoder)", "length", "empty/cut/loop %",
+    )  # fmt: skip
+    lines = [header, *(_format_row(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    laid_out = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
+    rule = "-" * max(map(len, laid_out))
+    count = f"{rows[0].num_examples} test dialogues; WER by {rows[0].normalizer}, against the thinker's own text."
+    return "\n".join([laid_out[0], rule, *laid_out[1:], rule, count])
+
+
+def _format_row(row: ComparisonRow) -> tuple[str, ...]:
+    def show(value: float | None, pattern: str, scale: float = 1.0) -> str:
+        return "-" if value is None else pattern.format(scale * value)
+
+    parts = [row.first_chunk_ms.get(name, 0.0) for name in ("speech_encoder", "thinker", "talker", "vocoder")]
+    first = (
+        f"{row.first_chunk_ms['total']:.0f} = " + " + ".join(f"{part:.0f}" for part in parts)
+        if row.first_chunk_ms
+        else "-"
+    )
+    return (
+        row.talker,
+        show(row.steps, "{:.0f}"),
+        show(row.wer_micro, "{:.2f}", 100),
+        show(row.wer_macro, "{:.2f}", 100),
+        show(row.text_exact_match, "{:.1f}", 100),
+        show(row.tokens_per_s, "{:.0f}"),
+        show(row.rtf, "{:.4f}"),
+        show(row.forwards_per_block, "{:.2f}"),
+        first,
+        show(row.length_ratio, "{:.3f}"),
+        "/".join(f"{100 * share:.0f}" for share in row.failures.values()),
+    )

@@ -1,0 +1,1 @@
+"""What keeps a long training safe and visible: checkpoints, interrupts, progress."""

@@ -1,0 +1,64 @@
+"""Ctrl-C and SIGTERM during a fit: finish the batch, save, and leave."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.runtime.last_checkpoint import LastCheckpoint
+from callbacks.runtime.signals import Interrupted, exit_at_once, signal_handlers
+
+
+class InterruptHandler(Callback):
+    """Lets a fit end well: the first signal finishes the batch and saves a checkpoint, the second ends at once."""
+
+    def __init__(self, checkpoint: LastCheckpoint) -> None:
+        """Create the callback.
+
+        Args:
+            checkpoint: What saves.
+        """
+        self._checkpoint = checkpoint
+        self._signum: int | None = None
+        self._context: contextlib.AbstractContextManager[None] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over from Lightning, whose own handlers know nothing of checkpoints."""
+        self._signum = None
+        self._context = signal_handlers(self._remember)
+        self._context.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask for a checkpoint and the end once a signal came."""
+        self._pass_on(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back; a signal that came in the last validation still ends the program."""
+        self._pass_on(trainer)
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._release()
+
+    def _pass_on(self, trainer: Trainer) -> None:
+        if self._signum is not None:
+            saved = f"saved {self._checkpoint.file} at step {trainer.global_step}"
+            self._checkpoint.stop_after_saving(Interrupted(self._signum, saved))
+
+    def _release(self) -> None:
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = None
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum is not None:
+            exit_at_once(signum, frame)
+        self._signum = signum
+        print("\nstopping: finishing this step, then saving; once more to stop at once", file=sys.stderr, flush=True)

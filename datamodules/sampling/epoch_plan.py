@@ -1,0 +1,216 @@
+"""Which examples form which batch of which rank: pure functions of metadata, seed and epoch.
+
+An epoch is a sequence of *steps*; a step holds one batch for each rank. Batches are filled up to a budget of padded
+tokens from examples of like length, so that few positions are padding; which examples meet, and the order of the steps,
+change with every epoch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_modules.errors import UserError
+
+# Sorting by length happens inside pools of this many budgets: long enough to save padding, short enough to stay random.
+POOL_BUDGETS = 4096
+# Examples whose lengths differ by less than these shares count as equally long: their order is random.
+TOLERANCE, SECOND_TOLERANCE = 0.06, 0.03
+
+
+@dataclass(frozen=True)
+class BatchBudget:
+    """How much a batch may hold.
+
+    Attributes:
+        max_tokens: Padded tokens, the longest example's times their number.
+        max_examples: Examples.
+
+    Raises:
+        UserError: If nothing fits.
+    """
+
+    max_tokens: int
+    max_examples: int = 512
+
+    def __post_init__(self) -> None:
+        """Check that something fits."""
+        if self.max_tokens < 1 or self.max_examples < 1:
+            raise UserError(
+                f"a batch of {self.max_tokens} tokens and {self.max_examples} examples is empty: raise both"
+            )
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Batches of a stretch of training, a row a step and a column a rank.
+
+    Attributes:
+        members: Examples, batch after batch, step after step, ``(n,) int64``.
+        bounds: Where each batch begins and the last one ends in ``members``, ``(num_steps * world_size + 1,) int64``.
+        world_size: Ranks.
+        left_out: Examples that would have given some ranks one batch more, fewer than ``world_size`` in each pool and
+            only where no batch has room for two examples, ``(m,) int64``.
+    """
+
+    members: np.ndarray
+    bounds: np.ndarray
+    world_size: int
+    left_out: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of steps."""
+        return (len(self.bounds) - 1) // self.world_size
+
+    def batch(self, step: int, rank: int) -> np.ndarray:
+        """Gives the examples of one rank in one step, ``(m,) int64``."""
+        index = step * self.world_size + rank
+        return self.members[self.bounds[index] : self.bounds[index + 1]]
+
+    def examples_from(self, step: int) -> np.ndarray:
+        """Gives what is left from a step on, ``(m,) int64``."""
+        return self.members[self.bounds[step * self.world_size] :]
+
+
+def draw_epoch(set_of: np.ndarray, weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
+    """Draws the examples of an epoch, each set as often as its weight says.
+
+    A weight of 1 takes each example of a set once, 2 twice, 0 never; of 0.25, a quarter of the set is taken, another
+    one each epoch, so that four epochs take the whole of it.
+
+    Args:
+        set_of: Set that each example belongs to, ``(N,) int``.
+        weights: One a set.
+        seed: Of the shuffling.
+        epoch: From 0.
+
+    Returns:
+        Examples in random order, ``(n,) int64``.
+
+    Raises:
+        UserError: If a weight is negative, or nothing is drawn.
+    """
+    parts = []
+    for number, weight in enumerate(weights):
+        if weight < 0 or not np.isfinite(weight):
+            raise UserError(f"set {number} has the weight {weight}: give 0 or more")
+        own = np.flatnonzero(set_of == number)
+        # One shuffled round of the set after the other; an epoch is the stretch behind that of the one before.
+        begin, end = (round(len(own) * weight * edge) for edge in (epoch, epoch + 1))
+        rounds = range(begin // len(own), -(-end // len(own))) if len(own) else range(0)
+        for turn in rounds:
+            order = np.random.default_rng([seed, 1, number, turn]).permutation(own)
+            parts.append(order[max(0, begin - turn * len(own)) : end - turn * len(own)])
+    drawn = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    if len(drawn) == 0:
+        raise UserError(f"no example is drawn with the weights {list(weights)}: raise one of a set that holds any")
+    return np.random.default_rng([seed, 2, epoch]).permutation(drawn)
+
+
+def plan_steps(
+    examples: np.ndarray,
+    lengths: np.ndarray,
+    budget: BatchBudget,
+    world_size: int,
+    seed: Sequence[int],
+    second_lengths: np.ndarray | None = None,
+) -> Steps:
+    """Packs examples into batches and batches into steps; every example is in exactly one batch.
+
+    Args:
+        examples: In random order, ``(n,) int64``.
+        lengths: Tokens of every example of the corpus, ``(N,) int``.
+        budget: How much a batch may hold.
+        world_size: Ranks; each has a batch in every step.
+        seed: Of the order of the steps, and of which examples of like length meet.
+        second_lengths: Another length that is padded but counts against no budget, such as that of the query, ``(N,)``;
+            among examples of about the same tokens, those meet that are alike in it, too.
+
+    Returns:
+        The steps; batches of one step are of like length.
+
+    Raises:
+        UserError: If there are fewer examples than ranks, or one is longer than the budget.
+    """
+    if len(examples) < world_size:
+        raise UserError(f"{len(examples)} examples do not give each of {world_size} devices one: use fewer devices")
+    longest = int(lengths[examples].max())
+    if longest > budget.max_tokens:
+        raise UserError(f"an example has {longest} tokens, but a batch holds {budget.max_tokens}: raise the budget")
+    ordered: list[np.ndarray] = []
+    left_out: list[np.ndarray] = []
+    sizes: list[int] = []
+    generator = np.random.default_rng(list(seed))
+    for pool in _pools(examples, lengths, budget, world_size):
+        order = _sorted(pool, lengths, second_lengths, generator)
+        own_sizes = _split_to_multiple(_cut(lengths[order], budget), world_size)
+        taken, rest = np.split(order, [sum(own_sizes)])
+        ordered.append(taken)
+        left_out.append(rest)
+        sizes += own_sizes
+    members, bounds = np.concatenate(ordered), np.concatenate([[0], np.cumsum(sizes)])
+    order_of_steps = generator.permutation(len(sizes) // world_size)
+    batches = (order_of_steps[:, None] * world_size + np.arange(world_size)).ravel()
+    lengths_of = np.diff(bounds)[batches]
+    new_bounds = np.concatenate([[0], np.cumsum(lengths_of)])
+    # Place of each member before: its batch's old begin plus its place in the batch.
+    source = np.repeat(bounds[batches] - new_bounds[:-1], lengths_of) + np.arange(new_bounds[-1])
+    return Steps(members[source], new_bounds, world_size, np.concatenate(left_out))
+
+
+def _pools(examples: np.ndarray, lengths: np.ndarray, budget: BatchBudget, world_size: int) -> list[np.ndarray]:
+    """Cuts examples into pools of about as many tokens; none is too small to give each rank an example."""
+    filled = np.cumsum(lengths[examples]) // (budget.max_tokens * POOL_BUDGETS)
+    pools = np.split(examples, np.flatnonzero(np.diff(filled)) + 1)
+    merged = [pools[0]]
+    for pool in pools[1:]:
+        if min(len(pool), len(merged[-1])) < world_size:
+            merged[-1] = np.concatenate([merged[-1], pool])
+        else:
+            merged.append(pool)
+    return merged
+
+
+def _sorted(
+    pool: np.ndarray, lengths: np.ndarray, second_lengths: np.ndarray | None, generator: np.random.Generator
+) -> np.ndarray:
+    """Sorts a pool so that neighbours are alike in length, and in the second one too if there is one."""
+    classes = _classes(lengths[pool], TOLERANCE, generator)
+    if second_lengths is None:
+        return pool[np.argsort(classes, kind="stable")]
+    second = _classes(second_lengths[pool], SECOND_TOLERANCE, generator)
+    back_and_forth = np.where(classes % 2, -1, 1)  # the last of a class and the first of the next may share a batch
+    return pool[np.lexsort((second * back_and_forth, classes))]
+
+
+def _classes(lengths: np.ndarray, tolerance: float, generator: np.random.Generator) -> np.ndarray:
+    """Gives lengths classes of a width, with bounds a little different for each, so that others meet in each epoch."""
+    shift = generator.uniform(0.0, 0.5, len(lengths))
+    return np.floor(np.log(np.maximum(lengths, 1e-3)) / np.log1p(tolerance) + shift)
+
+
+def _cut(lengths: np.ndarray, budget: BatchBudget) -> list[int]:
+    """Cuts a sequence of lengths into batches as large as the budget allows; gives their sizes."""
+    sizes, size, longest = [], 0, 0
+    for length in lengths.tolist():
+        longest = max(longest, length)
+        if size == budget.max_examples or (size + 1) * longest > budget.max_tokens:
+            sizes.append(size)
+            size, longest = 0, length
+        size += 1
+    return [*sizes, size]
+
+
+def _split_to_multiple(sizes: list[int], world_size: int) -> list[int]:
+    """Halves the batches with most examples until each rank gets as many batches as any other.
+
+    Where every batch has one example only, what is too much for equal numbers is left off the end.
+    """
+    sizes = list(sizes)
+    while len(sizes) % world_size:
+        largest = max(range(len(sizes)), key=sizes.__getitem__)
+        if sizes[largest] == 1:
+            return sizes[: len(sizes) // world_size * world_size]
+        half = sizes[largest] // 2
+        sizes[largest : largest + 1] = [half, sizes[largest] - half]
+    return sizes

@@ -1,0 +1,135 @@
+"""A walk through the epochs of a corpus that goes on wherever it was left, on as many devices as there are.
+
+Within an epoch, the walk is a list of *stretches*, each with a number of devices of its own. A stretch plans what those
+before it left; so whatever the devices were, each example of an epoch is handed out once.
+"""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from datamodules.sampling.epoch_plan import BatchBudget, Steps, draw_epoch, plan_steps
+from datamodules.sampling.resumable_loader import refuse_other_plan
+
+
+class EpochWalk:
+    """Knows which batches come next on every rank.
+
+    Args:
+        set_of: Set that each example belongs to, ``(N,) int``.
+        lengths: Tokens of each example, ``(N,) int``.
+        weights: How often an epoch takes each set; see :func:`draw_epoch`.
+        budget: How much a batch may hold.
+        seed: Of the shuffling.
+        world_size: Devices.
+        second_lengths: Of each example, ``(N,) float``; see :func:`plan_steps`.
+
+    Raises:
+        UserError: If no plan can be made; see :func:`plan_steps`.
+    """
+
+    def __init__(
+        self,
+        set_of: np.ndarray,
+        lengths: np.ndarray,
+        weights: Sequence[float],
+        budget: BatchBudget,
+        seed: int,
+        world_size: int,
+        second_lengths: np.ndarray | None = None,
+    ) -> None:
+        self._second_lengths = second_lengths
+        self._set_of, self._lengths, self._weights = set_of, lengths, tuple(weights)
+        self._budget, self._seed, self.world_size = budget, seed, world_size
+        self.epoch = self.position = 0
+        self._past: list[tuple[int, int]] = []
+        self._steps = self._plan(0, [])
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """Steps of the stretch of the epoch that the walk is in."""
+        return len(self._steps)
+
+    @property
+    def left_out(self) -> np.ndarray:
+        """Examples that this epoch leaves out, ``(m,) int64``; see :class:`Steps`."""
+        return self._steps.left_out
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """Gives what the walk depends on, but for the number of devices."""
+        digest = hashlib.sha256()
+        for values in (self._set_of, self._lengths):
+            digest.update(np.ascontiguousarray(values, dtype=np.int64))
+        if self._second_lengths is not None:
+            digest.update(np.ascontiguousarray(self._second_lengths, dtype=np.float64))
+        return {
+            "corpus": digest.hexdigest()[:16],
+            "num_examples": len(self._lengths),
+            "weights": list(self._weights),
+            "max_tokens": self._budget.max_tokens,
+            "max_examples": self._budget.max_examples,
+            "seed": self._seed,
+        }
+
+    def advance(self) -> None:
+        """Take one step: what it holds is done."""
+        self.position += 1
+        self._leave_finished_epoch()
+
+    def batches(self, rank: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Gives the epoch and the examples of each batch to come on one rank, without end; does not advance."""
+        steps, position = self._steps, self.position
+        for epoch in itertools.count(self.epoch):
+            for step in range(position, len(steps)):
+                yield epoch, steps.batch(step, rank)
+            steps, position = self._plan(epoch + 1, []), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives where the walk stands."""
+        return {
+            "epoch": self.epoch,
+            "stretches": [*map(list, self._past), [self.world_size, self.position]],
+            "identity": self.identity,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where another walk stood; what it left of its epoch is planned anew if the devices are not as many.
+
+        Args:
+            state: What its `state_dict()` gave.
+
+        Raises:
+            UserError: If it walked through another corpus, or in another way.
+        """
+        refuse_other_plan(state["identity"], self.identity)
+        past = [(int(world_size), int(steps)) for world_size, steps in state["stretches"]]
+        self.epoch = int(state["epoch"])
+        if past[-1][0] == self.world_size:
+            self._past, self.position = past[:-1], past[-1][1]
+        else:
+            self._past, self.position = [one for one in past if one[1]], 0
+        self._steps = self._plan(self.epoch, self._past)
+        self._leave_finished_epoch()
+
+    def _leave_finished_epoch(self) -> None:
+        if self.position == len(self._steps):
+            self.epoch, self.position, self._past = self.epoch + 1, 0, []
+            self._steps = self._plan(self.epoch, [])
+
+    def _plan(self, epoch: int, past: Sequence[tuple[int, int]]) -> Steps:
+        rest = draw_epoch(self._set_of, self._weights, self._seed, epoch)
+        for number, (world_size, taken) in enumerate(past):
+            steps = self._plan_stretch(rest, world_size, epoch, number)
+            rest = np.concatenate([steps.examples_from(taken), steps.left_out])
+        return self._plan_stretch(rest, self.world_size, epoch, len(past))
+
+    def _plan_stretch(self, examples: np.ndarray, world_size: int, epoch: int, number: int) -> Steps:
+        if number and len(examples) < world_size:  # of what other devices left, there is not one for each
+            return Steps(examples[:0], np.zeros(1, dtype=np.int64), world_size, examples)
+        seed = [self._seed, 3, epoch, number]
+        return plan_steps(examples, self._lengths, self._budget, world_size, seed, self._second_lengths)

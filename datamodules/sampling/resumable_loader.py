@@ -1,0 +1,188 @@
+"""Loaders of planned batches; the one for training goes on in the middle of an epoch."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from datamodules.batch import SpokenBatch, SpokenExample, collate
+from lightning_modules.errors import UserError
+
+
+class EpochDataset(Protocol):
+    """Examples that may differ from epoch to epoch, by augmentation."""
+
+    def __getitem__(self, key: tuple[int, int]) -> SpokenExample:
+        """The example for (epoch, index), a pure function of both."""
+
+
+class EvaluationLoader:
+    """Loads the same batches, from the first on, each time it is iterated.
+
+    Args:
+        dataset: gives the example of an (epoch, index) pair; the epoch is always 0.
+        batches: lists of indices.
+        num_workers: processes that load; 0 loads in this process.
+        pin_memory: whether batches come in page-locked memory.
+    """
+
+    def __init__(
+        self, dataset: EpochDataset, batches: list[list[int]], num_workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        self._dataset = dataset
+        self._keys = [[(0, index) for index in batch] for batch in batches]
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[SpokenBatch]:
+        """Gives all batches in order."""
+        return iter(_load(self._dataset, self._keys, self._num_workers, self._pin_memory))
+
+
+class Walk(Protocol):
+    """Knows which batches come next, in this epoch and those behind it."""
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """Batches of the present epoch on each rank."""
+
+    def advance(self) -> None:
+        """Take one step: what it holds was handed out."""
+
+    def batches(self, rank: int) -> Iterator[tuple[int, Sequence[int]]]:
+        """Gives the epoch and the indices of each batch to come on one rank, without end; does not advance."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives where the walk stands."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where another walk stood; raises UserError if it walked through something else."""
+
+
+class PlannedWalk:
+    """A walk through epochs of equally many batches.
+
+    Args:
+        plan: the batches of an epoch on a rank, as lists of indices; as many in every epoch.
+        identity: what the plan depends on (such as seed and batch size); a state of another plan is refused.
+    """
+
+    def __init__(self, plan: Callable[[int, int], list[list[int]]], identity: dict[str, int]) -> None:
+        self._plan, self._identity = plan, dict(identity)
+        self.steps_of_epoch = len(plan(0, 0))
+        self._handed_out = 0
+
+    def advance(self) -> None:
+        """Take one step."""
+        self._handed_out += 1
+
+    def batches(self, rank: int) -> Iterator[tuple[int, Sequence[int]]]:
+        """Gives the epoch and the indices of each batch to come."""
+        first, position = divmod(self._handed_out, self.steps_of_epoch)
+        for epoch in itertools.count(first):
+            for batch in self._plan(epoch, rank)[position:]:
+                yield epoch, batch
+            position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives how many batches were handed out."""
+        return {"handed_out": self._handed_out, "identity": dict(self._identity)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where another walk of the same plan stood."""
+        refuse_other_plan(state["identity"], self._identity)
+        self._handed_out = state["handed_out"]
+
+
+def refuse_other_plan(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Raises UserError with what differs, if anything does."""
+    changed = sorted(name for name in saved.keys() | present.keys() if saved.get(name) != present.get(name))
+    if changed:
+        differences = ", ".join(f"{name} was {saved.get(name)} and is {present.get(name)}" for name in changed)
+        raise UserError(
+            f"the checkpoint's place in the data does not fit this loader: {differences}; "
+            "set these as they were, or start a new run"
+        )
+
+
+class ResumableLoader:
+    """Loads the batches of a walk, epoch after epoch, and knows how far it came.
+
+    Each iteration gives as many batches as the first epoch has, beginning with the first that was not handed out yet;
+    the first iteration after `load_state_dict` gives what the interrupted one had left. Lightning saves `state_dict()`
+    with each checkpoint of a fit. What counts is what was handed out, not what workers loaded ahead: the batches
+    before a checkpoint and those after it are together the batches of an uninterrupted run.
+
+    Args:
+        dataset: gives the example of an (epoch, index) pair.
+        walk: which batches come next.
+        rank: this process.
+        num_workers: processes that load; 0 loads in this process.
+        pin_memory: whether batches come in page-locked memory.
+    """
+
+    def __init__(
+        self, dataset: EpochDataset, walk: Walk, rank: int = 0, num_workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        self._dataset, self._walk, self._rank = dataset, walk, rank
+        self._num_workers, self._pin_memory = num_workers, pin_memory
+        self._num_batches = walk.steps_of_epoch
+        self._in_iteration = 0
+        self._is_loaded = False
+
+    def __len__(self) -> int:
+        """Batches in an iteration, wherever this loader stands in it."""
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[SpokenBatch]:
+        """Gives the batches that follow those that were handed out."""
+        if not self._is_loaded or self._in_iteration >= self._num_batches:
+            self._in_iteration = 0
+        return self._batches()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the walk stands, and how many batches the latest iteration has handed out."""
+        return {"walk": self._walk.state_dict(), "in_iteration": self._in_iteration}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes to where another loader of the same plan stood.
+
+        Args:
+            state_dict: what its `state_dict()` returned.
+
+        Raises:
+            UserError: if it followed another plan.
+        """
+        self._walk.load_state_dict(state_dict["walk"])
+        self._in_iteration = state_dict["in_iteration"]
+        self._is_loaded = True
+
+    def _batches(self) -> Iterator[SpokenBatch]:
+        # Runs from the first `next` on: Lightning may make an iterator that it does not use.
+        self._is_loaded = False
+        to_come = itertools.islice(self._walk.batches(self._rank), self._num_batches - self._in_iteration)
+        keys = ([(epoch, int(index)) for index in batch] for epoch, batch in to_come)
+        for batch in _load(self._dataset, keys, self._num_workers, self._pin_memory):
+            self._walk.advance()
+            self._in_iteration += 1
+            yield batch
+
+
+def _load(
+    dataset: EpochDataset, keys: Iterable[list[tuple[int, int]]], num_workers: int, pin_memory: bool
+) -> Iterable[SpokenBatch]:
+    # Its own generator: the default one would draw from the global random state, and resuming would change the run.
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=keys,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,223 @@
+"""Spoken dialogues in tar shards of the WebDataset layout, each with an index of where everything lies.
+
+An example is three members with one key, one behind the other: `<key>.wav` or `<key>.flac` (the query, the very bytes
+of its file), `<key>.npy` (the reply's speech tokens, `(T,) int32`) and `<key>.json` (`id`, `reply`, and `transcript` if
+there is one). Any tool that reads tar files can read them; with the index a part is one read of a byte range.
+"""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+
+from lightning_modules.errors import UserError
+
+PARTS = ("query", "units", "text")
+
+# what a converted corpus holds: its index, and the folder of its shards
+INDEX, SHARDS = "index.npz", "shards"
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the examples of a corpus lie, and what a plan must know of them; a row an example.
+
+    Attributes:
+        ids: Names, ``(N,) str``.
+        shards: File names of the shards, ``(S,) str``.
+        shard_of: Shard of each example, ``(N,) int32``.
+        sets: Names of the sets that examples come from, ``(M,) str``.
+        set_of: Set of each example, ``(N,) int32``.
+        offsets: Begin of query, units and text in the shard, ``(N, 3) int64``, in bytes.
+        sizes: Their lengths, ``(N, 3) int64``, in bytes.
+        checksums: Their CRC-32, ``(N, 3) uint32``.
+        query_s: Seconds of the query, ``(N,) float32``.
+        num_units: Speech tokens of the reply, ``(N,) int32``.
+        num_text_tokens: Text tokens of the reply, ``(N,) int32``; -1 where nobody counted them.
+    """
+
+    ids: np.ndarray
+    shards: np.ndarray
+    shard_of: np.ndarray
+    sets: np.ndarray
+    set_of: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    checksums: np.ndarray
+    query_s: np.ndarray
+    num_units: np.ndarray
+    num_text_tokens: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Gives the index of some examples, in their order."""
+        of_corpus = ("shards", "sets")
+        return replace(self, **{name: values[rows] for name, values in vars(self).items() if name not in of_corpus})
+
+    def save(self, path: Path) -> None:
+        """Writes the index as one `.npz`, wholly or not at all."""
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **vars(self))
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads an index.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            UserError: If it is damaged.
+        """
+        try:
+            with path.open("rb") as file:
+                return cls.read(file, str(path))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: there is no index of shards; convert the corpus") from None
+
+    @classmethod
+    def read(cls, file: BinaryIO, name: str) -> Self:
+        """Reads an index from an open file; `name` is what errors call it.
+
+        Raises:
+            UserError: If it is damaged.
+        """
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return cls(**{one.name: stored[one.name] for one in fields(cls)})
+        except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            raise UserError(f"{name}: the index of shards is damaged ({error}); convert the corpus again") from error
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Puts indices one behind the other; each has shards of its own, but they may share sets."""
+        first_shards = np.cumsum([0, *(len(part.shards) for part in parts[:-1])])
+        joined = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
+        shard_of = [part.shard_of + first for part, first in zip(parts, first_shards, strict=True)]
+        sets = np.unique(joined["sets"])
+        set_of = [np.searchsorted(sets, part.sets)[part.set_of] for part in parts]
+        joined |= {"shard_of": np.concatenate(shard_of).astype(np.int32), "sets": sets}
+        return cls(**{**joined, "set_of": np.concatenate(set_of).astype(np.int32)})
+
+
+def pack_units(units: np.ndarray) -> bytes:
+    """Gives the content of a `.npy` file of ``(T,) int32``."""
+    content = io.BytesIO()
+    np.save(content, units.astype("<i4"), allow_pickle=False)
+    return content.getvalue()
+
+
+_UNITS_HEADER = pack_units(np.zeros(0, dtype=np.int32)).split(b"(0,)")[0]
+
+
+def unpack_units(content: bytes) -> np.ndarray:
+    """Reads it; the header, which takes most of the time, is not parsed where it is as this module writes it.
+
+    Raises:
+        UserError: If it is no `.npy` file.
+    """
+    if content.startswith(_UNITS_HEADER):
+        return np.frombuffer(content, dtype="<i4", offset=10 + int.from_bytes(content[8:10], "little"))
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class PackedExample:
+    """One example as it goes into a shard.
+
+    Attributes:
+        id: Its name.
+        set_name: The set that it comes from.
+        query: Bytes of the query's audio file.
+        extension: "wav" or "flac".
+        query_s: Its seconds.
+        units: Speech tokens, ``(T,) int32``.
+        reply: The reply as text.
+        transcript: The query as text, if known.
+        num_text_tokens: Text tokens of the reply; -1 if nobody counted them.
+    """
+
+    id: str
+    set_name: str
+    query: bytes
+    extension: str
+    query_s: float
+    units: np.ndarray
+    reply: str
+    transcript: str | None = None
+    num_text_tokens: int = -1
+
+
+class ShardWriter:
+    """Writes one shard and its index; both appear when everything is written, the shard last.
+
+    Args:
+        path: `<name>.tar`; the index comes beside it as `<name>.npz`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._tar = tarfile.open(self._partial, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close()
+        self._rows: list[tuple[str, str, list[tuple[int, int, int]], float, int, int]] = []
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes written so far."""
+        return self._tar.offset
+
+    def write(self, key: str, example: PackedExample) -> None:
+        """Appends an example under a key without a dot, unique in the corpus."""
+        text = {"id": example.id, "reply": example.reply}
+        if example.transcript is not None:
+            text["transcript"] = example.transcript
+        contents = {
+            example.extension: example.query,
+            "npy": pack_units(example.units),
+            "json": json.dumps(text, ensure_ascii=False).encode(),
+        }
+        places = [self._append(f"{key}.{extension}", content) for extension, content in contents.items()]
+        lengths = example.query_s, len(example.units), example.num_text_tokens
+        self._rows.append((example.id, example.set_name, places, *lengths))
+
+    def _append(self, name: str, content: bytes) -> tuple[int, int, int]:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        begin = self._tar.offset + tarfile.BLOCKSIZE
+        self._tar.addfile(info, io.BytesIO(content))
+        return begin, len(content), zlib.crc32(content)
+
+    def close(self) -> ShardIndex:
+        """Finishes index and shard, and gives the index."""
+        self._tar.close()
+        columns = zip(*self._rows, strict=True) if self._rows else ([],) * 6
+        ids, names, places, seconds, num_units, num_text_tokens = columns
+        sets, set_of = np.unique(np.array(names, dtype=np.str_), return_inverse=True)
+        begin, size, checksum = np.array(places, dtype=np.int64).reshape(-1, len(PARTS), 3).transpose(2, 0, 1)
+        index = ShardIndex(
+            ids=np.array(ids, dtype=np.str_),
+            shards=np.array([self.path.name]),
+            shard_of=np.zeros(len(ids), dtype=np.int32),
+            sets=sets,
+            set_of=set_of.astype(np.int32),
+            offsets=begin,
+            sizes=size,
+            checksums=checksum.astype(np.uint32),
+            query_s=np.array(seconds, dtype=np.float32),
+            num_units=np.array(num_units, dtype=np.int32),
+            num_text_tokens=np.array(num_text_tokens, dtype=np.int32),
+        )
+        index.save(self.path.with_suffix(".npz"))
+        os.replace(self._partial, self.path)
+        return index

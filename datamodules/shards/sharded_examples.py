@@ -1,0 +1,160 @@
+"""Examples of converted corpora by their number, read where they lie."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import fsspec
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+from datamodules.batch import SkippedExample, SpokenExample, from_pcm, to_pcm
+from datamodules.formats.released_layout import SAMPLE_RATE
+from datamodules.shards.byte_ranges import RangeCache, retry
+from datamodules.shards.shard_files import DamagedExampleError, ShardFiles, decode_query, decode_text, decode_units
+from datamodules.shards.shard_index import INDEX, SHARDS, ShardIndex
+
+FIELDS = ("query", "units", "transcript")
+MAX_DAMAGED_IN_A_ROW = 1000
+
+
+def open_corpus(url: str, num_attempts: int = 6, cache: RangeCache | None = None) -> ShardFiles:
+    """Opens a converted corpus.
+
+    Args:
+        url: Directory that the conversion wrote, local or remote.
+        num_attempts: Tries of a read.
+        cache: Keeps what was read.
+
+    Raises:
+        FileNotFoundError: If there is no index.
+        OSError: If the storage cannot be reached.
+        UserError: If the index is damaged.
+    """
+    address = f"{url.rstrip('/')}/{INDEX}"
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+        content = retry(lambda: system.cat_file(path), num_attempts, address)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{address}: there is no index of shards; convert the corpus, or mend the url"
+        ) from None
+    return ShardFiles(f"{url.rstrip('/')}/{SHARDS}", ShardIndex.read(io.BytesIO(content), address), num_attempts, cache)
+
+
+class ShardedExamples:
+    """Examples of several corpora, numbered through; queries are int16, which takes half of the way to the device.
+
+    Args:
+        corpora: Where they lie.
+        fields: Which of "query", "units", "transcript" to read; ids and reply texts are always there.
+        augment: Changes a query, ``(S,) float32``, given its epoch and number.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[ShardFiles],
+        fields: Sequence[str],
+        augment: Callable[[Tensor, int, int], Tensor] | None = None,
+    ) -> None:
+        self.corpora, self.fields, self.augment = list(corpora), tuple(fields), augment
+        self._starts = np.cumsum([0, *(len(corpus.index) for corpus in corpora)])
+        self._parts = [part for part in ("query", "units") if part in fields] + ["text"]
+
+    def __len__(self) -> int:
+        """The number of examples of all corpora."""
+        return int(self._starts[-1])
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[SpokenExample]:
+        """Reads a batch, the examples of (epoch, number) pairs.
+
+        Raises:
+            DamagedExampleError: If one is not what was written.
+            OSError: If the storage cannot be reached.
+        """
+        examples = []
+        for found in self.read(keys):
+            if isinstance(found, DamagedExampleError):
+                raise found
+            examples.append(found)
+        return examples
+
+    def read(self, keys: Sequence[tuple[int, int]]) -> list[SpokenExample | DamagedExampleError]:
+        """Reads a batch, and gives what is wrong with those that are not what was written.
+
+        Raises:
+            OSError: If the storage cannot be reached.
+        """
+        numbers = np.array([number for _, number in keys], dtype=np.int64)
+        corpus_of = np.searchsorted(self._starts, numbers, side="right") - 1
+        examples: dict[int, SpokenExample | DamagedExampleError] = {}
+        for which in np.unique(corpus_of).tolist():
+            places = np.flatnonzero(corpus_of == which).tolist()
+            corpus, rows = self.corpora[which], (numbers[places] - self._starts[which]).tolist()
+            for place, row, parts in zip(places, rows, corpus.read_many(rows, self._parts), strict=True):
+                examples[place] = self._decode_or_tell(corpus, row, parts)
+        return [self._augmented(examples[place], key) for place, key in enumerate(keys)]
+
+    def _augmented(
+        self, found: SpokenExample | DamagedExampleError, key: tuple[int, int]
+    ) -> SpokenExample | DamagedExampleError:
+        if self.augment is None or isinstance(found, DamagedExampleError) or found.query is None:
+            return found
+        return replace(found, query=to_pcm(self.augment(from_pcm(found.query), *key)))
+
+    def _decode_or_tell(
+        self, corpus: ShardFiles, row: int, parts: dict[str, memoryview] | DamagedExampleError
+    ) -> SpokenExample | DamagedExampleError:
+        try:
+            if isinstance(parts, dict):
+                return self._decode(parts)
+            problem = str(parts)
+        except (soundfile.LibsndfileError, ValueError, KeyError) as error:
+            problem = f"{corpus.index.ids[row]}: {error}"
+        return DamagedExampleError(f"{problem}, in {corpus.url}")
+
+    def _decode(self, parts: dict[str, memoryview]) -> SpokenExample:
+        text: dict[str, Any] = decode_text(parts["text"])
+        query = units = None
+        if "query" in parts:
+            query, rate_hz = decode_query(parts["query"])
+            if rate_hz != SAMPLE_RATE:
+                query = torch.from_numpy(soxr.resample(query.numpy(), rate_hz, SAMPLE_RATE))
+        if "units" in parts:
+            units = torch.from_numpy(decode_units(parts["units"]))
+        transcript = text["transcript"] if "transcript" in self.fields else None
+        return SpokenExample(text["id"], text["reply"], query=query, units=units, transcript=transcript)
+
+
+class ForgivingExamples:
+    """Examples of which a damaged one is left out of its batch, and named there.
+
+    A batch of damaged ones only gets the next whole example, so that all devices keep step.
+
+    Args:
+        examples: Where to read.
+
+    Raises:
+        DamagedExampleError: If the next thousand are damaged, too.
+    """
+
+    def __init__(self, examples: ShardedExamples) -> None:
+        self._examples = examples
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[SpokenExample | SkippedExample]:
+        """Reads a batch."""
+        found = self._read(keys)
+        epoch, number = keys[-1]
+        for step in range(1, MAX_DAMAGED_IN_A_ROW):
+            if any(isinstance(example, SpokenExample) for example in found):
+                return found
+            found += self._read([(epoch, (number + step) % len(self._examples))])
+        raise DamagedExampleError(f"{len(found)} examples one after the other are damaged; check the corpus")
+
+    def _read(self, keys: Sequence[tuple[int, int]]) -> list[SpokenExample | SkippedExample]:
+        read = self._examples.read(keys)
+        return [one if isinstance(one, SpokenExample) else SkippedExample(str(one)) for one in read]

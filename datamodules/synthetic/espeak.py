@@ -1,0 +1,197 @@
+"""Speech synthesis by the eSpeak NG library that comes inside the `espeakng_loader` wheel."""
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from lightning_modules.errors import UserError
+
+SAMPLE_RATE = 16_000
+
+_AUDIO_OUTPUT_SYNCHRONOUS = 2
+_INITIALIZE_DONT_EXIT = 0x8000
+_CHARS_UTF8 = 1
+_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
+_POSITION_CHARACTER = 1
+_OK = 0
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One way of speaking.
+
+    Args:
+        language: an eSpeak language, such as "en-us" or "en-gb".
+        variant: an eSpeak voice variant, such as "m3" or "f2"; empty for the language's own voice.
+        rate_wpm: speed in words a minute, 80 to 450.
+        pitch: base pitch, 0 to 99.
+        pitch_range: how lively the melody is, 0 (monotone) to 99.
+    """
+
+    language: str = "en-us"
+    variant: str = ""
+    rate_wpm: int = 175
+    pitch: int = 50
+    pitch_range: int = 50
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: if a value lies outside of what eSpeak accepts.
+        """
+        if not 80 <= self.rate_wpm <= 450:
+            raise UserError(f"Voice: rate_wpm={self.rate_wpm}, but eSpeak speaks 80 to 450 words a minute")
+        for name, value in (("pitch", self.pitch), ("pitch_range", self.pitch_range)):
+            if not 0 <= value <= 99:
+                raise UserError(f"Voice: {name}={value}, but it must lie in 0..99")
+
+    @property
+    def name(self) -> str:
+        """The eSpeak name of language and variant, such as "en-us+f2"."""
+        return f"{self.language}+{self.variant}" if self.variant else self.language
+
+
+def trim_silence(waveform: np.ndarray, margin_s: float, threshold: float = 0.01) -> np.ndarray:
+    """Cuts the silence around speech down to a fixed margin; where there is less than that, zeros are added.
+
+    Args:
+        waveform: (S,) float32 at 16 kHz.
+        margin_s: seconds kept before the first and after the last sample that is louder than the threshold.
+        threshold: loudness, as a share of the peak, below which a sample is silence.
+
+    Returns:
+        (S',) float32; empty if the input is silent.
+    """
+    peak = np.abs(waveform).max(initial=0.0)
+    if peak == 0.0:
+        return waveform[:0]
+    loud = np.flatnonzero(np.abs(waveform) > threshold * peak)
+    margin = round(margin_s * SAMPLE_RATE)
+    padded = np.pad(waveform, margin)
+    return padded[loud[0] : loud[-1] + 1 + 2 * margin]
+
+
+class EspeakSynthesizer:
+    """Speaks text.
+
+    The library keeps its state in globals, so keep to one synthesizer a process; use more processes to go faster.
+
+    Args:
+        margin_s: silence left at both ends, in seconds.
+
+    Raises:
+        UserError: if the library cannot be loaded or cannot read its voices.
+    """
+
+    def __init__(self, margin_s: float = 0.04) -> None:
+        self.margin_s = margin_s
+        _shared_library()
+        self._pieces: list[np.ndarray] = []
+        # The library keeps the address of the callback: hold the object for as long as this one lives.
+        self._callback = _Callback(self._collect)
+
+    def reset(self) -> None:
+        """Loads the library anew, so that what follows sounds the same whatever was said before.
+
+        eSpeak carries some state (the phase of its voice) from one utterance to the next and has no call to reset it.
+        The library is one for the whole process; all synthesizers go on with the new one.
+        """
+        global _loaded
+        library, _ = _shared_library()
+        library.espeak_Terminate()
+        ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))
+        _loaded = None
+
+    def synthesize(self, text: str, voice: Voice) -> np.ndarray:
+        """Speaks one text.
+
+        Args:
+            text: what to say.
+            voice: who says it and how.
+
+        Returns:
+            (S,) float32 at 16 kHz in [-1, 1].
+
+        Raises:
+            UserError: if eSpeak does not know the voice, or the text gives no sound.
+        """
+        library, native_rate_hz = _shared_library()
+        _select(library, voice)
+        self._pieces.clear()
+        library.espeak_SetSynthCallback(self._callback)
+        data = text.encode("utf-8")
+        status = library.espeak_Synth(data, len(data) + 1, 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None)
+        if status == _OK:
+            status = library.espeak_Synchronize()
+        if status != _OK:
+            raise UserError(f"eSpeak: could not speak {text!r} as {voice.name} (status {status})")
+        pieces = [np.zeros(0, np.int16), *self._pieces]
+        native = np.concatenate(pieces).astype(np.float32) / 32768.0
+        resampled = np.clip(soxr.resample(native, native_rate_hz, SAMPLE_RATE), -1.0, 1.0)
+        waveform = trim_silence(resampled, self.margin_s)
+        if waveform.size == 0:
+            raise UserError(f"eSpeak: {text!r} as {voice.name} is silent; give it words to say")
+        return waveform
+
+    def _collect(self, samples, count: int, _events) -> int:
+        if samples and count > 0:
+            self._pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+        return 0
+
+
+# The library, and the sample rate of what it speaks, once a synthesizer has loaded it in this process.
+_loaded: tuple[ctypes.CDLL, int] | None = None
+
+
+def _shared_library() -> tuple[ctypes.CDLL, int]:
+    global _loaded
+    if _loaded is None:
+        _loaded = _load_library()
+    return _loaded
+
+
+def _select(library: ctypes.CDLL, voice: Voice) -> None:
+    if library.espeak_SetVoiceByName(voice.name.encode("ascii")) != _OK:
+        raise UserError(f"eSpeak: no voice {voice.name!r}; use a language such as en-us with a variant m1..m7, f1..f5")
+    for parameter, value in ((_RATE, voice.rate_wpm), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range)):
+        library.espeak_SetParameter(parameter, value, 0)
+
+
+def _load_library() -> tuple[ctypes.CDLL, int]:
+    import espeakng_loader
+
+    library_path, data_path = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+    try:
+        library = ctypes.CDLL(str(library_path))
+    except OSError as error:
+        raise UserError(f"eSpeak: cannot load {library_path} ({error}); reinstall espeakng-loader") from error
+    library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+    library.espeak_Synth.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_size_t,
+        ctypes.c_uint,
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.c_uint,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+    ]
+    library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
+    library.espeak_SetParameter.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
+    library.espeak_SetSynthCallback.argtypes = [_Callback]
+    path = str(Path(data_path)).encode()
+    rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, path, _INITIALIZE_DONT_EXIT)
+    if rate <= 0:
+        raise UserError(
+            f"eSpeak: cannot read its voices in {data_path} (a path over 150 characters is too long for it)"
+        )
+    # Breath is noise, seeded by the clock unless told otherwise.
+    library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+    library.espeak_ng_SetRandSeed(1)
+    return library, rate

@@ -1,0 +1,255 @@
+"""The templates of the assistant dialogues: what may be asked, and the one reply to it."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from datamodules.synthetic import lexicon
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One query and its reply.
+
+    Args:
+        intent: which template it comes from.
+        query: what the user says.
+        reply: what the assistant answers.
+    """
+
+    intent: str
+    query: str
+    reply: str
+
+
+@dataclass(frozen=True, eq=False)
+class Intent:
+    """A family of dialogues.
+
+    Args:
+        name: its name.
+        share: its part of the corpus, relative to the other intents.
+        queries: phrasings with `{slot}` places; one is drawn for each dialogue.
+        reply: the one phrasing of the reply.
+        slots: each slot's values; a value is a dict from place to word, so that one slot may fill several places.
+    """
+
+    name: str
+    share: float
+    queries: tuple[str, ...]
+    reply: str
+    slots: tuple[tuple[dict[str, str], ...], ...]
+
+    @property
+    def capacity(self) -> int:
+        """How many distinct replies it holds."""
+        return math.prod(len(slot) for slot in self.slots)
+
+    def render(self, choice: tuple[int, ...], phrasing: str) -> Dialogue:
+        """Fills one choice of slot values into a phrasing."""
+        words = {
+            place: word for slot, index in zip(self.slots, choice, strict=True) for place, word in slot[index].items()
+        }
+        query, reply = phrasing.format(**words), self.reply.format(**words)
+        return Dialogue(self.name, query[0].upper() + query[1:], reply[0].upper() + reply[1:])
+
+
+def _slot(place: str, words: tuple[str, ...]) -> tuple[dict[str, str], ...]:
+    return tuple({place: word} for word in words)
+
+
+def _pairs(first: str, second: str, pairs: tuple[tuple[str, str], ...]) -> tuple[dict[str, str], ...]:
+    return tuple({first: a, second: b} for a, b in pairs)
+
+
+def _successors(cycle: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+
+
+def default_intents() -> tuple[Intent, ...]:
+    """The embedded templates."""
+    names = _slot("name", lexicon.NAMES)
+    rooms = _slot("room", lexicon.ROOMS)
+    days = _slot("day", lexicon.DAYS)
+    events = _slot("event", lexicon.EVENTS)
+    opposites = lexicon.OPPOSITES + tuple((b, a) for a, b in lexicon.OPPOSITES)
+    foods = tuple({"food": a, "other": b} for a, b in itertools.permutations(lexicon.FOODS, 2))
+    codes = tuple({"code": ", ".join(letters)} for letters in itertools.permutations(lexicon.CODE_LETTERS, 2))
+    spelled = tuple({"word": word, "letters": ", ".join(word.upper())} for word in lexicon.SPELLED)
+    moments = tuple({"time": f"{hour} {minute}"} for hour in lexicon.NUMBERS for minute in lexicon.MINUTES)
+    songs = tuple({"song": f"{a} {b}"} for a in lexicon.SONG_FIRST for b in lexicon.SONG_SECOND)
+    switches = tuple({"device": device, "state": state} for device in lexicon.DEVICES for state in ("on", "off"))
+    return (
+        Intent(
+            "reminder",
+            640,
+            (
+                "Remind {name} to {task} on {day}.",
+                "Please remind {name} to {task} on {day}.",
+                "On {day}, {name} should {task}.",
+            ),
+            "{name} will {task} on {day}.",
+            (names, _slot("task", lexicon.TASKS), days),
+        ),
+        Intent(
+            "alarm",
+            400,
+            ("Wake {name} at {time}.", "Set an alarm for {name} at {time}.", "{name} has to get up at {time}."),
+            "The alarm of {name} is at {time}.",
+            (names, moments),
+        ),
+        Intent(
+            "timer",
+            480,
+            (
+                "{name} here. Set a timer of {number} minutes for the {food}.",
+                "This is {name}. The {food} should cook for {number} minutes.",
+                "I am {name}. Time the {food}, {number} minutes.",
+            ),
+            "{food} for {name} in {number} minutes.",
+            (names, _slot("food", lexicon.FOODS), _slot("number", lexicon.NUMBERS)),
+        ),
+        Intent(
+            "song",
+            650,
+            (
+                "Play {song} for {name} in the {room}.",
+                "{name} wants to hear {song} in the {room}.",
+                "In the {room}, put on {song} for {name}.",
+            ),
+            "{song} for {name} in the {room}.",
+            (songs, names, rooms),
+        ),
+        Intent(
+            "switch",
+            540,
+            (
+                "{name} here. Turn {state} the {device} in the {room}.",
+                "This is {name}. Switch the {room} {device} {state}.",
+                "I am {name}. Please turn the {device} in the {room} {state}.",
+            ),
+            "The {room} {device} is {state} for {name}.",
+            (names, rooms, switches),
+        ),
+        Intent(
+            "where",
+            540,
+            (
+                "{name} left the {thing} in the {room}.",
+                "Remember that {name} put the {thing} in the {room}.",
+                "In the {room} is the {thing} of {name}.",
+            ),
+            "The {thing} of {name} is in the {room}.",
+            (names, rooms, _slot("thing", lexicon.THINGS)),
+        ),
+        Intent(
+            "trip",
+            680,
+            (
+                "Book {name} a flight to the capital of {country} on {day}.",
+                "On {day}, {name} wants to fly to the capital of {country}.",
+                "{name} has to be in the capital of {country} on {day}.",
+            ),
+            "{name} will fly to {city} on {day}.",
+            (names, _pairs("country", "city", lexicon.CAPITALS), days),
+        ),
+        Intent(
+            "capital",
+            140,
+            (
+                "What is the capital of {country}? {name} wants to know.",
+                "Tell {name} the capital of {country}.",
+                "{name} asks which city is the capital of {country}.",
+            ),
+            "I will tell {name} it is {city}.",
+            (names, _pairs("country", "city", lexicon.CAPITALS)),
+        ),
+        Intent(
+            "opposite",
+            220,
+            (
+                "What is the opposite of {word}? {name} wants to know.",
+                "Tell {name} the opposite of {word}.",
+                "{name} asks which word means the opposite of {word}.",
+            ),
+            "I will tell {name} it is {answer}.",
+            (names, _pairs("word", "answer", opposites)),
+        ),
+        Intent(
+            "message",
+            1080,
+            (
+                "Tell {name} that the {event} is {state}.",
+                "Let {name} know that the {event} is {state}.",
+                "The {event} is {state}. Please tell {name}.",
+            ),
+            "I told {name} the {event} is {state}.",
+            (names, events, _slot("state", tuple(word for word, _ in opposites))),
+        ),
+        Intent(
+            "month",
+            220,
+            (
+                "Which month comes after {word}? {name} wants to know.",
+                "Tell {name} the month after {word}.",
+                "{name} asks which month comes after {word}.",
+            ),
+            "I will tell {name} it is {answer}.",
+            (names, _pairs("word", "answer", _successors(lexicon.MONTHS))),
+        ),
+        Intent(
+            "weekday",
+            130,
+            (
+                "Which day comes before {word}? {name} wants to know.",
+                "Tell {name} the day before {word}.",
+                "{name} asks which day comes before {word}.",
+            ),
+            "I will tell {name} it is {answer}.",
+            (names, _pairs("answer", "word", _successors(lexicon.DAYS))),
+        ),
+        Intent(
+            "calendar",
+            1040,
+            (
+                "Plan the {event} with {name} in {month}.",
+                "In {month}, I have a {event} with {name}.",
+                "Put the {event} with {name} in my calendar for {month}.",
+            ),
+            "The {event} with {name} is in {month}.",
+            (names, events, _slot("month", lexicon.MONTHS)),
+        ),
+        Intent(
+            "shopping",
+            340,
+            (
+                "{name} needs {food} and {other}.",
+                "Put {food} and {other} on the list for {name}.",
+                "Add {food} and {other} for {name}.",
+            ),
+            "{food} and {other} for {name}.",
+            (names, foods),
+        ),
+        Intent(
+            "spelling",
+            200,
+            (
+                "How do you spell {word}? {name} wants to know.",
+                "Tell {name} how to spell {word}.",
+                "{name} asks how to spell {word}.",
+            ),
+            "I will tell {name} it is {letters}.",
+            (names, spelled),
+        ),
+        Intent(
+            "code",
+            260,
+            (
+                "The code for {name} is {code}.",
+                "Save the code {code} for {name}.",
+                "{name} has the code {code}.",
+            ),
+            "The code of {name} is {code}.",
+            (names, codes),
+        ),
+    )

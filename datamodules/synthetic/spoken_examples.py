@@ -1,0 +1,253 @@
+"""Makes the embedded corpus: dialogues spoken by eSpeak NG, in the on-disk layout of the released VocalNet sets."""
+
+import functools
+import itertools
+import json
+import os
+import random
+import statistics
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from datamodules.formats.atomic_files import write_json
+from datamodules.synthetic.dialogues import make_dialogues, reply_words
+from datamodules.synthetic.espeak import SAMPLE_RATE, EspeakSynthesizer, Voice
+from datamodules.synthetic.intents import Dialogue
+from datamodules.workers import map_unordered
+from lightning_modules.errors import UserError
+
+SET_NAME = "spoken_examples"
+SPLITS = ("train", "validation", "test")
+
+# Few enough that a killed run loses little, many enough that loading the library anew for each chunk costs nothing.
+_CHUNK = 20
+
+_synthesizer: EspeakSynthesizer | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One example to speak: its texts, its voices and the names of its files."""
+
+    id: str
+    dialogue: Dialogue
+    query_voice: Voice
+    reply_voice: Voice
+    query_file: str
+    reply_file: str
+    units_file: str
+
+
+class SpokenExamplesMaker:
+    """A job that writes a corpus of spoken dialogues whose splits are disjoint by reply text.
+
+    It may be killed and run again: chunks of examples whose files all exist are kept, the JSON lists are written last.
+    The files depend on the arguments only, not on the number of workers or on restarts.
+
+    Args:
+        num_train: dialogues in `train.json`.
+        num_validation: dialogues in `validation.json`.
+        num_test: dialogues in `test.json`.
+        seed: draws the dialogues and the voices of the queries.
+        num_workers: processes that speak; 0 speaks in this process.
+        codec_name: names the folder that the `units` keys point into, `<codec_name>_tokens`.
+        reply_voice: the voice of all replies; the default if None.
+        query_languages: eSpeak languages of the queries; a language named twice is drawn twice as often.
+        query_variants: eSpeak voice variants of the queries.
+        query_rates_wpm: lowest and highest speed of the queries, in words a minute.
+        query_pitches: lowest and highest base pitch of the queries, 0 to 99.
+        askers_per_dialogue: voices that ask for each training dialogue, an example each; they share its spoken reply.
+    """
+
+    def __init__(
+        self,
+        num_train: int = 7200,
+        num_validation: int = 200,
+        num_test: int = 300,
+        seed: int = 0,
+        num_workers: int = 2,
+        codec_name: str = "fsq1000",
+        reply_voice: Voice | None = None,
+        query_languages: tuple[str, ...] | list[str] = ("en-us", "en-us", "en", "en-gb-x-rp", "en-gb-scotland"),
+        query_variants: tuple[str, ...] | list[str] = (
+            *("m1", "m2", "m3", "m4", "m5", "m6", "m7"),
+            *("f1", "f2", "f3", "f4", "f5"),
+        ),
+        query_rates_wpm: tuple[int, int] | list[int] = (140, 200),
+        query_pitches: tuple[int, int] | list[int] = (30, 70),
+        askers_per_dialogue: int = 1,
+    ) -> None:
+        for name, value in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
+            if value < 1:
+                raise UserError(f"SpokenExamplesMaker: {name}={value}, but each split needs at least one example")
+        if askers_per_dialogue < 1:
+            raise UserError(f"SpokenExamplesMaker: askers_per_dialogue={askers_per_dialogue}, but somebody must ask")
+        self.num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
+        self.seed = seed
+        self.num_workers = num_workers
+        self.codec_name = codec_name
+        self.reply_voice = reply_voice or Voice()
+        self.query_languages = tuple(query_languages)
+        self.query_variants = tuple(query_variants)
+        self.query_rates_wpm = tuple(query_rates_wpm)
+        self.query_pitches = tuple(query_pitches)
+        self.askers_per_dialogue = askers_per_dialogue
+
+    def run(self, output_dir: Path | str) -> dict[str, float]:
+        """Writes `<output_dir>/spoken_examples/{train,validation,test}.json` and the wav files.
+
+        Args:
+            output_dir: the run directory.
+
+        Returns:
+            Counts, hours of audio, reply lengths in seconds and the statistics of the reply lexicon.
+
+        Raises:
+            UserError: if more dialogues are asked for than the templates hold, or eSpeak does not know a voice.
+        """
+        root = Path(output_dir)
+        splits = self._plan()
+        tasks = [task for split in splits.values() for task in split]
+        for folder in ("audios", "replies"):
+            (root / SET_NAME / folder).mkdir(parents=True, exist_ok=True)
+        is_continued = self._is_continued(root, tasks)
+        size = _CHUNK * self.askers_per_dialogue  # those who share a reply are in one chunk
+        chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+        durations: dict[str, tuple[float, float]] = {}
+        speak = functools.partial(_speak_chunk, root, keep_existing=is_continued)
+        with tqdm(total=len(tasks), desc="speaking", unit="dialogue") as progress:
+            for _, done in map_unordered(speak, chunks, self.num_workers):
+                durations.update(done)
+                progress.update(len(done))
+        for split, members in splits.items():
+            write_json(root / SET_NAME / f"{split}.json", [self._item(task) for task in members])
+        return self._metrics(splits, durations)
+
+    def _plan(self) -> dict[str, list[_Task]]:
+        """Which examples each split holds; a pure function of the constructor's arguments."""
+        dialogues = iter(make_dialogues(sum(self.num_examples.values()), self.seed))
+        askers = {"train": self.askers_per_dialogue}
+        return {
+            split: [
+                self._task(f"{split}_{index:05d}", dialogue, asker)
+                for index, dialogue in enumerate(itertools.islice(dialogues, count))
+                for asker in range(askers.get(split, 1))
+            ]
+            for split, count in self.num_examples.items()
+        }
+
+    def _task(self, reply: str, dialogue: Dialogue, asker: int) -> _Task:
+        name = f"{reply}_{asker:02d}" if asker else reply
+        generator = random.Random(f"{self.seed}/{name}")
+        voice = Voice(
+            language=generator.choice(self.query_languages),
+            variant=generator.choice(self.query_variants),
+            rate_wpm=generator.randint(*self.query_rates_wpm),
+            pitch=generator.randint(*self.query_pitches),
+        )
+        query_file, reply_file = f"{SET_NAME}/audios/{name}.wav", f"{SET_NAME}/replies/{reply}.wav"
+        units_file = f"{SET_NAME}/{self.codec_name}_tokens/{reply}.npy"
+        return _Task(name, dialogue, voice, self.reply_voice, query_file, reply_file, units_file)
+
+    def _item(self, task: _Task) -> dict:
+        return {
+            "id": task.id,
+            "speech": task.query_file,
+            "conversations": [
+                {"from": "human", "value": "<speech>"},
+                {"from": "gpt", "value": task.dialogue.reply},
+            ],
+            "units": task.units_file,
+            "transcript": task.dialogue.query,
+            "reply_speech": task.reply_file,
+        }
+
+    def _is_continued(self, root: Path, tasks: list[_Task]) -> bool:
+        """Whether files found here belong to this very plan; writes the plan down for the next start."""
+        path = root / SET_NAME / "plan.json"
+        plan = [asdict(task) for task in tasks]
+        if path.exists() and json.loads(path.read_text()) == plan:
+            return True
+        for split in SPLITS:
+            (root / SET_NAME / f"{split}.json").unlink(missing_ok=True)
+        for stale in (root / SET_NAME).glob("*/*.wav"):
+            stale.unlink()
+        write_json(path, plan)
+        return False
+
+    def _metrics(self, splits: dict[str, list[_Task]], durations: dict[str, tuple[float, float]]) -> dict[str, float]:
+        queries_s, replies_s = zip(*durations.values(), strict=True)
+        replies = [reply_words(task.dialogue.reply) for task in splits["train"]]
+        counts = Counter(word for words in replies for word in words)
+        unseen = {word for split in SPLITS[1:] for task in splits[split] for word in reply_words(task.dialogue.reply)}
+        return {
+            **{f"num_{split}": len(members) for split, members in splits.items()},
+            "query_hours": sum(queries_s) / 3600,
+            "reply_hours": sum(replies_s) / 3600,
+            "query_s_mean": statistics.fmean(queries_s),
+            "query_s_max": max(queries_s),
+            "reply_s_min": min(replies_s),
+            "reply_s_mean": statistics.fmean(replies_s),
+            "reply_s_max": max(replies_s),
+            "reply_words_mean": statistics.fmean(map(len, replies)),
+            "lexicon_words": len(counts),
+            "lexicon_min_count": min(counts.values()),
+            "lexicon_median_count": statistics.median(counts.values()),
+            "words_not_in_train": len(unseen - set(counts)),
+        }
+
+
+def _speak_chunk(root: Path, tasks: list[_Task], keep_existing: bool) -> dict[str, tuple[float, float]]:
+    """Writes the files of some examples and returns the seconds of query and reply by id.
+
+    The library starts anew with each chunk and a chunk is spoken whole, so that its files do not depend on what this
+    process spoke before.
+    """
+    global _synthesizer
+    paths = {task.id: (root / task.query_file, root / task.reply_file) for task in tasks}
+    if keep_existing and all(_is_valid(path) for pair in paths.values() for path in pair):
+        return {name: (_duration_s(query), _duration_s(reply)) for name, (query, reply) in paths.items()}
+    if _synthesizer is None:
+        _synthesizer = EspeakSynthesizer()
+    _synthesizer.reset()
+    durations = {}
+    replies_s: dict[Path, float] = {}
+    for task in tasks:
+        query_path, reply_path = paths[task.id]
+        query_s = _write_speech(query_path, _synthesizer.synthesize(task.dialogue.query, task.query_voice))
+        if reply_path not in replies_s:
+            reply = _synthesizer.synthesize(task.dialogue.reply, task.reply_voice)
+            replies_s[reply_path] = _write_speech(reply_path, reply)
+        durations[task.id] = (query_s, replies_s[reply_path])
+    return durations
+
+
+def _write_speech(path: Path, waveform: np.ndarray) -> float:
+    """Writes a file and gives its seconds."""
+    _write_wav(path, waveform)
+    return waveform.size / SAMPLE_RATE
+
+
+def _is_valid(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        info = soundfile.info(path)
+    except soundfile.LibsndfileError:
+        return False
+    return info.samplerate == SAMPLE_RATE and info.channels == 1 and info.frames > 0
+
+
+def _duration_s(path: Path) -> float:
+    return soundfile.info(path).duration
+
+
+def _write_wav(path: Path, waveform: np.ndarray) -> None:
+    partial = path.with_suffix(".partial")
+    soundfile.write(partial, waveform, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    os.replace(partial, path)

@@ -1,0 +1,294 @@
+"""Composition of experiments: YAML files, their parents and `key=value` overrides become plain dictionaries."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.engine.checks import check_dataclass
+from experiments.engine.errors import ConfigError, did_you_mean, join
+
+EXPERIMENTS_DIR = Path(__file__).resolve().parents[1]
+STAGES_DIR = "stages"
+INHERITED_BY_STAGES = ("seed", "threads", "checkpoint")
+PIPELINE_KEYS = ("base", "description", "name", "seed", "threads", "runs_dir", "inputs", "checkpoint", "stages")
+HEAD_KEYS = ("name", "description", "runs_dir", "seed")
+PIPELINE_ONLY_KEYS = ("name", "runs_dir", "stages")
+
+
+@dataclass
+class CheckpointPolicy:
+    """How often `checkpoints/last.ckpt` is written during a fit (it is also written at its end and on interrupt)."""
+
+    every_n_steps: int | None = None
+    every_s: float | None = 60.0
+
+
+@dataclass
+class Experiment:
+    """The keys of an experiment; any other key is an error.
+
+    An experiment is one of three: a `job`, a `module` with its `datamodule`, or a pipeline of `stages`.
+    """
+
+    base: list[str] | str | None = None
+    description: str = ""
+    name: str | None = None
+    seed: int = 0
+    threads: int | None = None
+    runs_dir: str = "runs"
+    inputs: dict[str, str | None] = field(default_factory=dict)
+    job: dict[str, Any] | None = None
+    module: dict[str, Any] | None = None
+    datamodule: dict[str, Any] | None = None
+    trainer: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    checkpoint: dict[str, Any] = field(default_factory=dict)
+    fit: bool = True
+    test: bool = False
+    stages: dict[str, Any] | None = None
+
+
+@dataclass
+class Stage:
+    """One composed experiment of a pipeline, or the only one.
+
+    Args:
+        name: Name of the stage; its run directory and its default TensorBoard run bear it.
+        path: YAML path of the stage in the user's file, `stages.<name>` or empty.
+        config: Every key of `Experiment` with interpolations still in place.
+    """
+
+    name: str
+    path: str
+    config: dict[str, Any]
+
+
+@dataclass
+class Pipeline:
+    """An experiment file after composition: one stage or several, in order."""
+
+    name: str
+    description: str
+    runs_dir: Path
+    stages: list[Stage]
+    is_single: bool
+
+
+def merge(parent: Any, child: Any) -> Any:
+    """Lay `child` over `parent`: mappings merge key by key, anything else is replaced.
+
+    A child that names another `class_path` drops its parent's `init_args`, which belong to the other class.
+    """
+    if not (isinstance(parent, dict) and isinstance(child, dict)):
+        return child
+    if "class_path" in child and child["class_path"] != parent.get("class_path"):
+        parent = {key: value for key, value in parent.items() if key != "init_args"}
+    merged = dict(parent)
+    for key, value in child.items():
+        merged[key] = merge(parent[key], value) if key in parent else value
+    return merged
+
+
+def find_file(name: str | Path, near: Path) -> Path:
+    """Find an experiment file, as given (from the directory `near`) or among the shipped ones, `.yaml` optional.
+
+    Raises:
+        ConfigError: No such file.
+    """
+    for directory in (near, EXPERIMENTS_DIR, EXPERIMENTS_DIR / STAGES_DIR):
+        for candidate in (directory / name, directory / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate.resolve()
+    raise ConfigError(
+        "", f"there is no experiment file {name}; {did_you_mean(name, [f.name for f in shipped_files()])}"
+    )
+
+
+def shipped_files() -> list[Path]:
+    """Return the experiment files of this directory."""
+    return sorted(EXPERIMENTS_DIR.glob("*.yaml"))
+
+
+def describe_shipped() -> str:
+    """Return one line for each shipped experiment: its name and description."""
+    files = shipped_files()
+    width = max((len(file.name) for file in files), default=0)
+    return "\n".join(f"{file.name:<{width}}  {read_file(file).get('description', '')}".rstrip() for file in files)
+
+
+def read_file(file: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read an experiment file and lay it over its parents.
+
+    Args:
+        file: The YAML file.
+        children: Files that led here, to notice a circle.
+
+    Returns:
+        The merged keys, without the file's own `base`; the `base` of each stage holds absolute file names.
+
+    Raises:
+        ConfigError: Not YAML, not a mapping, a missing parent, or a circle of parents.
+    """
+    if file in children:
+        raise ConfigError("base", f"{file.name} is its own parent: {' -> '.join(f.name for f in (*children, file))}")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        is_unquoted = re.search(r"\?\?\?\s*[,}]", file.read_text("utf-8", "replace"))
+        hint = '; within braces write "???" in quotes' if is_unquoted else ""
+        raise ConfigError("", f"{file} is not valid YAML: {error}{hint}") from error
+    if not isinstance(content, dict):
+        raise ConfigError("", f"{file} must hold keys of an experiment; {did_you_mean('', _field_names())}")
+    stages = content.get("stages")
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        if isinstance(stage, dict) and stage.get("base"):
+            where = f"stages.{name}.base (in {file.name})"
+            stage["base"] = [str(_parent_file(parent, file, where)) for parent in _as_list(stage["base"], where)]
+    merged: dict[str, Any] = {}
+    for parent in _as_list(content.pop("base", None), f"base (in {file.name})"):
+        parent_file = _parent_file(parent, file, f"base (in {file.name})")
+        merged = merge(merged, read_file(parent_file, (*children, file)))
+    return cast(dict[str, Any], merge(merged, content))
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Turn `a.b=value` into nested keys; the value is YAML.
+
+    Raises:
+        ConfigError: There is no `=`, or the value is not YAML.
+    """
+    key, equals, value_text = text.partition("=")
+    if not equals or not key or any(not part for part in key.split(".")):
+        raise ConfigError("", f"cannot read {text!r}; write an override as key=value, e.g. trainer.max_steps=100")
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value_text}"]), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(key, f"the value {value_text!r} is not valid YAML: {error}") from error
+    value = cast(dict[str, Any], parsed)["value"]
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return cast(dict[str, Any], value)
+
+
+def compose(file: Path, overrides: list[str]) -> Pipeline:
+    """Compose an experiment file with its parents and overrides, and check its keys.
+
+    Args:
+        file: The experiment file.
+        overrides: Texts like `stages.codec.trainer.max_steps=10`, the strongest word.
+
+    Returns:
+        The stages, each with all keys of `Experiment`, interpolations unresolved.
+
+    Raises:
+        ConfigError: Any mistake in keys or plain types of the schema.
+    """
+    content = read_file(file)
+    stage_names = content["stages"] if isinstance(content.get("stages"), dict) else {}
+    for text in overrides:
+        override = parse_override(text)
+        if "base" in override:
+            raise ConfigError("base", "the parents cannot be overridden; write a file with another base")
+        for name in override["stages"] if isinstance(override.get("stages"), dict) else ():
+            if name not in stage_names:
+                raise ConfigError(f"stages.{name}", f"there is no such stage; {did_you_mean(name, stage_names)}")
+        content = merge(content, override)
+    check_keys(content, "")
+    head = interpolate({key: value for key, value in content.items() if key in HEAD_KEYS}, "")
+    name = head.get("name") or file.stem
+    description, runs_dir = head.get("description") or "", Path(head.get("runs_dir") or "runs").expanduser()
+    if content.get("stages") is None:
+        return Pipeline(name, description, runs_dir, [Stage(name, "", _complete(content))], is_single=True)
+    for key in content:
+        if key not in PIPELINE_KEYS:
+            raise ConfigError(key, f"a pipeline has stages instead; move it to stages.<name>.{key}")
+    stages = [
+        _compose_stage(stage_name, stage, content)
+        for stage_name, stage in content["stages"].items()
+        if stage is not None
+    ]
+    if not stages:
+        raise ConfigError("stages", "the pipeline has no stage; name at least one")
+    return Pipeline(name, description, runs_dir, stages, is_single=False)
+
+
+def _compose_stage(name: str, own: Any, pipeline: dict[str, Any]) -> Stage:
+    path = f"stages.{name}"
+    if not isinstance(own, dict):
+        raise ConfigError(path, f"expected the keys of an experiment, got {own!r}")
+    merged: dict[str, Any] = {}
+    for parent in _as_list(own.get("base"), f"{path}.base"):
+        merged = merge(merged, read_file(find_file(parent, Path.cwd())))
+    if merged.get("stages") is not None:
+        raise ConfigError(f"{path}.base", "a stage cannot be a pipeline itself")
+    inherited = {key: pipeline[key] for key in INHERITED_BY_STAGES if key in pipeline}
+    declared = {**(merged.get("inputs") or {}), **(own.get("inputs") or {})}
+    inherited["inputs"] = {key: value for key, value in (pipeline.get("inputs") or {}).items() if key in declared}
+    for key in PIPELINE_ONLY_KEYS:
+        if key in own:
+            raise ConfigError(join(path, key), f"a stage has no {key} of its own; set it for the pipeline")
+        merged.pop(key, None)
+    merged = merge(merge(merged, inherited), {key: value for key, value in own.items() if key != "base"})
+    check_keys(merged, path)
+    return Stage(name, path, _complete(merged))
+
+
+def check_keys(content: dict[str, Any], path: str) -> None:
+    """Check that every key is one of `Experiment` and its value has the right plain type.
+
+    Raises:
+        ConfigError: An unknown key or a wrong type.
+    """
+    check_dataclass(Experiment, content, path)
+    check_dataclass(CheckpointPolicy, content.get("checkpoint") or {}, join(path, "checkpoint"))
+
+
+def interpolate(config: dict[str, Any], path: str) -> dict[str, Any]:
+    """Replace every `${...}` of a configuration.
+
+    Raises:
+        ConfigError: An interpolation names nothing, or something that was left open.
+    """
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(config), resolve=True))
+    except OmegaConfBaseException as error:
+        problem = str(error).splitlines()[0]
+        where = join(path, error.full_key) if error.full_key else path
+        raise ConfigError(where, f"{problem}; name a key of this experiment") from error
+
+
+def _complete(content: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults and drop what was removed by null."""
+    config: dict[str, Any] = {f.name: content.get(f.name) for f in dataclasses.fields(Experiment) if f.name != "base"}
+    for key, value in dataclasses.asdict(Experiment()).items():
+        if key in config and config[key] is None:
+            config[key] = value
+    config["callbacks"] = {key: value for key, value in config["callbacks"].items() if value is not None}
+    config["checkpoint"] = {**dataclasses.asdict(CheckpointPolicy()), **config["checkpoint"]}
+    return config
+
+
+def _as_list(value: Any, path: str) -> list[str]:
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in values):
+        raise ConfigError(path, f"expected a list of files, got {value!r}")
+    return values
+
+
+def _parent_file(name: str, file: Path, path: str) -> Path:
+    try:
+        return find_file(name, file.parent)
+    except ConfigError as error:
+        raise ConfigError(path, error.problem) from error
+
+
+def _field_names() -> list[str]:
+    return [f.name for f in dataclasses.fields(Experiment)]

@@ -1,0 +1,139 @@
+"""Run directories: named by what is in them, so that a changed experiment never overwrites an older one."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.engine.errors import ConfigError
+from lightning_modules.errors import UserError
+
+MAX_LISTED_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """The directory of one stage.
+
+    Args:
+        directory: `<runs_dir>/<pipeline>/<stage>-<first 8 digits of the fingerprint>`.
+        fingerprint: Hexadecimal digest of the resolved configuration and the inputs.
+    """
+
+    directory: Path
+    fingerprint: str
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration, written before anything is done."""
+        return self.directory / "config.yaml"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """The newest checkpoint of a fit."""
+        return self.directory / "checkpoints" / "last.ckpt"
+
+    @property
+    def fitted_file(self) -> Path:
+        """The mark that the fit, though perhaps not the test, is done."""
+        return self.directory / "fitted.json"
+
+    @property
+    def finished_file(self) -> Path:
+        """The mark that everything is done: fingerprint, metrics, seconds."""
+        return self.directory / "finished.json"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.config_file.is_file() and not self.is_finished
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the stage was done to its end with this very fingerprint."""
+        return self.finished_file.is_file() and read_json(self.finished_file).get("fingerprint") == self.fingerprint
+
+
+def fingerprint_of(config: dict[str, Any]) -> str:
+    """Return the hexadecimal digest of a configuration; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fingerprint_of_path(path: Path) -> str:
+    """Return a digest that changes when a file or directory changes.
+
+    A run directory counts by its own fingerprint. Any other path counts by the names, sizes and modification times of
+    itself and of what lies at most two levels below, without reading contents.
+
+    Args:
+        path: An existing path.
+    """
+    finished = path / "finished.json"
+    if finished.is_file():
+        return str(read_json(finished).get("fingerprint"))
+    entries = [path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))][:MAX_LISTED_FILES]
+    stats = [(str(entry), entry.stat()) for entry in entries]
+    facts = [str(path.resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file such that it is either wholly there or as before, also when the process is killed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON atomically; a value that JSON does not know becomes a number if it can, else text."""
+    write_atomically(file, json.dumps(content, indent=2, default=_plain) + "\n")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON mapping.
+
+    Raises:
+        UserError: The file is not JSON.
+    """
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}); delete its directory and run again") from error
+
+
+def write_config(file: Path, config: dict[str, Any]) -> None:
+    """Write a resolved configuration as YAML, atomically."""
+    write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(config)))
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold a run directory for this process alone; the hold ends with the process, however it ends.
+
+    Raises:
+        ConfigError: Another process works in the directory.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError("", f"another process is working in {directory}; wait for it or stop it") from error
+        yield
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)

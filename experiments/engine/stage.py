@@ -1,0 +1,200 @@
+"""One stage: a job, or the fit and test of a module."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+
+from callbacks.runtime.interrupt import InterruptHandler
+from callbacks.runtime.last_checkpoint import LastCheckpoint
+from callbacks.runtime.progress import StepProgress
+from experiments.engine.builder import build
+from experiments.engine.checks import check_arguments, check_spec, check_value
+from experiments.engine.errors import ConfigError, join
+from experiments.engine.runs import Run, read_json, write_config, write_json
+from lightning_modules.errors import UserError
+
+OWN_TRAINER_KEYS = ("logger", "callbacks", "default_root_dir", "enable_checkpointing")
+TRAINER_DEFAULTS = {"devices": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
+QUIET_LOGGERS = ("lightning.pytorch", "lightning.fabric")
+DEFAULT_NUM_THREADS = torch.get_num_threads()
+
+
+@dataclass
+class StageResult:
+    """What a stage gave.
+
+    Args:
+        name: Name of the stage.
+        run: Its run directory.
+        metrics: Numbers by name.
+        seconds: Duration of the work that was done last, in seconds.
+        is_reused: Whether an earlier run was taken as it is.
+        objects: `module`, `datamodule`, `trainer` or `job`; empty when reused or not kept.
+    """
+
+    name: str
+    run: Run
+    metrics: dict[str, Any]
+    seconds: float
+    is_reused: bool = False
+    objects: dict[str, Any] = field(default_factory=dict)
+
+
+def check_stage(config: dict[str, Any], path: str) -> None:
+    """Check the parts of a resolved stage: classes, arguments, types, and that the parts belong together.
+
+    Raises:
+        ConfigError: The first mistake found.
+    """
+    if (config["job"] is None) == (config["module"] is None):
+        raise ConfigError(path, "give either a job or a module (with its datamodule)")
+    if config["job"] is not None:
+        _check_job(config, path)
+    else:
+        _check_training(config, path)
+
+
+def _check_job(config: dict[str, Any], path: str) -> None:
+    for key in ("datamodule", "trainer", "callbacks"):
+        if config[key]:
+            raise ConfigError(join(path, key), f"a job has no {key}; remove it, or give a module for the job")
+    job = _check_part(config, "job", path, object)
+    if isinstance(job, type) and not callable(getattr(job, "run", None)):
+        raise ConfigError(join(path, "job.class_path"), f"{job.__qualname__} has no method run(output_dir)")
+
+
+def _check_training(config: dict[str, Any], path: str) -> None:
+    _check_part(config, "module", path, LightningModule)
+    if config["datamodule"] is None:
+        raise ConfigError(join(path, "datamodule"), "a module needs a datamodule; give class_path and init_args")
+    _check_part(config, "datamodule", path, LightningDataModule)
+    for name in config["callbacks"]:
+        _check_part(config["callbacks"], name, join(path, "callbacks"), Callback)
+    for key in OWN_TRAINER_KEYS:
+        if key in config["trainer"]:
+            raise ConfigError(join(join(path, "trainer"), key), "this is set by the experiment runner; remove it")
+    check_arguments(Trainer, config["trainer"], join(path, "trainer"))
+    try:
+        LastCheckpoint(Path(), **config["checkpoint"])
+    except ValueError as error:
+        raise ConfigError(join(path, "checkpoint"), str(error)) from error
+    if not config["fit"] and not config["test"]:
+        raise ConfigError(join(path, "fit"), "neither fit nor test is asked for; set one of them to true")
+    limits = ("max_steps", "max_epochs", "max_time")
+    if config["fit"] and all(config["trainer"].get(key) in (None, -1) for key in limits):
+        raise ConfigError(join(path, "trainer.max_steps"), "say how long to train, in steps")
+
+
+def _check_part(config: dict[str, Any], key: str, path: str, kind: type) -> Any:
+    node, path = config[key], join(path, key)
+    if not isinstance(node, dict) or "class_path" not in node:
+        raise ConfigError(path, f"expected class_path and init_args, got {node!r}")
+    check_value(node, kind, path)
+    return check_spec(node, path)
+
+
+def without_empty(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the keys that are not used, for people to read."""
+    return {key: value for key, value in config.items() if value not in (None, {}, "")}
+
+
+def run_stage(name: str, config: dict[str, Any], run: Run, path: str = "") -> StageResult:
+    """Do one stage, from where it stands, and mark it finished.
+
+    Args:
+        name: Name of the stage.
+        config: Resolved configuration.
+        run: Its run directory.
+        path: YAML path of the stage for errors.
+
+    Returns:
+        Metrics and the objects that were built.
+
+    Raises:
+        ConfigError: A constructor refused its arguments.
+    """
+    start = time.monotonic()
+    write_config(run.config_file, {**without_empty(config), "fingerprint": run.fingerprint})
+    torch.set_num_threads(config["threads"] or DEFAULT_NUM_THREADS)
+    for logger in QUIET_LOGGERS:
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+        seed_everything(config["seed"], workers=True, verbose=False)
+        if config["job"] is not None:
+            job = build(config["job"], join(path, "job"))
+            metrics, objects = job.run(run.directory) or {}, {"job": job}
+        else:
+            metrics, objects = _fit_and_test(name, config, run, path)
+    seconds = round(time.monotonic() - start, 1)
+    write_json(run.finished_file, {"fingerprint": run.fingerprint, "metrics": metrics, "seconds": seconds})
+    return StageResult(name, run, read_json(run.finished_file)["metrics"], seconds, objects=objects)
+
+
+def _fit_and_test(name: str, config: dict[str, Any], run: Run, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    datamodule = build(config["datamodule"], join(path, "datamodule"))
+    module = build(config["module"], join(path, "module"))
+    trainer = _build_trainer(name, config, run, path, module)
+    metrics: dict[str, Any] = {}
+    if config["fit"] and not run.fitted_file.is_file():
+        checkpoint = run.checkpoint_file if run.checkpoint_file.is_file() else None
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        metrics = dict(trainer.callback_metrics)
+        write_json(run.fitted_file, {"steps": trainer.global_step, "metrics": metrics})
+    elif config["fit"]:
+        metrics = read_json(run.fitted_file)["metrics"]
+        load_weights(module, run)
+    if config["test"]:
+        trainer.test(module, datamodule=datamodule, verbose=False)
+        metrics = {**metrics, **trainer.callback_metrics}
+    return metrics, {"module": module, "datamodule": datamodule, "trainer": trainer}
+
+
+def load_weights(module: LightningModule, run: Run) -> None:
+    """Load the weights of a run's newest checkpoint into a module.
+
+    Raises:
+        FileNotFoundError: The run has no checkpoint.
+        UserError: The weights do not fit the module.
+    """
+    file = run.checkpoint_file
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {file}; train that run first, or give another run")
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    module.on_load_checkpoint(checkpoint)
+    try:
+        module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise UserError(f"{file} does not fit its module ({detail}); train anew") from error
+
+
+def _build_trainer(name: str, config: dict[str, Any], run: Run, path: str, module: LightningModule) -> Trainer:
+    checkpoint = LastCheckpoint(run.checkpoint_file, **config["checkpoint"])
+    callbacks = list(build(config["callbacks"], join(path, "callbacks")).values())
+    run_names = getattr(module, "run_names", [name])
+    arguments = {**TRAINER_DEFAULTS, **build(config["trainer"], join(path, "trainer"))}
+    if arguments.get("enable_progress_bar", True):
+        callbacks.append(StepProgress(label=name))
+    directory = run.directory / "tensorboard"
+    try:
+        return Trainer(
+            **arguments,
+            logger=[TensorBoardLogger(directory, name=run_name, version="") for run_name in run_names],
+            callbacks=[*callbacks, InterruptHandler(checkpoint), checkpoint],
+            default_root_dir=run.directory,
+        )
+    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+        raise ConfigError(join(path, "trainer"), str(error)) from error

@@ -1,0 +1,87 @@
+"""A job that writes what a frozen thinker says to each reply, so that talkers train without running it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from datamodules.batch import text_states_folder
+from lightning_modules.array_files import write_array
+from lightning_modules.thinker.thinker import Thinker
+
+
+class TextStateWriter:
+    """Runs a thinker over queries and gold replies.
+
+    States that are already there are kept, so it may be killed and run again.
+
+    A file `<set_name>/text_states/<id>.npy` holds (N, hidden_size + embedding_size) float32: for each text token of the
+    reply the hidden state that predicted it, then its input embedding.
+
+    Args:
+        thinker: A trained thinker.
+        splits: By name, what gives a `SpokenExample` with its query for each index, has a length and `sizes()`, such as
+            `datamodules.formats.released_layout.ReleasedLayout`.
+        set_name: Folder of the set to write to.
+        batch_size: Queries run together, of like length.
+        bfloat16: Run under bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        thinker: Thinker,
+        splits: dict[str, Any],
+        set_name: str = "spoken_examples",
+        batch_size: int = 32,
+        bfloat16: bool = True,
+    ) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.thinker = thinker.eval().to(self.device)
+        self.splits = splits
+        self.set_name = set_name
+        self.batch_size = batch_size
+        self.bfloat16 = bfloat16
+
+    def run(self, output_dir: Path) -> dict[str, Any]:
+        """Writes the states of all splits.
+
+        Args:
+            output_dir: The run directory of this job.
+
+        Returns:
+            `<split>/num_replies` and `<split>/num_text_tokens`.
+
+        Raises:
+            UserError: A query or a reply is damaged, empty or too long.
+        """
+        folder = text_states_folder(Path(output_dir), self.set_name)
+        folder.mkdir(parents=True, exist_ok=True)
+        report: dict[str, Any] = {}
+        for split, examples in self.splits.items():
+            order = np.argsort(examples.sizes(), kind="stable").tolist()
+            num_tokens = 0
+            with tqdm(total=len(order), desc=f"text states of {split}", unit="reply") as progress:
+                for start in range(0, len(order), self.batch_size):
+                    num_tokens += self._write(folder, examples, order[start : start + self.batch_size])
+                    progress.update(min(self.batch_size, len(order) - start))
+            report |= {f"{split}/num_replies": len(order), f"{split}/num_text_tokens": num_tokens}
+        return report
+
+    def _write(self, folder: Path, examples: Any, indices: list[int]) -> int:
+        """Writes a batch unless it is there, whole; gives its number of text tokens."""
+        paths = [folder / f"{examples.items[index].id}.npy" for index in indices]
+        if all(path.is_file() for path in paths):
+            return sum(len(np.load(path, mmap_mode="r")) for path in paths)
+        batch = [examples[index] for index in indices]
+        queries = [example.query for example in batch]
+        lengths = torch.tensor([len(query) for query in queries], device=self.device)
+        padded = pad_sequence(queries, batch_first=True).to(self.device)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            output = self.thinker(padded, lengths, [example.reply_text for example in batch])
+        states = torch.cat([output.hidden.float(), output.embedding.float()], dim=-1).cpu().numpy()
+        for path, row, length in zip(paths, states, output.lengths.tolist(), strict=True):
+            write_array(path, row[:length])
+        return int(output.lengths.sum())

@@ -1,0 +1,1 @@
+"""Waveforms and features: log-mel, convolutional blocks, augmentation; shared by codec and recognizer."""

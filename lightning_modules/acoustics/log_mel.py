@@ -1,0 +1,101 @@
+"""Log-mel features at 100 Hz: frame f is centred on sample 160 f + 80, so S samples give ceil(S / 160) frames."""
+
+import librosa
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.errors import UserError
+
+SAMPLE_RATE = 16_000
+HOP_SAMPLES = 160
+WINDOW_SAMPLES = 640
+NUM_MELS = 80
+FLOOR = 1e-4
+LOG_MEAN = -5.5
+LOG_STD = 2.5
+
+
+class LogMel(nn.Module):
+    """Normalised log-mel spectrogram, in which a full-scale sine has magnitude 1 and the floor is -80 dB.
+
+    Samples beyond the ends count as digital silence, so a zero-padded row gives the same frames as the row alone,
+    followed by frames of `silence`.
+    """
+
+    hop_samples = HOP_SAMPLES
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        window = torch.hann_window(WINDOW_SAMPLES)
+        filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=WINDOW_SAMPLES, n_mels=NUM_MELS, fmin=0.0, norm=None)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
+        self.magnitude_scale = 2.0 / float(window.sum())
+
+    @property
+    def silence(self) -> float:
+        """The value of every bin in digital silence."""
+        return float((torch.tensor(FLOOR).log() - LOG_MEAN) / LOG_STD)
+
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """Frames that cover the given numbers of samples."""
+        return torch.div(lengths + HOP_SAMPLES - 1, HOP_SAMPLES, rounding_mode="floor")
+
+    def magnitude(self, waveform: Tensor) -> Tensor:
+        """Linear magnitude spectrogram.
+
+        Args:
+            waveform: (B, S) float, 16 kHz.
+
+        Returns:
+            (B, WINDOW_SAMPLES // 2 + 1, ceil(S / 160)) float32.
+        """
+        waveform = waveform.float()
+        tail = -waveform.shape[-1] % HOP_SAMPLES
+        edge = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
+        with torch.autocast(waveform.device.type, enabled=False):
+            padded = F.pad(waveform, (edge, edge + tail))
+            spectrum = torch.stft(
+                padded, WINDOW_SAMPLES, HOP_SAMPLES, window=self.window, center=False, return_complex=True
+            )
+            return spectrum.abs() * self.magnitude_scale
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Normalised log-mel.
+
+        Args:
+            waveform: (B, S) float, 16 kHz, zero beyond each row's own length.
+
+        Returns:
+            (B, 80, ceil(S / 160)) float32, about zero mean and unit variance in speech.
+        """
+        magnitude = self.magnitude(waveform)
+        with torch.autocast(waveform.device.type, enabled=False):
+            return ((self.filters @ magnitude).clamp(min=FLOOR).log() - LOG_MEAN) / LOG_STD
+
+    def mel_magnitude(self, log_mel: Tensor) -> Tensor:
+        """Undoes the logarithm and the normalisation: (..., 80, F) to linear mel magnitudes, 0 at the floor."""
+        return (log_mel.float() * LOG_STD + LOG_MEAN).exp() - FLOOR
+
+
+def zero_beyond(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Zeroes each row beyond its length.
+
+    Args:
+        rows: (B, S) or (B, S, D).
+        lengths: (B,) int64.
+
+    Returns:
+        A tensor of the shape of `rows`.
+
+    Raises:
+        UserError: A length is negative or exceeds the rows.
+    """
+    size = rows.shape[1]
+    if int(lengths.max()) > size or int(lengths.min()) < 0:
+        raise UserError(f"lengths must lie in 0..{size}, the padded length; got {lengths.tolist()}")
+    is_inside = torch.arange(size, device=rows.device) < lengths.to(rows.device)[:, None]
+    return rows * is_inside.view(*is_inside.shape, *[1] * (rows.dim() - 2))

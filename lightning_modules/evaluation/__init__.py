@@ -1,0 +1,1 @@
+"""How replies are judged: word error rate and the text normalisation named beside it."""

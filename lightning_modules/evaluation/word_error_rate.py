@@ -1,0 +1,61 @@
+"""Word error rates of many utterances, micro and macro, on normalised text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jiwer
+
+from lightning_modules.errors import UserError
+from lightning_modules.evaluation.text_normalization import NORMALIZER_NAME, normalize_text
+
+
+@dataclass(frozen=True)
+class WordErrorRates:
+    """Word error rates as shares, 1.0 = as many errors as words.
+
+    Attributes:
+        micro: Errors of all utterances over words of all utterances.
+        macro: Mean of the utterances' own rates.
+        per_utterance: Each utterance's rate, in order.
+        normalizer: Name of the normaliser that both texts went through.
+    """
+
+    micro: float
+    macro: float
+    per_utterance: tuple[float, ...]
+    normalizer: str = NORMALIZER_NAME
+
+
+def word_error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrorRates:
+    """Compares what should be heard with what was heard, word by word, after `normalize_text`.
+
+    An empty hypothesis is all wrong. An empty reference counts each heard word as one error; its own rate is 1 if
+    anything was heard and 0 if not.
+
+    Args:
+        references: What should be heard, one text an utterance.
+        hypotheses: What was heard, in the same order.
+
+    Returns:
+        The rates.
+
+    Raises:
+        UserError: There are no utterances, or not as many hypotheses as references.
+    """
+    if len(references) != len(hypotheses):
+        raise UserError(f"{len(references)} references but {len(hypotheses)} hypotheses: give one for each")
+    if not references:
+        raise UserError("no utterances: a word error rate needs at least one")
+    num_errors = num_words = 0
+    rates = []
+    for reference, hypothesis in zip(map(normalize_text, references), map(normalize_text, hypotheses), strict=True):
+        words, heard = len(reference.split()), len(hypothesis.split())
+        errors = heard
+        if reference:
+            counts = jiwer.process_words(reference, hypothesis)
+            errors = counts.substitutions + counts.deletions + counts.insertions
+        rates.append(errors / words if words else float(heard > 0))
+        num_errors += errors
+        num_words += words
+    micro = num_errors / num_words if num_words else float(num_errors > 0)
+    return WordErrorRates(micro, sum(rates) / len(rates), tuple(rates))

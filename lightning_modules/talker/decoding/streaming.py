@@ -1,0 +1,152 @@
+"""Streaming from thinker to talker: text states come one by one, speech leaves in chunks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
+
+
+class TextState(Protocol):
+    """What a talker must know of one text token."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """Hidden state that predicted the token, ``(H,)``."""
+        ...
+
+    @property
+    def embedding(self) -> Tensor:
+        """Input embedding of the token, ``(E,)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class KnownTextState:
+    """A text state that was written before; see :class:`TextState`."""
+
+    hidden: Tensor
+    embedding: Tensor
+
+
+def states_of_row(text: TextStates, row: int) -> list[KnownTextState]:
+    """Give the text states of one row of a batch, one by one."""
+    num_tokens = int(text.lengths[row])
+    return [KnownTextState(text.hidden[row, j], text.embedding[row, j]) for j in range(num_tokens)]
+
+
+@dataclass(frozen=True)
+class SpeechChunk:
+    """Speech tokens that are final, as many as a block holds unless speech ends in it.
+
+    Attributes:
+        tokens: Codes without any special token, ``(n,) int64``.
+        num_forwards: Forward passes of the network since the previous chunk.
+        ended: True if EOS came in this block.
+        is_last: True if nothing follows: EOS came, or the limit is reached.
+        order: Step of its block that revealed each token, from 0, ``(n,) int64``; None where they come one by one.
+    """
+
+    tokens: Tensor
+    num_forwards: int
+    ended: bool
+    is_last: bool
+    order: Tensor | None = None
+
+
+class AnchorReader:
+    """Pulls the text of one block at a time from a thinker that may still be writing.
+
+    Args:
+        anchors: Projects the text states.
+        text: Text states in order.
+    """
+
+    def __init__(self, anchors: SemanticAnchors, text: Iterable[TextState]) -> None:
+        self.anchors = anchors
+        self.text = iter(text)
+
+    def next_block(self) -> Tensor:
+        """Give the anchors of the next block, "no text" where the text has ended: ``(1, 1, Q, width)``."""
+        num_anchors = self.anchors.anchors_per_block
+        slots: list[Tensor] = [self.anchors.no_text] * num_anchors
+        states = []
+        for state in self.text:
+            states.append(state)
+            if len(states) == num_anchors:
+                break
+        if states:
+            hidden = torch.stack([state.hidden for state in states])
+            embedding = torch.stack([state.embedding for state in states])
+            slots[: len(states)] = self.anchors.project(hidden, embedding).unbind(0)
+        return torch.stack([slot.to(slots[0].dtype) for slot in slots])[None, None]
+
+
+def cut_at_eos(tokens: Tensor, eos_id: int) -> tuple[Tensor, bool]:
+    """Keep what comes before the first EOS.
+
+    Args:
+        tokens: ``(n,) int64``.
+        eos_id: End of speech.
+
+    Returns:
+        The tokens before the first EOS, and whether there was one.
+    """
+    is_eos = (tokens == eos_id).nonzero()
+    if len(is_eos) == 0:
+        return tokens, False
+    return tokens[: int(is_eos[0])], True
+
+
+class DecodedBlock(NamedTuple):
+    """The tokens of a block, and what they cost.
+
+    Attributes:
+        tokens: ``(n,) int64``, anything behind the first EOS.
+        num_forwards: Forward passes of the network.
+        order: As of :class:`SpeechChunk`.
+    """
+
+    tokens: Tensor
+    num_forwards: int
+    order: Tensor | None = None
+
+
+class BlockDecoder(ABC):
+    """Decodes one block after the other, with what it keeps of those before."""
+
+    @abstractmethod
+    def decode_block(self, anchors: Tensor) -> DecodedBlock:
+        """Decode the next block, whose anchors are ``(1, 1, Q, width)``."""
+
+    def close_block(self) -> int:
+        """Do what is left to do of a block that another one follows; gives the number of forward passes."""
+        return 0
+
+
+@torch.no_grad()
+def stream_blocks(decoder: BlockDecoder, reader: AnchorReader, max_blocks: int, eos_id: int) -> Iterator[SpeechChunk]:
+    """Decode until EOS, or until ``max_blocks`` are there, a chunk a block.
+
+    Args:
+        decoder: Gives the tokens of a block.
+        reader: Gives its anchors.
+        max_blocks: Where speech is cut off if no EOS comes.
+        eos_id: End of speech.
+
+    Yields:
+        The speech tokens of each block, up to the first EOS.
+    """
+    for block in range(max_blocks):
+        tokens, num_forwards, order = decoder.decode_block(reader.next_block())
+        codes, ended = cut_at_eos(tokens, eos_id)
+        is_last = ended or block == max_blocks - 1
+        if not is_last:
+            num_forwards += decoder.close_block()
+        yield SpeechChunk(codes, num_forwards, ended, is_last, None if order is None else order[: len(codes)])
+        if is_last:
+            return

@@ -1,0 +1,146 @@
+"""Unmasking a block: which masked positions a decoding step reveals, and the steps themselves."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_modules.errors import UserError
+from lightning_modules.talker.decoding.sampling import TokenSampler
+
+Count = TypeVar("Count", int, Tensor)
+
+
+def num_to_reveal(num_masked: Count, num_steps_left: int) -> Count:
+    """Share the masked positions of a block evenly over the steps that are left.
+
+    Args:
+        num_masked: Positions still masked, ``R_j``, of one block or int64 of any shape of many.
+        num_steps_left: Steps including this one, ``K - j + 1``.
+
+    Returns:
+        ``ceil(R_j / (K - j + 1))``.
+
+    Reference: arXiv 2602.08607, block diffusion decoding.
+    """
+    return -(-num_masked // num_steps_left)
+
+
+def most_confident(confidence: Tensor, is_masked: Tensor, num_revealed: int | Tensor) -> Tensor:
+    """Choose the masked positions in which the network is surest, the earlier one of equals.
+
+    Args:
+        confidence: Probability of the token chosen at each position, ``(..., L)``.
+        is_masked: Positions to choose from, ``(..., L) bool``, at least ``num_revealed`` of them in each row.
+        num_revealed: Positions to choose in each row, for all or ``(..., 1) int64``.
+
+    Returns:
+        True at the chosen positions, ``(..., L) bool``.
+    """
+    candidates = confidence.masked_fill(~is_masked, -torch.inf)
+    order = candidates.argsort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(-1, order, ranks)
+    return (rank < num_revealed) & is_masked
+
+
+class Filling(NamedTuple):
+    """A block that was filled.
+
+    Attributes:
+        tokens: Its tokens, ``(B, block_size) int64``.
+        num_steps: Steps taken.
+        order: Step that revealed each token, from 0, ``(B, block_size) int64``.
+    """
+
+    tokens: Tensor
+    num_steps: int
+    order: Tensor
+
+
+class Unmasking:
+    """How a masked block is filled: which tokens are chosen, and which positions a step reveals.
+
+    Args:
+        confidence_threshold: Reveal also every position whose token is at least this probable, so that an easy block
+            takes fewer steps than it may; None reveals the same number in each step, as the paper does.
+        order_temperature: Gumbel noise on the logarithm of the confidence, by this factor; 0 reveals the most
+            confident positions first.
+        sampler: Chooses tokens; greedy if left out.
+        generator: Source of the noise on the order.
+
+    Raises:
+        UserError: If the threshold is not a probability, or the temperature is negative.
+
+    Reference: arXiv 2602.08607, block diffusion decoding; the threshold is that of arXiv 2505.22618 (Fast-dLLM).
+    """
+
+    def __init__(
+        self,
+        confidence_threshold: float | None = None,
+        order_temperature: float = 0.0,
+        sampler: TokenSampler | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if confidence_threshold is not None and not 0.0 < confidence_threshold <= 1.0:
+            raise UserError(
+                f"confidence_threshold is {confidence_threshold}: give a probability above 0 and up to 1, or null."
+            )
+        if order_temperature < 0.0:
+            raise UserError(f"order_temperature is {order_temperature}: give 0 for the surest first or more.")
+        self.confidence_threshold, self.order_temperature = confidence_threshold, order_temperature
+        self.sampler, self.generator = sampler or TokenSampler(), generator
+
+    def __call__(
+        self,
+        predict: Callable[[Tensor], Tensor],
+        masked: Tensor,
+        mask_id: int,
+        num_steps: int,
+        sampler: TokenSampler | None = None,
+    ) -> Filling:
+        """Fill a block in at most ``num_steps`` steps; a token once revealed does not change.
+
+        Args:
+            predict: Gives the logits ``(B, block_size, V)`` of a partly masked block ``(B, block_size)``; called each
+                step.
+            masked: A block of nothing but masks, ``(B, block_size) int64``.
+            mask_id: The mask.
+            num_steps: Steps, ``K``, at most the block size.
+            sampler: Chooses tokens in place of this object's own.
+
+        Returns:
+            The tokens, the number of steps taken, and when each token was revealed.
+        """
+        sampler = sampler or self.sampler
+        tokens, order, num_masked = masked, torch.zeros_like(masked), masked.shape[1]
+        for step in range(num_steps):
+            is_masked = tokens == mask_id
+            candidates, confidence = sampler(predict(tokens))
+            num_revealed = num_to_reveal(num_masked, num_steps - step)
+            revealed = most_confident(self._order(confidence), is_masked, num_revealed)
+            if self.confidence_threshold is not None:
+                revealed = revealed | (is_masked & (confidence >= self.confidence_threshold))
+            tokens, order = torch.where(revealed, candidates, tokens), order + step * revealed
+            if self.confidence_threshold is None:
+                num_masked -= num_revealed  # without asking the device
+            else:
+                num_masked = int((tokens == mask_id).sum(dim=1).max())
+            if num_masked == 0:
+                return Filling(tokens, step + 1, order)
+        return Filling(tokens, num_steps, order)
+
+    def _order(self, confidence: Tensor) -> Tensor:
+        """Give what positions are ranked by."""
+        if self.order_temperature == 0.0:
+            return confidence
+        uniform = torch.rand(confidence.shape, generator=self.generator, device=confidence.device)
+        gumbel = -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
+        return confidence.clamp(min=1e-20).log() + self.order_temperature * gumbel
+
+
+def powers_of_two_up_to(block_size: int) -> tuple[int, ...]:
+    """Steps a block that any masked-diffusion talker offers: 4, the paper's default, then the other powers of two."""
+    powers = [2**n for n in range(block_size.bit_length()) if 2**n <= block_size]
+    return tuple(sorted(powers, key=lambda steps: (steps != 4, -steps)))

@@ -1,0 +1,1 @@
+"""The network that every talker shares: anchors, attention and its masks, backbone, key-value cache."""

@@ -1,0 +1,90 @@
+"""What the thinker learns from: spoken queries, their transcripts, and written queries."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_modules.errors import UserError
+from lightning_modules.thinker.thinker import Thinker
+
+
+class SpokenQueries(Protocol):
+    """What an objective reads of a batch of B dialogues.
+
+    Attributes:
+        query: ``(B, S) float32`` at 16 kHz.
+        query_lengths: ``(B,) int64`` samples.
+        reply_texts: B replies.
+        transcripts: B queries as text; None if nobody asked for them.
+    """
+
+    query: Tensor | None
+    query_lengths: Tensor | None
+    reply_texts: list[str]
+    transcripts: list[str] | None
+
+
+@dataclass(frozen=True)
+class ThinkerObjective:
+    """A weighted sum of losses; a part of weight 0 costs nothing.
+
+    Pretrained parts need the first one only, as in stage 1 of the paper. Parts that start from nothing must also learn
+    what a pretrained encoder hears and what a pretrained language model reads.
+
+    Args:
+        reply: Weight of the reply's cross-entropy, given the spoken query.
+        transcript: Weight of the transcript's likelihood, read off the adaptor's embeddings of the query.
+        text: Weight of the reply's cross-entropy, given the written query.
+
+    Raises:
+        UserError: If a weight is negative or all are 0.
+    """
+
+    reply: float = 1.0
+    transcript: float = 0.0
+    text: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the weights."""
+        weights = (self.reply, self.transcript, self.text)
+        if min(weights) < 0 or max(weights) == 0:
+            raise UserError(
+                f"weights (reply, transcript, text) are {weights}: none may be negative, one must be positive."
+            )
+
+    def __call__(self, thinker: Thinker, batch: SpokenQueries) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a batch.
+
+        Args:
+            thinker: What trains.
+            batch: With queries, and with transcripts if their weights ask for them.
+
+        Returns:
+            The loss, and the parts of it to log.
+
+        Raises:
+            UserError: If the batch has no transcripts but needs them.
+        """
+        assert batch.query is not None and batch.query_lengths is not None
+        transcripts = batch.transcripts
+        if transcripts is None and (self.transcript or self.text):
+            raise UserError("The thinker is to learn from transcripts: add transcript to the data module's fields.")
+        parts: dict[str, Tensor] = {}
+        scalars: dict[str, Tensor] = {}
+        if self.reply:
+            heard = transcripts if self.transcript else None
+            output = thinker(batch.query, batch.query_lengths, batch.reply_texts, heard)
+            parts["reply"] = output.loss
+            scalars = {"train/nll": output.loss, "train/accuracy": output.is_exact.float().mean()}
+            if output.transcript_loss is not None:
+                parts["transcript"] = output.transcript_loss
+        elif self.transcript:
+            assert transcripts is not None
+            parts["transcript"] = thinker.listen(batch.query, batch.query_lengths, transcripts)
+        if self.text:
+            assert transcripts is not None
+            parts["text"] = thinker.read(transcripts, batch.reply_texts).loss
+        weighted = [getattr(self, name) * loss for name, loss in parts.items()]
+        loss = sum(weighted[1:], weighted[0])
+        return loss, {"train/loss": loss, **scalars, **{f"train/{name}_loss": value for name, value in parts.items()}}

@@ -1,0 +1,104 @@
+"""Checkpoints are whole at any moment, come in their rhythm, and carry the random numbers."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from callbacks.runtime.last_checkpoint import LastCheckpoint
+from tests.experiments.engine.toy import ToyData, ToyModule
+
+
+def fit(checkpoint: LastCheckpoint, *callbacks: Any, **arguments: Any) -> Trainer:
+    torch.manual_seed(0)
+    trainer = Trainer(
+        **{"max_steps": 7, **arguments},
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, checkpoint],
+    )
+    trainer.fit(ToyModule(), datamodule=ToyData())
+    return trainer
+
+
+@pytest.fixture
+def saved_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    steps: list[int] = []
+    save = Trainer.save_checkpoint
+
+    def noting(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        steps.append(trainer.global_step)
+        save(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", noting)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ({"every_n_steps": 3, "every_s": None}, [3, 6, 7]),
+        ({"every_n_steps": 5, "every_s": None}, [6, 7]),  # the fifth batch is the last of its epoch: one later
+        ({"every_n_steps": None, "every_s": 1e-9}, [1, 2, 3, 4, 6, 7, 7]),
+        ({"every_n_steps": None, "every_s": None}, [7]),
+    ],
+)
+def test_rhythm(tmp_path: Path, saved_steps: list[int], policy: dict[str, Any], expected: list[int]) -> None:
+    fit(LastCheckpoint(tmp_path / "last.ckpt", **policy))
+    assert saved_steps == expected
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 7
+
+
+def test_the_rhythm_does_not_change_the_training(tmp_path: Path) -> None:
+    weights = []
+    for number, every_n_steps in enumerate((None, 1, 4)):
+        file = tmp_path / str(number) / "last.ckpt"
+        fit(LastCheckpoint(file, every_n_steps=every_n_steps))
+        weights.append(torch.load(file, weights_only=True)["state_dict"])
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+    torch.testing.assert_close(weights[0], weights[2], rtol=0, atol=0)
+
+
+def test_a_kill_while_writing_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "last.ckpt"
+    trainer = fit(LastCheckpoint(file))
+    before = file.read_bytes()
+
+    class Killed(BaseException):
+        pass
+
+    def write_half(path: Path) -> None:
+        Path(path).write_bytes(before[: len(before) // 2])
+        raise Killed
+
+    monkeypatch.setattr(trainer, "save_checkpoint", write_half)
+    with pytest.raises(Killed):
+        LastCheckpoint(file).save(trainer)
+    assert file.read_bytes() == before
+    monkeypatch.undo()
+    LastCheckpoint(file).save(trainer)
+    assert torch.load(file, weights_only=True)["global_step"] == 7
+
+
+@pytest.mark.parametrize("policy", [{"every_n_steps": 0}, {"every_s": 0.0}, {"every_s": -1.0}])
+def test_a_rhythm_without_progress_is_refused(policy: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give a positive number, or null"):
+        LastCheckpoint(Path("last.ckpt"), **policy)
+
+
+def test_random_numbers_go_on(tmp_path: Path) -> None:
+    callback = LastCheckpoint(tmp_path / "last.ckpt")
+    torch.save(callback.state_dict(), tmp_path / "state")
+    drawn = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
+    callback.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    callback.on_train_start(trainer, ToyModule())
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == drawn

@@ -1,0 +1,136 @@
+"""The corpus job: the released layout, disjoint splits, equal files however often it is killed and by how many made."""
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from datamodules.formats.released_layout import SAMPLE_RATE, ReleasedLayout
+from datamodules.synthetic import spoken_examples
+from datamodules.synthetic.spoken_examples import SPLITS, SpokenExamplesMaker
+
+COUNTS = {"num_train": 42, "num_validation": 3, "num_test": 5}
+
+
+def make(folder: Path, num_workers: int = 0, seed: int = 0) -> dict[str, float]:
+    return SpokenExamplesMaker(**COUNTS, seed=seed, num_workers=num_workers).run(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    make(folder)
+    return folder
+
+
+def test_files_are_those_of_the_released_layout(corpus: Path) -> None:
+    items = json.loads((corpus / "spoken_examples/train.json").read_text())
+    assert len(items) == COUNTS["num_train"]
+    assert items[0] == {
+        "id": "train_00000",
+        "speech": "spoken_examples/audios/train_00000.wav",
+        "conversations": [
+            {"from": "human", "value": "<speech>"},
+            {"from": "gpt", "value": items[0]["conversations"][1]["value"]},
+        ],
+        "units": "spoken_examples/fsq1000_tokens/train_00000.npy",
+        "transcript": items[0]["transcript"],
+        "reply_speech": "spoken_examples/replies/train_00000.wav",
+    }
+    info = soundfile.info(corpus / items[0]["speech"])
+    assert (info.samplerate, info.channels, info.subtype, info.format) == (SAMPLE_RATE, 1, "PCM_16", "WAV")
+
+
+def test_splits_are_disjoint_by_reply_text(corpus: Path) -> None:
+    replies = [
+        {
+            item.reply_text
+            for item in ReleasedLayout(corpus / f"spoken_examples/{split}.json", corpus, fields=("query",)).items
+        }
+        for split in SPLITS
+    ]
+    assert [len(found) for found in replies] == list(COUNTS.values())
+    assert len(set.union(*replies)) == sum(COUNTS.values())
+
+
+def test_reader_takes_every_field_but_the_tokens(corpus: Path) -> None:
+    layout = ReleasedLayout(corpus / "spoken_examples/test.json", corpus, fields=("query", "reply", "transcript"))
+    for position in range(len(layout)):
+        example = layout[position]
+        assert 1.0 < example.reply.numel() / SAMPLE_RATE < 4.0
+        assert example.transcript
+
+
+def test_workers_write_the_same_files(corpus: Path, tmp_path: Path) -> None:
+    make(tmp_path, num_workers=2)
+    assert contents(tmp_path) == contents(corpus)
+
+
+def test_killed_run_goes_on_to_the_same_files(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written = spoken_examples._write_wav, []
+
+    def fail_at_the_60th(path: Path, waveform) -> None:
+        if len(written) == 60:
+            path.with_suffix(".partial").write_bytes(b"half a file")
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, waveform)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spoken_examples, "_write_wav", fail_at_the_60th)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path)
+    assert not (tmp_path / "spoken_examples/train.json").exists()
+    kept = written[0].stat().st_mtime_ns
+    make(tmp_path)
+    assert contents(tmp_path) == contents(corpus)
+    assert written[0].stat().st_mtime_ns == kept
+
+
+def test_finished_run_speaks_nothing_and_mends_a_damaged_file(corpus: Path, tmp_path: Path) -> None:
+    first = make(tmp_path)
+    damaged = tmp_path / "spoken_examples/replies/train_00007.wav"
+    damaged.write_bytes(b"no audio")
+    assert make(tmp_path) == first
+    assert contents(tmp_path) == contents(corpus)
+
+
+def test_files_of_another_plan_are_replaced(corpus: Path, tmp_path: Path) -> None:
+    make(tmp_path, seed=1)
+    assert contents(tmp_path) != contents(corpus)
+    make(tmp_path, seed=0)
+    assert contents(tmp_path) == contents(corpus)
+
+
+def test_metrics_describe_the_lexicon(corpus: Path) -> None:
+    metrics = make(corpus)
+    assert {name: metrics[name] for name in COUNTS} == COUNTS
+    assert metrics["lexicon_words"] > 50
+    assert 1 <= metrics["lexicon_min_count"] <= metrics["lexicon_median_count"]
+    assert 5 < metrics["reply_words_mean"] < 10
+
+
+def test_several_may_ask_for_one_dialogue_and_share_its_reply(corpus: Path, tmp_path: Path) -> None:
+    made = SpokenExamplesMaker(**COUNTS, seed=0, num_workers=0, askers_per_dialogue=3).run(tmp_path)
+    assert made["num_train"] == 3 * COUNTS["num_train"] and made["num_test"] == COUNTS["num_test"]
+    items = json.loads((tmp_path / "spoken_examples/train.json").read_text())
+    assert [item["id"] for item in items[:4]] == ["train_00000", "train_00000_01", "train_00000_02", "train_00001"]
+    assert len({item["units"] for item in items[:3]}) == len({item["reply_speech"] for item in items[:3]}) == 1
+    queries = {(tmp_path / item["speech"]).read_bytes() for item in items[:3]}
+    assert len(queries) == 3, "each asks in a voice of its own"
+    ReleasedLayout(tmp_path / "spoken_examples/train.json", tmp_path, fields=("query", "reply"))
+
+
+def test_nobody_asking_is_refused() -> None:
+    with pytest.raises(ValueError, match="askers_per_dialogue=0"):
+        SpokenExamplesMaker(askers_per_dialogue=0)
+
+
+def test_empty_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_test=0"):
+        SpokenExamplesMaker(num_test=0)

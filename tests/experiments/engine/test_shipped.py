@@ -1,0 +1,28 @@
+"""Every shipped experiment composes, and all its classes and arguments exist."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.engine.config import compose, read_file, shipped_files
+from experiments.engine.pipeline import make_plan
+
+FILES = shipped_files()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_it_composes_and_validates(file: Path, tmp_path: Path) -> None:
+    content = read_file(file)
+    inputs = [f"inputs.{name}={tmp_path}" for name, value in (content.get("inputs") or {}).items() if value == "???"]
+    plan = make_plan(file, [*inputs, f"runs_dir={tmp_path}"])
+    assert plan.pipeline.description, "say in one line what it is, in `description`"
+    assert "\n" not in plan.pipeline.description
+    assert len({planned.run.directory for planned in plan.stages}) == len(plan.stages)
+    assert plan.to_yaml()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_seed_of_a_pipeline_reaches_its_stages(file: Path) -> None:
+    own = {name for name, stage in (read_file(file).get("stages") or {}).items() if "seed" in (stage or {})}
+    for stage in compose(file, ["seed=12345"]).stages:
+        assert stage.name in own or stage.config["seed"] == 12345

@@ -1,0 +1,83 @@
+"""The job that writes speech tokens: complete, repeatable, and it goes on where it was killed."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from experiments.jobs.speech_token_writer import SpeechTokenWriter, token_statistics
+from lightning_modules.speech_codec import SpeechCodec
+
+
+@pytest.fixture
+def codec() -> SpeechCodec:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return SpeechCodec(channels=(16, 16, 16))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus" / "spoken"
+    (folder / "replies").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    items = []
+    for index, samples in enumerate([5_000, 641, 3_200]):
+        soundfile.write(folder / "replies" / f"{index}.wav", 0.1 * generator.standard_normal(samples), 16_000)
+        items.append(
+            {"id": str(index), "units": f"spoken/t_tokens/{index}.npy", "reply_speech": f"spoken/replies/{index}.wav"}
+        )
+    (folder / "train.json").write_text(json.dumps(items))
+    return tmp_path / "corpus"
+
+
+def write(codec, corpus, output_dir, **settings):
+    output_dir.mkdir(exist_ok=True)
+    writer = SpeechTokenWriter(codec, corpus, "spoken", ["train"], batch_size=2, **settings)
+    return writer.run(output_dir)
+
+
+def test_tokens_are_those_of_each_reply_alone(codec, corpus, tmp_path):
+    report = write(codec, corpus, tmp_path / "out")
+    assert (
+        report["train/num_replies"] == 3 and report["train/num_tokens"] == 8 + 2 + 5 and report["train/tokens_max"] == 8
+    )
+    assert json.loads((tmp_path / "out" / "speech_tokens.json").read_text()) == report
+    for index in range(3):
+        samples, _ = soundfile.read(corpus / f"spoken/replies/{index}.wav", dtype="float32")
+        alone, _ = codec.encode(torch.from_numpy(samples)[None])
+        assert np.load(tmp_path / f"out/spoken/t_tokens/{index}.npy").tolist() == alone[0].tolist()
+
+
+def test_goes_on_where_it_was_killed(codec, corpus, tmp_path):
+    whole = write(codec, corpus, tmp_path / "out")
+    kept = tmp_path / "out/spoken/t_tokens/0.npy"
+    time = kept.stat().st_mtime_ns
+    (tmp_path / "out/spoken/t_tokens/1.npy").unlink()
+    assert write(codec, corpus, tmp_path / "out") == whole
+    assert kept.stat().st_mtime_ns == time
+
+
+def test_statistics(codec):
+    statistics = token_statistics([np.array([1, 2, 1, 2, 1])], codec)
+    assert statistics["codebook_share"] == 0.002
+    assert statistics["entropy_bits"] == pytest.approx(0.971, abs=1e-3)
+    assert statistics["entropy_given_previous_bits"] == 0
+
+
+def test_errors_name_the_file(codec, corpus, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.*train.json"):
+        write(codec, tmp_path / "nowhere", tmp_path / "out")
+    soundfile.write(corpus / "spoken/replies/1.wav", np.zeros(100), 8_000)
+    with pytest.raises(ValueError, match="1.wav: 8000 Hz"):
+        write(codec, corpus, tmp_path / "out")
+    (corpus / "spoken/replies/0.wav").unlink()
+    with pytest.raises(FileNotFoundError, match="0.wav"):
+        write(codec, corpus, tmp_path / "out2")
+    items = json.loads((corpus / "spoken/train.json").read_text())
+    del items[2]["units"]
+    (corpus / "spoken/train.json").write_text(json.dumps(items))
+    with pytest.raises(ValueError, match=r"'2': lacks \['units'\]"):
+        write(codec, corpus, tmp_path / "out3")

@@ -1,0 +1,44 @@
+"""Word error rates: macro, micro and the edges."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_modules.evaluation.text_normalization import NORMALIZER_NAME
+from lightning_modules.evaluation.word_error_rate import word_error_rates
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=5).map(" ".join)
+
+
+def test_micro_weighs_words_and_macro_utterances():
+    rates = word_error_rates(["One, two three four.", "five"], ["one two three", "six"])
+    assert rates.per_utterance == (0.25, 1.0)
+    assert rates.micro == pytest.approx(2 / 5)
+    assert rates.macro == pytest.approx(0.625)
+    assert rates.normalizer == NORMALIZER_NAME
+
+
+def test_silence_is_all_wrong_and_insertions_exceed_one():
+    assert word_error_rates(["a b c"], [""]).micro == 1.0
+    assert word_error_rates(["a b c"], [" ?! "]).macro == 1.0
+    assert word_error_rates(["a"], ["b c d"]).micro == 3.0
+
+
+def test_empty_references():
+    rates = word_error_rates(["...", "", "a"], ["b c", "", "a"])
+    assert rates.per_utterance == (1.0, 0.0, 0.0)
+    assert rates.micro == 2.0
+    assert word_error_rates([""], [""]).micro == 0.0
+
+
+@given(st.lists(WORDS, min_size=1, max_size=5))
+def test_equal_texts_have_no_errors(texts):
+    rates = word_error_rates(texts, [text.upper() + "." for text in texts])
+    assert rates.micro == rates.macro == 0.0
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="one for each"):
+        word_error_rates(["a"], [])
+    with pytest.raises(ValueError, match="at least one"):
+        word_error_rates([], [])
