@@ -19,7 +19,7 @@ if not __package__:
 
 from experiments.engine import config  # noqa: E402
 from experiments.engine.errors import ConfigError, report_mistake  # noqa: E402
-from experiments.engine.pipeline import make_plan  # noqa: E402
+from experiments.engine.plan import make_plan  # noqa: E402
 
 COLUMNS = (
     ("WER %", "wer_micro", 100.0, 2),

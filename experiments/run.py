@@ -13,11 +13,13 @@ if not __package__:
 from callbacks.runtime.signals import Interrupted, interruptible  # noqa: E402
 from experiments.engine import config  # noqa: E402
 from experiments.engine.errors import ConfigError, report_mistake  # noqa: E402
+from experiments.engine.plan import make_plan  # noqa: E402
 
 EPILOG = """examples:
   python experiments/run.py
-  python experiments/run.py quickstart.yaml seed=1 stages.talkers.trainer.max_steps=500
-  python experiments/run.py quickstart.yaml --print-config
+  python experiments/run.py quickstart seed=1 stages.talkers.trainer.max_steps=500
+  python experiments/run.py quickstart --print-config
+  python experiments/run.py codec inputs.corpus=PATH
 
 Runs are kept under runs/; a finished stage whose configuration and inputs are unchanged is reused."""
 
@@ -27,19 +29,19 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run.py", description="Run an experiment.", epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter
     )
-    what = "an experiment (quickstart.yaml if none is named) and overrides"
-    parser.add_argument("words", nargs="*", metavar="FILE or key=value", help=what)
-    parser.add_argument("--list", action="store_true", help="list the shipped experiments")
+    what = "an experiment or a single stage (quickstart if none is named), and overrides"
+    parser.add_argument("words", nargs="*", metavar="NAME, FILE or key=value", help=what)
+    parser.add_argument("--list", action="store_true", help="list the shipped experiments and stages")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--resume", action="store_true", help="go on with a begun run; fail if there is none")
-    parser.add_argument("--force", action="store_true", help="delete the runs of this configuration and do them anew")
+    parser.add_argument("--resume", action="store_true", help="resume a run that was begun; fail if there is none")
+    parser.add_argument("--force", action="store_true", help="delete the runs of this configuration and run again")
     parsed = parser.parse_intermixed_args(arguments)
     files = [word for word in parsed.words if "=" not in word]
     if len(files) > 1:
         raise ConfigError("", f"one experiment at a time, got {' and '.join(files)}; write overrides as key=value")
     if parsed.resume and parsed.force:
-        raise ConfigError("", "--resume goes on and --force starts anew; give one of them")
-    parsed.file = files[0] if files else "quickstart.yaml"
+        raise ConfigError("", "--resume continues a run and --force deletes it; give one of them")
+    parsed.file = files[0] if files else "quickstart"
     parsed.overrides = [word for word in parsed.words if "=" in word]
     return parsed
 
@@ -52,20 +54,19 @@ def main(arguments: list[str]) -> int:
             if parsed.list:
                 print(config.describe_shipped())
                 return 0
-            file = config.find_file(parsed.file, Path.cwd())
-            from experiments.engine import pipeline
-
-            plan = pipeline.make_plan(file, parsed.overrides)
+            plan = make_plan(config.find_file(parsed.file, Path.cwd()), parsed.overrides)
             if parsed.print_config:
                 print(plan.to_yaml(), end="")
-            else:
-                pipeline.execute(plan, force=parsed.force, resume=parsed.resume)
+                return 0
+            from experiments.engine.pipeline import execute  # imports torch
+
+            execute(plan, force=parsed.force, resume=parsed.resume)
     except Exception as error:
         return report_mistake(error)
     except Interrupted as interrupted:
         words = [word for word in arguments if word not in ("--force", "--resume")]
         again = shlex.join(["python", "experiments/run.py", *words])
-        print(f"\ninterrupted: {interrupted}\nto go on, run again: {again}", file=sys.stderr)
+        print(f"\ninterrupted: {interrupted}\nto resume, run again: {again}", file=sys.stderr)
         return interrupted.exit_code
     return 0
 

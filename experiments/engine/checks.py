@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import reprlib
 import typing
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from experiments.engine.errors import ConfigError, did_you_mean, join
 
 MISSING = "???"
 SPEC_KEYS = ("class_path", "init_args")
+# in the metadata of a field of a schema: a function that tells whether a value is in range, and the range in words
+IS_VALID, VALID = "is_valid", "valid"
 
 
 def is_spec(node: Any) -> bool:
@@ -120,18 +123,35 @@ def check_arguments(target: Callable[..., Any], arguments: dict[str, Any], path:
 
 
 def check_dataclass(schema: type, content: dict[str, Any], path: str) -> None:
-    """Check keys and plain types of a mapping against a dataclass, whose fields may all be left out or null.
+    """Check keys, plain types and ranges of a mapping against a dataclass, whose fields may all be left out or null.
 
     Raises:
-        ConfigError: An unknown key or a value of the wrong type.
+        ConfigError: An unknown key, or a value of the wrong type or out of range.
     """
     hints = typing.get_type_hints(schema)
-    names = [field.name for field in dataclasses.fields(schema)]
+    fields = {field.name: field for field in dataclasses.fields(schema)}
     for key, value in content.items():
-        if key not in names:
-            raise ConfigError(join(path, key), f"unknown key; {did_you_mean(key, names)}")
-        if value is not None and not (isinstance(value, str) and "${" in value):
-            check_value(value, hints[key], join(path, key), are_objects_checked=False)
+        if key not in fields:
+            raise ConfigError(join(path, key), f"unknown key; {did_you_mean(key, fields)}")
+        if value is None or (isinstance(value, str) and "${" in value):
+            continue
+        check_value(value, hints[key], join(path, key), are_objects_checked=False)
+        metadata = fields[key].metadata
+        if value != MISSING and IS_VALID in metadata and not metadata[IS_VALID](value):
+            raise ConfigError(join(path, key), f"expected {metadata[VALID]}, got {value!r}")
+
+
+def check_finite(node: Any, path: str) -> None:
+    """Refuse `.nan` and `.inf` anywhere in a configuration.
+
+    Raises:
+        ConfigError: A number that is not finite.
+    """
+    if isinstance(node, dict | list):
+        for key, item in node.items() if isinstance(node, dict) else enumerate(node):
+            check_finite(item, join(path, key))
+    elif isinstance(node, float) and not math.isfinite(node):
+        raise ConfigError(path, f"{node} is not a finite number; give one, or write null for no limit")
 
 
 def check_value(value: Any, annotation: Any, path: str, are_objects_checked: bool = True) -> None:

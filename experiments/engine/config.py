@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,48 +12,20 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.engine.checks import check_dataclass
 from experiments.engine.errors import ConfigError, did_you_mean, join
+from experiments.engine.schema import (
+    EXPERIMENT_KEYS,
+    INHERITED_BY_STAGES,
+    PIPELINE_KEYS,
+    PIPELINE_ONLY_KEYS,
+    CheckpointPolicy,
+    Experiment,
+    check_keys,
+)
 
 EXPERIMENTS_DIR = Path(__file__).resolve().parents[1]
 STAGES_DIR = "stages"
-INHERITED_BY_STAGES = ("seed", "threads", "checkpoint")
-PIPELINE_KEYS = ("base", "description", "name", "seed", "threads", "runs_dir", "inputs", "checkpoint", "stages")
 HEAD_KEYS = ("name", "description", "runs_dir", "seed")
-PIPELINE_ONLY_KEYS = ("name", "runs_dir", "stages")
-
-
-@dataclass
-class CheckpointPolicy:
-    """How often `checkpoints/last.ckpt` is written during a fit (it is also written at its end and on interrupt)."""
-
-    every_n_steps: int | None = None
-    every_s: float | None = 60.0
-
-
-@dataclass
-class Experiment:
-    """The keys of an experiment; any other key is an error.
-
-    An experiment is one of three: a `job`, a `module` with its `datamodule`, or a pipeline of `stages`.
-    """
-
-    base: list[str] | str | None = None
-    description: str = ""
-    name: str | None = None
-    seed: int = 0
-    threads: int | None = None
-    runs_dir: str = "runs"
-    inputs: dict[str, str | None] = field(default_factory=dict)
-    job: dict[str, Any] | None = None
-    module: dict[str, Any] | None = None
-    datamodule: dict[str, Any] | None = None
-    trainer: dict[str, Any] = field(default_factory=dict)
-    callbacks: dict[str, Any] = field(default_factory=dict)
-    checkpoint: dict[str, Any] = field(default_factory=dict)
-    fit: bool = True
-    test: bool = False
-    stages: dict[str, Any] | None = None
 
 
 @dataclass
@@ -98,7 +70,9 @@ def merge(parent: Any, child: Any) -> Any:
 
 
 def find_file(name: str | Path, near: Path) -> Path:
-    """Find an experiment file, as given (from the directory `near`) or among the shipped ones, `.yaml` optional.
+    """Find an experiment file, as given (from the directory `near`) or among the shipped experiments and stages.
+
+    The suffix `.yaml` may be left out.
 
     Raises:
         ConfigError: No such file.
@@ -107,21 +81,33 @@ def find_file(name: str | Path, near: Path) -> Path:
         for candidate in (directory / name, directory / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate.resolve()
-    raise ConfigError(
-        "", f"there is no experiment file {name}; {did_you_mean(name, [f.name for f in shipped_files()])}"
-    )
+    known = [file.stem for file in (*shipped_files(), *shipped_stages())]
+    raise ConfigError("", f"there is no experiment {name}; {did_you_mean(str(name).removesuffix('.yaml'), known)}")
 
 
 def shipped_files() -> list[Path]:
-    """Return the experiment files of this directory."""
+    """Return the files of the shipped experiments."""
     return sorted(EXPERIMENTS_DIR.glob("*.yaml"))
 
 
+def shipped_stages() -> list[Path]:
+    """Return the files of the shipped single stages."""
+    return sorted((EXPERIMENTS_DIR / STAGES_DIR).glob("*.yaml"))
+
+
 def describe_shipped() -> str:
-    """Return one line for each shipped experiment: its name and description."""
-    files = shipped_files()
-    width = max((len(file.name) for file in files), default=0)
-    return "\n".join(f"{file.name:<{width}}  {read_file(file).get('description', '')}".rstrip() for file in files)
+    """Return one line for each shipped experiment, then, under a heading, one for each single stage."""
+    experiments, stages = shipped_files(), shipped_stages()
+    width = max((len(file.stem) for file in (*experiments, *stages)), default=0)
+    lines = [_describe(file, width) for file in experiments]
+    if stages:
+        lines += ["", "Single stages; give the inputs that they ask for, inputs.NAME=PATH:"]
+        lines += [_describe(file, width) for file in stages]
+    return "\n".join(lines)
+
+
+def _describe(file: Path, width: int) -> str:
+    return f"{file.stem:<{width}}  {read_file(file).get('description', '')}".rstrip()
 
 
 def read_file(file: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -141,12 +127,14 @@ def read_file(file: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError("base", f"{file.name} is its own parent: {' -> '.join(f.name for f in (*children, file))}")
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except OSError as error:
+        raise ConfigError("", f"{file} cannot be read: {error.strerror}; check its permissions") from error
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         is_unquoted = re.search(r"\?\?\?\s*[,}]", file.read_text("utf-8", "replace"))
         hint = '; within braces write "???" in quotes' if is_unquoted else ""
         raise ConfigError("", f"{file} is not valid YAML: {error}{hint}") from error
     if not isinstance(content, dict):
-        raise ConfigError("", f"{file} must hold keys of an experiment; {did_you_mean('', _field_names())}")
+        raise ConfigError("", f"{file} must hold keys of an experiment; {did_you_mean('', EXPERIMENT_KEYS)}")
     stages = content.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         if isinstance(stage, dict) and stage.get("base"):
@@ -241,16 +229,6 @@ def _compose_stage(name: str, own: Any, pipeline: dict[str, Any]) -> Stage:
     return Stage(name, path, _complete(merged))
 
 
-def check_keys(content: dict[str, Any], path: str) -> None:
-    """Check that every key is one of `Experiment` and its value has the right plain type.
-
-    Raises:
-        ConfigError: An unknown key or a wrong type.
-    """
-    check_dataclass(Experiment, content, path)
-    check_dataclass(CheckpointPolicy, content.get("checkpoint") or {}, join(path, "checkpoint"))
-
-
 def interpolate(config: dict[str, Any], path: str) -> dict[str, Any]:
     """Replace every `${...}` of a configuration.
 
@@ -288,7 +266,3 @@ def _parent_file(name: str, file: Path, path: str) -> Path:
         return find_file(name, file.parent)
     except ConfigError as error:
         raise ConfigError(path, error.problem) from error
-
-
-def _field_names() -> list[str]:
-    return [f.name for f in dataclasses.fields(Experiment)]

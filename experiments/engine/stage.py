@@ -6,11 +6,10 @@ import logging
 import time
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
@@ -19,12 +18,11 @@ from callbacks.runtime.interrupt import InterruptHandler
 from callbacks.runtime.last_checkpoint import LastCheckpoint
 from callbacks.runtime.progress import StepProgress
 from experiments.engine.builder import build
-from experiments.engine.checks import check_arguments, check_spec, check_value
 from experiments.engine.errors import ConfigError, join
 from experiments.engine.runs import Run, read_json, write_config, write_json
+from experiments.engine.schema import without_empty
 from lightning_modules.errors import UserError
 
-OWN_TRAINER_KEYS = ("logger", "callbacks", "default_root_dir", "enable_checkpointing")
 TRAINER_DEFAULTS = {"devices": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
 QUIET_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 DEFAULT_NUM_THREADS = torch.get_num_threads()
@@ -49,64 +47,6 @@ class StageResult:
     seconds: float
     is_reused: bool = False
     objects: dict[str, Any] = field(default_factory=dict)
-
-
-def check_stage(config: dict[str, Any], path: str) -> None:
-    """Check the parts of a resolved stage: classes, arguments, types, and that the parts belong together.
-
-    Raises:
-        ConfigError: The first mistake found.
-    """
-    if (config["job"] is None) == (config["module"] is None):
-        raise ConfigError(path, "give either a job or a module (with its datamodule)")
-    if config["job"] is not None:
-        _check_job(config, path)
-    else:
-        _check_training(config, path)
-
-
-def _check_job(config: dict[str, Any], path: str) -> None:
-    for key in ("datamodule", "trainer", "callbacks"):
-        if config[key]:
-            raise ConfigError(join(path, key), f"a job has no {key}; remove it, or give a module for the job")
-    job = _check_part(config, "job", path, object)
-    if isinstance(job, type) and not callable(getattr(job, "run", None)):
-        raise ConfigError(join(path, "job.class_path"), f"{job.__qualname__} has no method run(output_dir)")
-
-
-def _check_training(config: dict[str, Any], path: str) -> None:
-    _check_part(config, "module", path, LightningModule)
-    if config["datamodule"] is None:
-        raise ConfigError(join(path, "datamodule"), "a module needs a datamodule; give class_path and init_args")
-    _check_part(config, "datamodule", path, LightningDataModule)
-    for name in config["callbacks"]:
-        _check_part(config["callbacks"], name, join(path, "callbacks"), Callback)
-    for key in OWN_TRAINER_KEYS:
-        if key in config["trainer"]:
-            raise ConfigError(join(join(path, "trainer"), key), "this is set by the experiment runner; remove it")
-    check_arguments(Trainer, config["trainer"], join(path, "trainer"))
-    try:
-        LastCheckpoint(Path(), **config["checkpoint"])
-    except ValueError as error:
-        raise ConfigError(join(path, "checkpoint"), str(error)) from error
-    if not config["fit"] and not config["test"]:
-        raise ConfigError(join(path, "fit"), "neither fit nor test is asked for; set one of them to true")
-    limits = ("max_steps", "max_epochs", "max_time")
-    if config["fit"] and all(config["trainer"].get(key) in (None, -1) for key in limits):
-        raise ConfigError(join(path, "trainer.max_steps"), "say how long to train, in steps")
-
-
-def _check_part(config: dict[str, Any], key: str, path: str, kind: type) -> Any:
-    node, path = config[key], join(path, key)
-    if not isinstance(node, dict) or "class_path" not in node:
-        raise ConfigError(path, f"expected class_path and init_args, got {node!r}")
-    check_value(node, kind, path)
-    return check_spec(node, path)
-
-
-def without_empty(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration without the keys that are not used, for people to read."""
-    return {key: value for key, value in config.items() if value not in (None, {}, "")}
 
 
 def run_stage(name: str, config: dict[str, Any], run: Run, path: str = "") -> StageResult:

@@ -9,7 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments.engine.artifacts import load_trained
 from experiments.engine.config import EXPERIMENTS_DIR
-from experiments.engine.pipeline import execute, make_plan
+from experiments.engine.pipeline import execute
+from experiments.engine.plan import make_plan
 
 # A tokenizer of so few texts does not know the words of the others: their short tokens are more than the anchors hold.
 pytestmark = [pytest.mark.filterwarnings("ignore:The replies"), pytest.mark.filterwarnings("ignore:.*transcripts have")]

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import run
 from experiments.engine import config
-from experiments.engine.pipeline import make_plan
+from experiments.engine.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = """
@@ -44,11 +44,14 @@ def test_help_list_and_print_config(file: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as caught:
         run.main(["--help"])
     assert caught.value.code == 0
-    assert "quickstart.yaml" in capsys.readouterr().out
+    assert "run.py quickstart" in capsys.readouterr().out
     assert run.main(["--list"]) == 0
-    listed = capsys.readouterr().out.splitlines()
-    assert len(listed) == len(config.shipped_files()) > 0
-    assert all(len(line.split(maxsplit=1)) == 2 for line in listed), "an experiment has no description"
+    experiments, _, stages = capsys.readouterr().out.partition("\n\n")
+    heading, *stages = stages.splitlines()
+    assert heading.startswith("Single stages")
+    for lines, files in ((experiments.splitlines(), config.shipped_files()), (stages, config.shipped_stages())):
+        assert [line.split()[0] for line in lines] == [file.stem for file in files] != []
+        assert all(len(line.split(maxsplit=1)) == 2 for line in lines), "a file has no description"
     assert run.main([str(file), "seed=7", f"runs_dir={file.parent}/runs", "--print-config"]) == 0
     assert "seed: 7" in capsys.readouterr().out
     assert not (file.parent / "runs").exists()
@@ -59,7 +62,7 @@ def test_help_list_and_print_config(file: Path, capsys: pytest.CaptureFixture[st
     [
         (["sed=1"], "error: sed: unknown key; did you mean seed?"),
         (["other.yaml"], "one experiment at a time"),
-        (["--resume", "--force"], "error: --resume goes on and --force starts anew; give one of them"),
+        (["--resume", "--force"], "error: --resume continues a run and --force deletes it; give one of them"),
         (["--resume"], "error: nothing to resume in"),
         (
             ["trainer.max_stesp=1"],
@@ -75,11 +78,67 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert len(lines) == 1 and message in lines[0]
 
 
+TORCH_FREE = """
+import contextlib, io, sys
+from experiments import run
+
+def stderr_of(*words):
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.suppress(SystemExit):
+            code = run.main(list(words))
+            assert code == (0 if words == ("--list",) else 2), (words, code)
+    return errors.getvalue()
+
+for words in {cases!r}:
+    print(stderr_of(*words), end="")
+heavy = {{"torch", "lightning", "transformers", "numpy"}} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+def test_what_needs_no_torch_imports_none(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [\n")
+    cases = [
+        ("--help",),
+        ("--list",),
+        ("quickstrat",),
+        ("quickstart", "sed=1"),
+        ("quickstart", "seed=[1"),
+        ("quickstart", "seed=-1"),
+        ("quickstart", "stages.codec.inputs.corpus=stage:corpse"),
+        ("quickstart", "stages.codec.trainer.max_time=.inf"),
+        ("codec", "inputs.corpus=/nowhere"),
+        (str(tmp_path / "broken.yaml"),),
+    ]
+    script = TORCH_FREE.format(cases=cases)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    messages = [
+        "there is no experiment quickstrat; did you mean quickstart?",
+        "sed: unknown key; did you mean seed?",
+        "seed: the value '[1' is not valid YAML",
+        "seed: expected a whole number from 0 to 4294967295, got -1",
+        "stages.codec.inputs.corpus: there is no earlier stage corpse; did you mean corpus?",
+        "stages.codec.trainer.max_time: inf is not a finite number; give one, or write null for no limit",
+        "inputs.corpus: there is no file or directory /nowhere",
+        "broken.yaml is not valid YAML",
+    ]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(messages)
+    for line, message in zip(lines, messages, strict=True):
+        assert message in line
+
+
+def test_a_stage_is_found_by_its_bare_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["codec", f"inputs.corpus={tmp_path}", f"runs_dir={tmp_path}/runs", "--print-config"]) == 0
+    assert "lightning_modules.speech_codec.SpeechCodec" in capsys.readouterr().out
+
+
 def test_without_a_file_it_is_the_quickstart(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     asked = []
     monkeypatch.setattr(config, "find_file", lambda name, near: asked.append(name) or file)
     assert run.main(["seed=1", "--print-config"]) == 0
-    assert asked == ["quickstart.yaml"]
+    assert asked == ["quickstart"]
 
 
 def test_a_script_run_from_the_root_and_killed_goes_on(
@@ -111,7 +170,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(file: Path, tmp_path: Path, capsys: 
     (checkpoint,) = tmp_path.glob("runs/toy/*/checkpoints/last.ckpt")
     assert f"saved {checkpoint} at step 6" in errors
     hint = errors.splitlines()[-1]
-    assert hint.startswith(f"to go on, run again: python experiments/run.py {file}") and "--force" not in hint
+    assert hint.startswith(f"to resume, run again: python experiments/run.py {file}") and "--force" not in hint
     (planned,) = make_plan(file, [f"runs_dir={tmp_path}/runs", stop]).stages
     assert planned.state == "resume"
 
@@ -122,11 +181,11 @@ def test_a_job_is_stopped_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     before = signal.getsignal(signal.SIGTERM)
     assert run.main([str(file), f"runs_dir={tmp_path}/runs"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "interrupted: stopped by SIGTERM; finished stages are kept\nto go on, run" in capsys.readouterr().err
+    assert "interrupted: stopped by SIGTERM; finished stages are kept\nto resume, run" in capsys.readouterr().err
 
 
 def test_the_script_needs_no_installation(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, str(ROOT / "experiments" / "run.py"), "--list"]
     listed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert "quickstart.yaml" in listed.stdout
+    assert "quickstart" in listed.stdout

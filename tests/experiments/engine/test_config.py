@@ -12,7 +12,7 @@ from experiments.engine.config import compose, find_file, merge, parse_override,
 from experiments.engine.errors import ConfigError
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    st.none() | st.booleans() | st.integers() | st.text("ab 1", max_size=4),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3)
     ),
@@ -119,6 +119,13 @@ def test_overrides_are_yaml(text: str, parsed: dict[str, Any]) -> None:
 MISTAKES = [
     ("seed: 1\nsed: 2\n", [], r"^sed: unknown key; did you mean seed\?$"),
     ("seed: x\n", [], r"^seed: expected int, got 'x'$"),
+    ("seed: -1\n", [], r"^seed: expected a whole number from 0 to 4294967295, got -1$"),
+    ("seed: 4294967296\n", [], r"^seed: expected a whole number from 0 to 4294967295, got 4294967296$"),
+    ("threads: 0\n", [], r"^threads: expected a positive number, or null for all cores, got 0$"),
+    ("seed: 1\n", ["checkpoint.every_n_steps=0"], r"^checkpoint.every_n_steps: expected a positive number, or null"),
+    ("stages: {a: {seed: -1}}\n", [], r"^stages.a.seed: expected a whole number"),
+    ("stages: {a: {job: {init_args: {x: [1, .nan]}}}}\n", [], r"^stages.a.job.init_args.x.1: nan is not a finite num"),
+    ("trainer: {max_time: .inf}\n", [], r"^trainer.max_time: inf is not a finite number; .* write null for no limit$"),
     ("seed: 1\n", ["seed"], r"cannot read 'seed'; write an override as key=value"),
     ("seed: 1\n", ["a..b=1"], r"cannot read"),
     ("seed: 1\n", ["seed=[1"], r"^seed: the value '\[1' is not valid YAML"),
@@ -130,7 +137,7 @@ MISTAKES = [
     ("stages: {a: 3}\n", [], r"^stages.a: expected the keys of an experiment, got 3$"),
     ("stages: {}\n", [], r"^stages: the pipeline has no stage"),
     ("stages: {a: {base: p.yaml}}\n", [], r"^stages.a.base: a stage cannot be a pipeline itself$"),
-    ("base: nowhere.yaml\n", [], r"^base \(in p.yaml\): there is no experiment file nowhere.yaml"),
+    ("base: nowhere.yaml\n", [], r"^base \(in p.yaml\): there is no experiment nowhere.yaml"),
     ("base: 3\n", [], r"^base \(in p.yaml\): expected a list of files, got 3$"),
     ("a: [\n", [], r"p.yaml is not valid YAML"),
     ("- a\n", [], r"p.yaml must hold keys of an experiment"),
@@ -148,7 +155,12 @@ def test_a_mistake_is_named_in_one_line(tmp_path: Path, text: str, overrides: li
 def test_a_missing_experiment_is_named_with_a_near_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "EXPERIMENTS_DIR", tmp_path)
     write(tmp_path / "quickstart.yaml", "description: Shipped.\n")
-    with pytest.raises(ConfigError, match=r"no experiment file quickstrat; did you mean quickstart.yaml\?"):
+    with pytest.raises(ConfigError, match=r"there is no experiment quickstrat; did you mean quickstart\?"):
         find_file("quickstrat", tmp_path)
     assert find_file("quickstart", tmp_path / "elsewhere") == tmp_path / "quickstart.yaml"
-    assert config.describe_shipped() == "quickstart.yaml  Shipped."
+    (tmp_path / "stages").mkdir()
+    write(tmp_path / "stages" / "codec.yaml", "description: A codec.\n")
+    assert find_file("codec", tmp_path / "elsewhere") == tmp_path / "stages" / "codec.yaml"
+    experiments, stages = config.describe_shipped().split("\n\n")
+    assert experiments == "quickstart  Shipped."
+    assert stages.splitlines()[1:] == ["codec       A codec."]

@@ -9,7 +9,8 @@ import torch
 
 from experiments.engine.artifacts import load_trained
 from experiments.engine.errors import ConfigError
-from experiments.engine.pipeline import Plan, execute, make_plan
+from experiments.engine.pipeline import execute
+from experiments.engine.plan import Plan, make_plan
 from experiments.engine.runs import exclusive, fingerprint_of, fingerprint_of_path, write_json
 from experiments.engine.stage import StageResult
 from tests.experiments.engine.toy import ToyModule
@@ -144,7 +145,10 @@ MISTAKES = [
     ("stages.better.callbacks.x=3", r"^stages.better.callbacks.x: expected class_path and init_args, got 3$"),
     ("stages.better.fit=false", r"^stages.better.fit: neither fit nor test is asked for"),
     ("stages.better.seed=${inputs.line}", r"^stages.better.seed: expected int, got "),
-    ("stages.line.checkpoint.every_s=0", r"^stages.line.checkpoint: every_s is 0; give a positive number"),
+    (
+        "stages.line.checkpoint.every_s=0",
+        r"^stages.line.checkpoint.every_s: expected a positive number, or null for n",
+    ),
     ("stages.corpus.trainer.max_steps=3", r"^stages.corpus.trainer: a job has no trainer"),
     (
         "stages.corpus.job.class_path=tests.experiments.engine.toy.ToyModule",

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from callbacks.runtime.signals import Interrupted, interruptible
-from experiments.engine.pipeline import execute, make_plan
+from experiments.engine.pipeline import execute
+from experiments.engine.plan import make_plan
 from experiments.engine.stage import StageResult
 
 EXPERIMENT = """

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.engine.config import compose, read_file, shipped_files
-from experiments.engine.pipeline import make_plan
+from experiments.engine.plan import make_plan
 
 FILES = shipped_files()
 

@@ -1,0 +1,130 @@
+"""Planning of an experiment: which stages it has, how each is configured, and which run directory each gets.
+
+This module imports no torch, so that mistakes in an experiment file are told at once. Only the checks of classes and
+their arguments, `dry_build`, import them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.engine import config as configs
+from experiments.engine.checks import MISSING
+from experiments.engine.config import Pipeline, Stage
+from experiments.engine.errors import ConfigError, did_you_mean, join
+from experiments.engine.runs import Run, fingerprint_of, fingerprint_of_path
+from experiments.engine.schema import check_keys, without_empty
+
+WITHOUT_INFLUENCE = ("description", "name", "runs_dir", "threads", "checkpoint")
+INPUT_OF_STAGE = "stage:"
+
+
+@dataclass
+class PlannedStage:
+    """A stage with its resolved configuration and its run directory.
+
+    Attributes:
+        stage: The stage as composed.
+        config: Its resolved configuration.
+        run: Its run directory.
+    """
+
+    stage: Stage
+    config: dict[str, Any]
+    run: Run
+
+    @property
+    def state(self) -> str:
+        """One of `reuse`, `resume`, `to do`."""
+        return "reuse" if self.run.is_finished else "resume" if self.run.is_begun else "to do"
+
+
+@dataclass
+class Plan:
+    """All stages of an experiment, resolved and checked."""
+
+    pipeline: Pipeline
+    stages: list[PlannedStage] = field(default_factory=list)
+
+    @property
+    def directory(self) -> Path:
+        """The directory that holds the run directories."""
+        return self.pipeline.runs_dir / self.pipeline.name
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration as YAML."""
+        if self.pipeline.is_single:
+            return OmegaConf.to_yaml(OmegaConf.create(without_empty(self.stages[0].config)))
+        head = {"name": self.pipeline.name, "description": self.pipeline.description}
+        stages = {planned.stage.name: without_empty(planned.config) for planned in self.stages}
+        return OmegaConf.to_yaml(OmegaConf.create({**head, "stages": stages}))
+
+
+def make_plan(file: Path, overrides: list[str], check: bool = True) -> Plan:
+    """Compose, resolve and check an experiment without running anything.
+
+    Args:
+        file: The experiment file.
+        overrides: `key=value` texts.
+        check: Whether to import the classes and check every argument.
+
+    Returns:
+        The stages in order, each with its run directory.
+
+    Raises:
+        ConfigError: Any mistake in any stage.
+    """
+    plan = Plan(configs.compose(file, overrides))
+    for stage in plan.pipeline.stages:
+        fingerprints, paths = _resolve_inputs(stage, plan)
+        hashed = resolve(stage, fingerprints)
+        fingerprint = fingerprint_of({key: hashed[key] for key in hashed if key not in WITHOUT_INFLUENCE})
+        resolved = resolve(stage, paths)
+        resolved.update(name=stage.name, runs_dir=str(plan.pipeline.runs_dir))
+        run = Run(plan.directory / f"{stage.name}-{fingerprint[:8]}", fingerprint)
+        plan.stages.append(PlannedStage(stage, resolved, run))
+    if check:
+        from experiments.engine.dry_build import check_stage
+
+        for planned in plan.stages:
+            check_stage(planned.config, planned.stage.path)
+    return plan
+
+
+def _resolve_inputs(stage: Stage, plan: Plan) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the fingerprint and the path of every input."""
+    fingerprints, paths = {}, {}
+    earlier = {planned.stage.name: planned.run for planned in plan.stages}
+    for name, value in stage.config["inputs"].items():
+        path = join(join(stage.path, "inputs"), name)
+        if value is None and f"${{inputs.{name}}}" not in repr(stage.config):
+            continue  # removed, and nothing asks for it
+        if value is None or value == MISSING:
+            raise ConfigError(path, f"this input is not given; say where it is, e.g. {path}=PATH")
+        if value.startswith(INPUT_OF_STAGE):
+            source = value.removeprefix(INPUT_OF_STAGE)
+            if source not in earlier:
+                raise ConfigError(path, f"there is no earlier stage {source}; {did_you_mean(source, earlier)}")
+            fingerprints[name] = earlier[source].fingerprint
+            paths[name] = str(earlier[source].directory)
+        elif not Path(value).expanduser().exists():
+            raise ConfigError(path, f"there is no file or directory {value}; give an existing one with {path}=PATH")
+        else:
+            paths[name] = str(Path(value).expanduser())
+            fingerprints[name] = fingerprint_of_path(Path(paths[name]))
+    return fingerprints, paths
+
+
+def resolve(stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
+    """Return the configuration of a stage with its inputs in place and every `${...}` replaced.
+
+    Raises:
+        ConfigError: An interpolation names nothing, or what it gives has the wrong type.
+    """
+    resolved = configs.interpolate({**stage.config, "inputs": inputs}, stage.path)
+    check_keys(resolved, stage.path)
+    return resolved
