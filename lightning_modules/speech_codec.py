@@ -136,7 +136,8 @@ class SpeechCodec(L.LightningModule):
         self.seed = seed
         self.log_mel = LogMel()
         self.encoder = TokenEncoder(channels, len(levels))
-        self.quantizer = FSQ(list(levels))
+        with torch.device("cpu"):  # FSQ reads its codebook size off a tensor, which the meta device does not allow
+            self.quantizer = FSQ(list(levels))
         self.decoder = MelDecoder(channels, len(levels), lookahead_tokens)
 
     @property

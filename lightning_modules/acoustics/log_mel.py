@@ -29,7 +29,8 @@ class LogMel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        window = torch.hann_window(WINDOW_SAMPLES)
+        # On the CPU also where the weights are on the meta device: the vocoder computes constants from them.
+        window = torch.hann_window(WINDOW_SAMPLES, device="cpu")
         filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=WINDOW_SAMPLES, n_mels=NUM_MELS, fmin=0.0, norm=None)
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
@@ -38,7 +39,7 @@ class LogMel(nn.Module):
     @property
     def silence(self) -> float:
         """The value of every bin in digital silence."""
-        return float((torch.tensor(FLOOR).log() - LOG_MEAN) / LOG_STD)
+        return float((torch.tensor(FLOOR, device="cpu").log() - LOG_MEAN) / LOG_STD)
 
     def num_frames(self, lengths: Tensor) -> Tensor:
         """Frames that cover the given numbers of samples."""

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel, Qwen3Config
 
 from lightning_modules.errors import UserError
 from lightning_modules.thinker.initialization import initialize_by_fan_in
-from lightning_modules.thinker.pretrained import dtype_from_name, load_pretrained
+from lightning_modules.thinker.pretrained import dtype_from_name, is_on_meta, load_pretrained, read_config
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -97,11 +97,14 @@ class LanguageModel(nn.Module):
             UserError: if a LoRA target is no layer of the model.
         """
         torch_dtype = dtype_from_name(dtype)
-        model = load_pretrained(
-            lambda name: AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, attn_implementation=attention),
-            path,
-            "language model",
-        )
+        settings = {"dtype": torch_dtype, "attn_implementation": attention}
+        if is_on_meta():
+            config = read_config(_base_of(path), "language model")
+            model = AutoModelForCausalLM.from_config(config, **settings)
+        else:
+            model = load_pretrained(
+                lambda name: AutoModelForCausalLM.from_pretrained(name, **settings), path, "language model"
+            )
         language_model = cls(model)
         if lora_rank is not None:
             language_model.add_lora(lora_rank, lora_alpha, lora_dropout, lora_targets)
@@ -211,3 +214,10 @@ class LanguageModel(nn.Module):
     def freeze(self) -> None:
         """Stops all training of this part."""
         self.requires_grad_(False)
+
+
+def _base_of(path: str | Path) -> str | Path:
+    """Give the path of the model that the LoRA matrices in `path` belong to; `path` itself if it holds a model."""
+    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
+        return str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path)
+    return path

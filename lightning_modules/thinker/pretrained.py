@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from transformers import AutoConfig, PreTrainedConfig
 
 from lightning_modules.errors import UserError
 
@@ -41,6 +42,24 @@ def load_pretrained(load: Callable[[str], Loaded], path: str | Path, what: str) 
             f"{what}: nothing could be loaded from {str(path)!r} ({reason}). Give a directory written by "
             "save_pretrained, or the name of a published model ('organisation/name') that is cached or reachable."
         ) from error
+
+
+def is_on_meta() -> bool:
+    """Tell whether parts are built without weights, under ``with torch.device("meta")``, to check their settings."""
+    return torch.get_default_device().type == "meta"
+
+
+def read_config(path: str | Path, what: str) -> PreTrainedConfig:
+    """Read the configuration of a pretrained part, but not its weights.
+
+    Args:
+        path: A directory written by `save_pretrained`, or a published name.
+        what: What it is part of, for the error.
+
+    Raises:
+        FileNotFoundError: Nothing can be loaded from `path`.
+    """
+    return load_pretrained(AutoConfig.from_pretrained, path, what)
 
 
 def dtype_from_name(name: str) -> torch.dtype:

@@ -11,7 +11,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 from lightning_modules.errors import UserError
 from lightning_modules.thinker.initialization import initialize_by_fan_in
 from lightning_modules.thinker.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, WhisperLogMel
-from lightning_modules.thinker.pretrained import dtype_from_name, load_pretrained
+from lightning_modules.thinker.pretrained import dtype_from_name, is_on_meta, load_pretrained, read_config
 
 FRAME_SAMPLES = 2 * HOP_SAMPLES
 _MEL_CONTEXT_FRAMES = 4  # silence kept after the longest row: two convolutions and one analysis window look ahead
@@ -105,11 +105,17 @@ class SpeechEncoder(nn.Module):
             FileNotFoundError: if nothing can be loaded from `path`.
         """
         torch_dtype = dtype_from_name(dtype)
-        whisper = load_pretrained(
-            lambda name: WhisperModel.from_pretrained(name, dtype=torch_dtype, attn_implementation=attention),
-            path,
-            "speech encoder",
-        )
+        config = read_config(path, "speech encoder")
+        if not isinstance(config, WhisperConfig):
+            raise UserError(f"speech encoder: {str(path)!r} holds a {config.model_type} model; give a Whisper.")
+        if is_on_meta():
+            whisper = WhisperModel._from_config(config, dtype=torch_dtype, attn_implementation=attention)
+        else:
+            whisper = load_pretrained(
+                lambda name: WhisperModel.from_pretrained(name, dtype=torch_dtype, attn_implementation=attention),
+                path,
+                "speech encoder",
+            )
         return cls(whisper.encoder, pad_to_s)
 
     @property

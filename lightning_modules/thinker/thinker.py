@@ -55,7 +55,9 @@ class Thinker(nn.Module):
         self.train_speech_encoder = train_speech_encoder
         if not train_speech_encoder:
             speech_encoder.requires_grad_(False).eval()
-        _check_fit(speech_encoder, adaptor, language_model, len(self.prompt))
+        _check_fit(speech_encoder, adaptor, language_model)
+        if self.prompt.is_loaded:
+            _check_vocabulary(self.prompt, language_model)
 
     @property
     def hidden_size(self) -> int:
@@ -244,7 +246,7 @@ class Thinker(nn.Module):
         return loss, is_exact
 
 
-def _check_fit(speech_encoder: SpeechEncoder, adaptor: Adaptor, language_model: LanguageModel, num_tokens: int) -> None:
+def _check_fit(speech_encoder: SpeechEncoder, adaptor: Adaptor, language_model: LanguageModel) -> None:
     if adaptor.input_size != speech_encoder.output_size:
         raise UserError(
             f"adaptor.input_size is {adaptor.input_size}, the speech encoder gives {speech_encoder.output_size}; "
@@ -255,8 +257,11 @@ def _check_fit(speech_encoder: SpeechEncoder, adaptor: Adaptor, language_model: 
             f"adaptor.output_size is {adaptor.output_size}, the language model takes {language_model.embedding_size}; "
             "make them equal."
         )
-    if num_tokens > language_model.vocab_size:
+
+
+def _check_vocabulary(prompt: ChatPrompt, language_model: LanguageModel) -> None:
+    if len(prompt) > language_model.vocab_size:
         raise UserError(
-            f"the tokenizer has {num_tokens} tokens, the language model has embeddings for "
+            f"the tokenizer has {len(prompt)} tokens, the language model has embeddings for "
             f"{language_model.vocab_size}; raise vocab_size, or use the tokenizer that belongs to the model."
         )
