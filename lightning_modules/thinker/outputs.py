@@ -11,6 +11,7 @@ class ThinkerOutput:
 
     Attributes:
         loss: () mean cross-entropy over the reply tokens and their end-of-turn tokens.
+        num_scored_tokens: ``()`` int64, the tokens that `loss` averages over.
         token_ids: (B, N) int64 y_j, zero past a row's length.
         lengths: (B,) int64 reply tokens of each row.
         hidden: (B, N, hidden_size) last hidden state that predicted y_j, zero past a row's length.
@@ -21,6 +22,7 @@ class ThinkerOutput:
     """
 
     loss: Tensor
+    num_scored_tokens: Tensor
     token_ids: Tensor
     lengths: Tensor
     hidden: Tensor

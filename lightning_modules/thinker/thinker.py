@@ -151,6 +151,7 @@ class Thinker(nn.Module):
         is_reply = (position[:-1] < reply_lengths[:, None])[..., None]
         return ThinkerOutput(
             loss=loss,
+            num_scored_tokens=is_target.sum(),
             token_ids=token_ids,
             lengths=reply_lengths,
             hidden=hidden[:, :-1] * is_reply.to(hidden.dtype),
