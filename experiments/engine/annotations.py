@@ -6,6 +6,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +73,19 @@ def is_class_to_build(annotation: Any) -> bool:
     )
 
 
+def dataclass_of(annotation: Any) -> Any:
+    """Return the dataclass whose arguments a plain mapping holds, None where a mapping itself is asked for."""
+    kinds = [option for option in options(annotation) if isinstance(option, type) and is_dataclass(option)]
+    return kinds[0] if len(kinds) == 1 and not accepts({}, annotation) else None
+
+
 def convert(value: Any, annotation: Any) -> Any:
-    """Give a constructor the `Path`, `tuple` or `float` that YAML writes as text, list or whole number."""
-    alternatives = options(annotation)
-    kinds = [typing.get_origin(option) or option for option in alternatives]
+    """Return a plain value, or a list, as the `Path`, `float` or `tuple` that YAML cannot write."""
+    kinds = [typing.get_origin(option) or option for option in options(annotation)]
     if isinstance(value, str) and Path in kinds and str not in kinds:
         return Path(value).expanduser()
     if isinstance(value, list) and tuple in kinds and list not in kinds:
-        return tuple(convert(item, item_annotation(annotation, value, i)) for i, item in enumerate(value))
-    if isinstance(value, list):
-        return [convert(item, item_annotation(annotation, value, i)) for i, item in enumerate(value)]
-    if isinstance(value, dict):
-        return {key: convert(item, item_annotation(annotation, value, key)) for key, item in value.items()}
+        return tuple(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
         return float(value)
     return value

@@ -11,7 +11,14 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from experiments.engine.annotations import accepts, describe, is_class_to_build, item_annotation, options
+from experiments.engine.annotations import (
+    accepts,
+    dataclass_of,
+    describe,
+    is_class_to_build,
+    item_annotation,
+    options,
+)
 from experiments.engine.errors import ConfigError, did_you_mean, join
 
 MISSING = "???"
@@ -173,9 +180,14 @@ def check_value(value: Any, annotation: Any, path: str, are_objects_checked: boo
         if are_objects_checked:
             raise ConfigError(path, f"a value is needed here; give it, e.g. on the command line with {path}=VALUE")
         return
+    mapped = dataclass_of(annotation) if isinstance(value, dict) else None
+    if mapped is not None:
+        check_arguments(mapped, value, path)
+        return
     if not accepts(value, annotation):
         kinds = options(annotation)
         hint = "; describe the object by class_path and init_args" if any(map(is_class_to_build, kinds)) else ""
+        hint = "; give a mapping of its arguments" if dataclass_of(annotation) is not None else hint
         got = "null" if value is None else reprlib.repr(value)
         raise ConfigError(path, f"expected {describe(annotation)}, got {got}{hint}")
     if isinstance(value, dict | list):

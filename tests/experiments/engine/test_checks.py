@@ -1,6 +1,7 @@
 """Checks against signatures, and building, with classes made for the purpose."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Protocol
 
@@ -9,13 +10,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from experiments.engine.annotations import accepts, convert
+from experiments.engine.annotations import accepts
 from experiments.engine.builder import build
 from experiments.engine.checks import check_arguments, check_value
 from experiments.engine.errors import ConfigError, is_users_mistake
+from lightning_modules.errors import UserError
 from tests.experiments.engine.toy import FailingJob
 
 TOY = "tests.experiments.engine.toy"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}; give 0 or more")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    talker: str
+    levels: tuple[float, ...] = ()
+    sampler: Sampler | None = None
 
 
 class Speaker(Protocol):
@@ -37,6 +55,8 @@ class Everything:
         old: Optional[list[str]] = None,  # noqa: UP045
         speaker: Speaker | None = None,
         call: Callable[[int], int] | None = None,
+        decodings: dict[str, Decoding | None] | None = None,
+        samplers: Sequence[Sampler] = (),
         untyped=None,  # noqa: ANN001
     ) -> None:
         self.__dict__.update(locals())
@@ -67,6 +87,9 @@ GOOD: list[dict[str, Any]] = [
     {"old": ["a"]},
     {"speaker": {"class_path": HERE, "init_args": {"count": 1}}},
     {"call": {"class_path": "torch.nn.Identity"}},
+    {"decodings": {"fast": {"talker": "a", "sampler": {"temperature": 2}}, "left_out": None}},
+    {"decodings": {"fast": {"talker": "a", "sampler": {"class_path": f"{__name__}.Sampler"}}}},
+    {"samplers": [{}, {"temperature": 0.5}]},
     {"untyped": [{"a": 1}]},
 ]
 
@@ -110,6 +133,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"parts": {"a": {"class_path": "torch.nn.__name__"}}}, r"is not a class or function"),
     ({"rows": "abc"}, r"rows: expected Sequence\[float\], got 'abc'"),
     ({"old": [1]}, r"old.0: expected str, got 1"),
+    ({"decodings": {"fast": {}}}, r"^module.init_args.decodings.fast.talker: Decoding needs this argument"),
+    (
+        {"decodings": {"fast": {"talkr": "a"}}},
+        r"decodings.fast.talkr: Decoding has no argument talkr; did you mean talk",
+    ),
+    (
+        {"decodings": {"fast": {"talker": "a", "sampler": {"temperature": "x"}}}},
+        r"^module.init_args.decodings.fast.sampler.temperature: expected float, got 'x'$",
+    ),
+    ({"decodings": {"fast": 3}}, r"decodings.fast: expected Decoding or null, got 3; give a mapping of its arguments"),
+    ({"samplers": [None]}, r"samplers.0: expected Sampler, got null; give a mapping of its arguments"),
+    ({"parts": {"a": {"in_features": 1}}}, r"parts.a: expected Module, got {.*}; describe the object by class_path"),
     ({"cuont": 3}, r"^module.init_args.cuont: Everything has no argument cuont; did you mean count\?$"),
 ]
 
@@ -130,6 +165,16 @@ def test_yaml_values_are_converted() -> None:
     built = build({"class_path": HERE, "init_args": node}, "")
     assert built.where == Path("/tmp") and built.levels == (8, 5)
     assert isinstance(built.rate, float)
+
+
+def test_a_plain_mapping_becomes_the_dataclass_that_is_asked_for() -> None:
+    decodings = {"fast": {"talker": "a", "levels": [1, 2], "sampler": {"temperature": 2}}, "left_out": None}
+    built = build({"class_path": HERE, "init_args": {"count": 1, "decodings": decodings, "samplers": [{}]}}, "")
+    assert built.decodings == {"fast": Decoding("a", (1.0, 2.0), Sampler(2.0)), "left_out": None}
+    assert built.samplers == [Sampler()]
+    refused = {"class_path": HERE, "init_args": {"count": 1, "samplers": [{}, {"temperature": -1}]}}
+    with pytest.raises(ConfigError, match=r"^module.init_args.samplers.1: temperature is -1.0; give 0 or more$"):
+        build(refused, "module")
 
 
 def test_classmethods_and_functions_are_called() -> None:
@@ -168,4 +213,4 @@ def test_plain_types_are_told_apart(value: Any, kind: type) -> None:
 )
 def test_conversion_keeps_what_fits(value: list[int], annotation: Any) -> None:
     assert accepts(value, annotation)
-    assert list(convert(value, annotation)) == value
+    assert list(build(value, "", annotation)) == value
