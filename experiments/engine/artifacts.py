@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.pytorch import LightningModule
 from omegaconf import OmegaConf
+from torch import nn
 
 from experiments.engine.builder import build
-from experiments.engine.errors import ConfigError
+from experiments.engine.checks import is_spec, resolve_class_path
+from experiments.engine.errors import ConfigError, join
 from experiments.engine.runs import Run
-from experiments.engine.stage import load_weights
 from lightning_modules.errors import UserError
+
+Config = dict[str, Any]
+LEFT_OUT = "left_out"
+_planned: ContextVar[Mapping[Path, Config] | None] = ContextVar("planned", default=None)
 
 
 def load_trained(run: Path, attribute: str | None = None) -> Any:
-    """Rebuild the module of a run from its saved configuration and load its newest weights.
+    """Rebuild a module of a run, or one part of it, from the run's saved configuration and load its newest weights.
+
+    Only what was asked for is built, if constructors keep the part under the name of the argument that it was given
+    as: `talkers.ntp` is built from `module.init_args.talkers.ntp`. What is drawn at random afterwards does not depend
+    on what was loaded.
 
     Args:
         run: A run directory.
@@ -30,33 +43,117 @@ def load_trained(run: Path, attribute: str | None = None) -> Any:
         FileNotFoundError: The directory is no run directory, or has no checkpoint yet.
         UserError: The run has no module or no such attribute, or weights and module do not fit.
     """
-    config_file = Path(run) / "config.yaml"
-    if not config_file.is_file():
+    run = Path(run)
+    planned = _planned.get()
+    config = planned[run] if planned is not None and run in planned else _read_config(run)
+    if not config.get("module"):
+        raise UserError(f"{run} is the run of a job and holds no module; give the run of a training stage")
+    names = attribute.split(".") if attribute is not None else []
+    try:
+        node, path, depth = _nearest_node(config["module"], names)
+        with torch.random.fork_rng(devices=[]):
+            part = build(node, path)
+    except ConfigError as error:
+        raise UserError(f"{run / 'config.yaml'}: {error}") from error
+    if planned is None:
+        load_weights(part, Run(run, config["fingerprint"]), "".join(f"{name}." for name in names[:depth]))
+    try:
+        part = operator.attrgetter(".".join(names[depth:]))(part) if names[depth:] else part
+    except AttributeError as error:
+        raise UserError(f"the module of {run} has no {attribute}: {error}; name one of its parts") from error
+    return part.eval() if isinstance(part, nn.Module) else part
+
+
+@contextlib.contextmanager
+def without_weights(planned: Mapping[Path, Config]) -> Iterator[None]:
+    """Within this context, let `load_trained` read no weights.
+
+    Args:
+        planned: Resolved configurations by run directory, for runs that need not be there yet; any other run is built
+            from its saved configuration.
+    """
+    token = _planned.set(planned)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
+def load_weights(module: Any, run: Run, prefix: str = "") -> None:
+    """Load weights of a run's newest checkpoint.
+
+    Weights that the checkpoint lists under `left_out` may be missing: they do not train, and come from where the module
+    got them. Any other difference is an error.
+
+    Args:
+        module: The module of the run, or the part of it whose weights are stored with the prefix.
+        run: A run with a checkpoint.
+        prefix: Beginning of the names of the weights, with its dot; empty for the whole module.
+
+    Raises:
+        FileNotFoundError: The run has no checkpoint.
+        UserError: The weights do not fit the module.
+    """
+    file = run.checkpoint_file
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {file}; train that run first, or give another run")
+    if not isinstance(module, nn.Module):
+        return
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if not prefix and isinstance(module, LightningModule):
+        module.on_load_checkpoint(checkpoint)
+    weights = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    try:
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise _misfit(file, str(error).splitlines()[-1].strip()) from error
+    left_out = set(checkpoint.get(LEFT_OUT, ()))
+    for key in missing:
+        if prefix + key not in left_out:
+            raise _misfit(file, f"it holds no {prefix}{key}")
+    for key in unexpected:
+        raise _misfit(file, f"the module has no {prefix}{key}")
+
+
+def _misfit(file: Path, detail: str) -> UserError:
+    return UserError(f"{file} does not fit its module ({detail}); train that run again")
+
+
+def _nearest_node(module: Config, names: list[str]) -> tuple[Config, str, int]:
+    """Find the description of an attribute of a module, or of the innermost object on the way to it.
+
+    Returns:
+        The description, its YAML path, and how many of the names lead to it.
+    """
+    node, path, found = module, "module", (module, "module", 0)
+    for depth, name in enumerate(names, start=1):
+        if is_spec(node):
+            if not isinstance(resolve_class_path(node["class_path"], path), type):
+                break  # what a function returns need not have attributes named after its arguments
+            node, path = node.get("init_args") or {}, join(path, "init_args")
+        if not isinstance(node, dict) or name not in node:
+            break
+        node, path = node[name], join(path, name)
+        if is_spec(node):
+            found = node, path, depth
+    return found
+
+
+def _read_config(run: Path) -> Config:
+    """Read the saved configuration of a run, its paths changed if all runs were moved together since."""
+    file = run / "config.yaml"
+    if not file.is_file():
         raise FileNotFoundError(
             f"{run} is no run directory, it has no config.yaml; give one like runs/NAME/STAGE-1a2b3c4d"
         )
-    config = OmegaConf.to_container(OmegaConf.load(config_file))
-    assert isinstance(config, dict)
-    if not config.get("module"):
-        raise UserError(f"{run} is the run of a job and holds no module; give the run of a training stage")
-    inputs = {old: Path(run).parent / Path(old).name for old in config.get("inputs", {}).values()}
+    config = cast(Config, OmegaConf.to_container(OmegaConf.load(file)))
+    inputs = {old: run.parent / Path(old).name for old in config.get("inputs", {}).values()}
     moved = {old: str(new) for old, new in inputs.items() if not Path(old).exists() and new.exists()}
-    try:
-        module = build(_with_paths(config["module"], moved), "module")
-    except ConfigError as error:
-        raise UserError(f"{config_file}: {error}") from error
-    load_weights(module, Run(Path(run), config["fingerprint"]))
-    if attribute is None:
-        return module.eval()
-    try:
-        part = operator.attrgetter(attribute)(module)
-    except AttributeError as error:
-        raise UserError(f"the module of {run} has no {attribute}: {error}") from error
-    return part.eval() if isinstance(part, torch.nn.Module) else part
+    return {**config, "module": _with_paths(config.get("module"), moved)}
 
 
 def _with_paths(node: Any, replacements: dict[str, str]) -> Any:
-    """Replace the beginning of paths, so that a run can be read after all runs were moved together."""
+    """Replace the beginning of paths."""
     if isinstance(node, dict):
         return {key: _with_paths(value, replacements) for key, value in node.items()}
     if isinstance(node, list):

@@ -17,11 +17,11 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from callbacks.runtime.interrupt import InterruptHandler
 from callbacks.runtime.last_checkpoint import LastCheckpoint
 from callbacks.runtime.progress import StepProgress
+from experiments.engine.artifacts import load_weights
 from experiments.engine.builder import build
 from experiments.engine.errors import ConfigError, join
 from experiments.engine.runs import Run, read_json, write_config, write_json
 from experiments.engine.schema import without_empty
-from lightning_modules.errors import UserError
 
 TRAINER_DEFAULTS = {"devices": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
 QUIET_LOGGERS = ("lightning.pytorch", "lightning.fabric")
@@ -100,25 +100,6 @@ def _fit_and_test(name: str, config: dict[str, Any], run: Run, path: str) -> tup
         trainer.test(module, datamodule=datamodule, verbose=False)
         metrics = {**metrics, **trainer.callback_metrics}
     return metrics, {"module": module, "datamodule": datamodule, "trainer": trainer}
-
-
-def load_weights(module: LightningModule, run: Run) -> None:
-    """Load the weights of a run's newest checkpoint into a module.
-
-    Raises:
-        FileNotFoundError: The run has no checkpoint.
-        UserError: The weights do not fit the module.
-    """
-    file = run.checkpoint_file
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {file}; train that run first, or give another run")
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    module.on_load_checkpoint(checkpoint)
-    try:
-        module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise UserError(f"{file} does not fit its module ({detail}); train anew") from error
 
 
 def _build_trainer(name: str, config: dict[str, Any], run: Run, path: str, module: LightningModule) -> Trainer:
