@@ -15,6 +15,7 @@ from datamodules.batch import SpokenBatch
 from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.base import TalkerOutput
+from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.streaming import states_of_row
 from lightning_modules.talker.distillation import SelfDistillation
 from lightning_modules.talker.masked_talker import MaskedTalker
@@ -28,21 +29,21 @@ ROUND_KEYS = DISTILLATION_KEYS | {"max_steps", "patience", "masking"}
 class SelfDistillationRounds(Callback):
     """Lets talkers learn from frozen copies of themselves, round by round.
 
-    At the start of a round the student becomes the teacher. A round ends after `max_steps` optimiser steps, or when the
-    talker's `val/nll` has not improved for `patience` validations, whichever comes first; the last round goes on to the
+    At the start of a round the student becomes the teacher. A round ends after ``max_steps`` optimiser steps, or when the
+    talker's ``val/nll`` has not improved for ``patience`` validations, whichever comes first; the last round goes on to the
     end of training. Teachers take no gradients and no optimizer state. Teachers and the state of the rounds are part of
     each checkpoint, so that a resumed run equals an uninterrupted one.
 
     Args:
-        talkers: names of masked-diffusion talkers.
-        rounds: one mapping a round with any of `alpha`, `temperature`, `num_steps` (of the teacher), `on_policy_share`
-            and `certainty_weight` (see `SelfDistillation`), `masking` (`scheme` and ranges as of `MaskingSchedule`; the
-            talker's own if left out) and what ends it, `max_steps` or `patience` or both; neither for the last one.
-        decoding_steps: steps a block to try on validation replies at the end of each round.
-        num_decoded: validation replies to decode.
+        talkers: Names of masked-diffusion talkers.
+        rounds: One mapping a round with any of ``alpha``, ``temperature``, ``num_steps`` (of the teacher), ``on_policy_share``
+            and ``certainty_weight`` (see ``SelfDistillation``), ``masking`` (``scheme`` and ranges as of ``MaskingSchedule``; the
+            talker's own if left out) and what ends it, ``max_steps`` or ``patience`` or both; neither for the last one.
+        decoding_steps: Steps a block to try on validation replies at the end of each round.
+        num_decoded: Validation replies to decode.
 
     Raises:
-        UserError: if a round is impossible; at the start of training if a talker is unknown or masks nothing.
+        UserError: If a round is impossible; at the start of training if a talker is unknown or masks nothing.
 
     Reference: arXiv 2602.08607, iterative self-distillation.
     """
@@ -79,7 +80,7 @@ class SelfDistillationRounds(Callback):
         return f"{type(self).__name__}[{','.join(self.talkers)}]"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the teachers: those of the checkpoint, or copies of the students."""
+        """Make the teachers: those of the checkpoint, or copies of the students."""
         assert isinstance(pl_module, SpeechLLM)
         self._students = find_masked_talkers(pl_module, self.talkers, "self-distillation")
         for name, student in self._students.items():
@@ -90,13 +91,13 @@ class SelfDistillationRounds(Callback):
         self._saved_teachers = {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets the talkers score plainly again."""
+        """Let the talkers score plainly again."""
         assert isinstance(pl_module, SpeechLLM)
         for name in self.talkers:
             pl_module.training_scorers.pop(name, None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Ends the rounds that are over before this step, and logs the round."""
+        """End the rounds that are over before this step, and logs the round."""
         assert isinstance(pl_module, SpeechLLM)
         for name in self.talkers:
             if self._is_over(self._progress[name], trainer.global_step):
@@ -109,7 +110,7 @@ class SelfDistillationRounds(Callback):
                 pl_module.log_scalars(name, tagged, trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts the validations without improvement."""
+        """Count the validations without improvement."""
         if trainer.sanity_checking:
             return
         for name, progress in self._progress.items():
@@ -118,14 +119,14 @@ class SelfDistillationRounds(Callback):
             progress.best_nll = min(nll, progress.best_nll)
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives teachers and rounds for the checkpoint."""
+        """Give teachers and rounds for the checkpoint."""
         return {
             "progress": {name: vars(progress).copy() for name, progress in self._progress.items()},
             "teachers": {name: teacher.state_dict() for name, teacher in self.teachers.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them back; the teachers follow when training starts."""
+        """Take them back; the teachers follow when training starts."""
         if state_dict["progress"].keys() != self._progress.keys():
             raise UserError(
                 f"self-distillation: the checkpoint has rounds of {sorted(state_dict['progress'])}, not of "
@@ -144,7 +145,7 @@ class SelfDistillationRounds(Callback):
     def _promote(self, trainer: Trainer, pl_module: SpeechLLM, name: str) -> None:
         student, progress = self._students[name], self._progress[name]
         self.teachers[name].load_state_dict(student.state_dict())
-        rates = self._decode(trainer, pl_module, student)
+        rates = self._decode(trainer, pl_module, name, student)
         if rates:
             pl_module.log_scalars(name, rates, trainer.global_step)
         self._progress[name] = _Progress(index=progress.index + 1, first_step=trainer.global_step)
@@ -158,8 +159,10 @@ class SelfDistillationRounds(Callback):
             student.masking = levels.build() if levels else student.evaluation_masking
 
     @torch.no_grad()
-    def _decode(self, trainer: Trainer, pl_module: SpeechLLM, student: MaskedTalker) -> dict[str, Tensor | float]:
-        """Gives token error rates of few-step decoding on the first validation replies."""
+    def _decode(
+        self, trainer: Trainer, pl_module: SpeechLLM, name: str, student: MaskedTalker
+    ) -> dict[str, Tensor | float]:
+        """Give token error rates of few-step decoding on the first validation replies."""
         loaders = trainer.val_dataloaders
         if not loaders or not self.decoding_steps or not self.num_decoded:
             return {}
@@ -175,7 +178,7 @@ class SelfDistillationRounds(Callback):
                 gold.append(" ".join(map(str, units.tolist())))
                 max_blocks = 2 * (len(units) // student.block_size + 1)
                 for steps, rows in spoken.items():
-                    chunks = student.stream(states_of_row(text, row), max_blocks, steps)
+                    chunks = student.stream(states_of_row(text, row), max_blocks, Decoding(name, steps))
                     rows.append(" ".join(str(code) for chunk in chunks for code in chunk.tokens.tolist()))
             if len(gold) == self.num_decoded:
                 break

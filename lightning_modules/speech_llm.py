@@ -1,34 +1,43 @@
 """The speech LLM as one LightningModule: a thinker, and any number of talkers side by side."""
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from datamodules.batch import SpokenBatch
 from lightning_modules.errors import UserError
-from lightning_modules.inference.spoken_reply import Decoding, SpokenReply, ThinkerText, stream_spoken_reply
+from lightning_modules.inference.responder import Responder
+from lightning_modules.inference.spoken_reply import SpokenReply
+from lightning_modules.number_checks import require_at_least, require_positive, require_within
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.blocks import count_blocks
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.losses import LossTerm
+from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import TextStates, count_text_overflow
-from lightning_modules.text_states import stored_text_states
 from lightning_modules.thinker.objective import ThinkerObjective
 from lightning_modules.thinker.thinker import Thinker, ThinkerOutput
+from lightning_modules.training.checkpoints import leave_frozen_out, refuse_unfit
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
-from lightning_modules.training.seeding import derive_generator, derive_seed
+from lightning_modules.training.optimizer_settings import check_optimizer_settings
+from lightning_modules.training.reduction import gather_over_ranks, mean_over_ranks
+from lightning_modules.training.seeding import derive_generator
 from lightning_modules.vocoder.base import Vocoder
 
 THINKER = "thinker"
 
 
 class SpeechLLM(L.LightningModule):
-    """Trains and runs a thinker with any set of named talkers.
+    """Trains and tests a thinker with any set of named talkers.
 
-    One thinker pass a batch feeds every talker, so that all of them see the same data in the same order. They share
+    One thinker pass per batch feeds every talker, so that all of them see the same data in the same order. They share
     nothing else: each has its own loss, gradient clipping, source of randomness and TensorBoard run, and trains to
     the same weights whether or not the others are there.
 
@@ -39,7 +48,7 @@ class SpeechLLM(L.LightningModule):
         initial_talker: Trained talker whose weights all talkers start from; drawn by seed and name if left out.
         draw_weights: False leaves talkers that come trained as they are.
         vocoder: Turns speech tokens into samples; needed to speak, not to train.
-        test_steps: Decoding steps a block to test, by talker; all that a talker supports if it is not named.
+        decodings: Ways to decode that a test compares, by the names of their rows; None leaves one out.
         max_text_tokens: Where a reply's text is cut off.
         max_speech_s: Where a reply's speech is cut off.
         learning_rate: Peak learning rate of AdamW.
@@ -66,7 +75,7 @@ class SpeechLLM(L.LightningModule):
         initial_talker: Talker | None = None,
         draw_weights: bool = True,
         vocoder: Vocoder | None = None,
-        test_steps: dict[str, list[int]] | None = None,
+        decodings: dict[str, Decoding | None] | None = None,
         max_text_tokens: int = 64,
         max_speech_s: float = 20.0,
         learning_rate: float = 2e-4,
@@ -80,8 +89,13 @@ class SpeechLLM(L.LightningModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        self.test_steps, self.talker_learning_rates = test_steps or {}, talker_learning_rates or {}
-        present = _present(talkers or {}, thinker_objective is not None, self.test_steps, self.talker_learning_rates)
+        self.talker_learning_rates = talker_learning_rates or {}
+        rates = {f"talker_learning_rates.{name}": rate for name, rate in self.talker_learning_rates.items()}
+        check_optimizer_settings({"learning_rate": learning_rate, **rates}, weight_decay, warmup_steps, seed)
+        require_positive(gradient_clip_norm=gradient_clip_norm, max_speech_s=max_speech_s)
+        require_at_least(1, max_text_tokens=max_text_tokens, log_every_n_steps=log_every_n_steps)
+        require_within(0.0, 1.0, final_learning_rate_share=final_learning_rate_share)
+        present = _present(talkers or {}, thinker_objective is not None, self.talker_learning_rates)
         self.thinker, self.thinker_objective, self.vocoder = thinker, thinker_objective, vocoder
         self.talkers = nn.ModuleDict(present)
         self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
@@ -97,9 +111,17 @@ class SpeechLLM(L.LightningModule):
                 talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
             if initial_talker is not None:
                 talker.copy_weights(initial_talker)
+        self.decodings: dict[str, Decoding] = {}
+        for name, decoding in (decodings or {}).items():
+            if decoding is not None:
+                self.responder.check(decoding)
+                num_steps = present[decoding.talker].num_steps_of(decoding)
+                self.decodings[name] = replace(decoding, num_steps=num_steps)
         # In place of a talker's own loss; callbacks that teach otherwise put it there while they train.
         self.training_scorers: dict[str, Callable[..., TalkerOutput]] = {}
         self.ids_with_text_overflow: set[str] = set()
+        self.strict_loading = False  # frozen parts are in no checkpoint; what is missing beside them is refused
+        self._is_warm = False
         self._validation = nn.ModuleDict(
             {name: nn.ModuleDict({tag: MeanMetric() for tag in ("nll", "accuracy")}) for name in self.run_names}
         )
@@ -111,13 +133,17 @@ class SpeechLLM(L.LightningModule):
         return [THINKER] * (self.thinker_objective is not None) + list(self.talkers)
 
     @property
-    def decodings(self) -> list[Decoding]:
-        """Ways to decode that a test compares."""
-        return [
-            Decoding(name, steps)
-            for name, talker in self._named_talkers()
-            for steps in self.test_steps.get(name) or sorted(talker.supported_steps, reverse=True)
-        ]
+    def responder(self) -> Responder:
+        """The system that answers queries.
+
+        Raises:
+            UserError: If there is no vocoder to speak with.
+        """
+        if self.vocoder is None:
+            raise UserError("This speech LLM has no vocoder: set module.init_args.vocoder to let it speak.")
+        return Responder(
+            self.thinker, dict(self._named_talkers()), self.vocoder, self.max_text_tokens, self.max_speech_s
+        )
 
     def _part(self, run_name: str) -> nn.Module:
         return self.thinker if run_name == THINKER else self.talkers[run_name]
@@ -134,39 +160,41 @@ class SpeechLLM(L.LightningModule):
             self.vocoder.eval()
         return self
 
-    def on_train_batch_start(self, batch: SpokenBatch, batch_idx: int) -> None:
-        """Make dropout a function of the step, so that a resumed run draws what an uninterrupted one does."""
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.global_step, batch_idx, self.global_rank))
-
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
         """Add the losses of all that trains; none depends on another's parameters."""
         should_log = self.global_step % self.log_every_n_steps == 0
-        loss = torch.zeros((), device=self.device)
+        terms: list[LossTerm] = []
         if self.thinker_objective is not None:
-            loss, scalars = self.thinker_objective(self.thinker, batch)
-            self._show(THINKER, loss)
+            own_terms, scalars = self.thinker_objective(self.thinker, batch)
+            terms += own_terms
+            self._show(THINKER, scalars["train/loss"])
             if should_log:
                 self.log_scalars(THINKER, scalars, self.global_step)
         place = (self.global_step, batch_idx, self.global_rank)
-        for name, output in self._talk(batch, place).items():
-            loss = loss + output.loss
+        generators = {name: self._generator("masks", name, *place) for name in self.talkers}
+        for name, output in self._talk(batch, generators).items():
+            terms += output.terms
             self._show(name, output.nll)
             if should_log:
                 self.log_scalars(name, output.as_scalars(), self.global_step)
-        return loss
+        return mean_over_ranks(terms, self._num_ranks)
 
     def validation_step(self, batch: SpokenBatch, batch_idx: int) -> None:
-        """Score gold replies; masks depend on the batch's place alone, so that validations compare."""
-        size, thinker_output = len(batch.ids), None
+        """Score gold replies; an example's masks depend on its id alone, so that validations and batchings compare."""
+        thinker_output = None
         if self.thinker_objective is not None:
             thinker_output = self._think(batch)
-            self._update(THINKER, thinker_output.loss, thinker_output.is_exact.float().mean(), size)
-        place = ("validation", batch_idx, self.global_rank)
-        for name, output in self._talk(batch, place, thinker_output).items():
-            self._update(name, output.nll, output.accuracy, size)
+            self._update(THINKER, "nll", thinker_output.loss, thinker_output.num_scored_tokens)
+            self._update(THINKER, "accuracy", thinker_output.is_exact.float().mean(), len(batch.ids))
+        generators = {
+            name: [self._generator("masks", name, "validation", one) for one in batch.ids] for name in self.talkers
+        }
+        for name, output in self._talk(batch, generators, thinker_output).items():
+            self._update(name, "nll", output.nll, output.num_scored_tokens)
+            self._update(name, "accuracy", output.accuracy, output.num_scored_tokens)
 
     def on_validation_epoch_end(self) -> None:
-        """Log each run's means over the validation set."""
+        """Log each run's means over the validation set, and how many examples had too much text, over all devices."""
         for name, metrics in self._validation.items():
             values = {f"val/{tag}": metric.compute() for tag, metric in metrics.items()}  # type: ignore[operator, union-attr]
             for metric in metrics.values():  # type: ignore[operator, union-attr]
@@ -174,56 +202,56 @@ class SpeechLLM(L.LightningModule):
             if not self.trainer.sanity_checking:
                 self.log_scalars(name, values, self.global_step)
                 self.log_dict({f"{name}/{tag}": value for tag, value in values.items()}, logger=False)
+        self._share_overflow()
+        if self.talkers:
+            self.log("num_text_overflow", float(len(self.ids_with_text_overflow)), logger=False)
 
-    def test_step(self, batch: SpokenBatch, batch_idx: int) -> list[dict[Decoding, SpokenReply]]:
+    def test_step(self, batch: SpokenBatch, batch_idx: int) -> list[dict[str, SpokenReply]]:
         """Answer each query of a batch with every decoding in turn, so that a change of the machine's speed hits all.
 
         The thinker writes once to each query; its times count for every decoding.
 
         Returns:
-            For each example, the reply of each decoding.
-        """
-        assert batch.query is not None and batch.query_lengths is not None
-        replies = []
-        decodings = self.decodings
-        for row, (query, length) in enumerate(zip(batch.query, batch.query_lengths.tolist(), strict=True)):
-            # Each goes first in turn, since the first finds the caches cold.
-            first = (batch_idx * len(batch) + row) % len(decodings)
-            text = self.write_text(query[:length])
-            answers = {one: self.answer(text, one) for one in decodings[first:] + decodings[:first]}
-            replies.append({decoding: answers[decoding] for decoding in decodings})
-        return replies
-
-    def on_test_start(self) -> None:
-        """Decode once with every decoding, so that nobody pays for lazy initialisation in the timed runs."""
-        text = self.write_text(torch.zeros(16_000, device=self.device))
-        for decoding in self.decodings:
-            self.answer(text, decoding)
-
-    def write_text(self, query: Tensor) -> ThinkerText:
-        """Let the thinker answer one spoken query, ``(S,) float32`` at 16 kHz, as fast as the text is read."""
-        return ThinkerText(self.thinker, query, self.max_text_tokens)
-
-    def answer(self, text: ThinkerText, decoding: Decoding) -> SpokenReply:
-        """Speak the whole answer to one query, from :meth:`write_text`, and time it.
+            For each example, the reply of each decoding by its name.
 
         Raises:
-            UserError: If there is no vocoder to speak with.
+            UserError: If there are no decodings to compare.
         """
-        reply = SpokenReply()
-        for _ in self.stream(text, decoding, reply):
-            pass
-        return reply
+        assert batch.query is not None and batch.query_lengths is not None
+        responder, names = self.responder, list(self.decodings)
+        if not names:
+            raise UserError("a test compares decodings, and there are none: name some in module.init_args.decodings")
+        if not self._is_warm:
+            self._warm_up()
+        replies = []
+        for row, (query, length) in enumerate(zip(batch.query, batch.query_lengths.tolist(), strict=True)):
+            # Each goes first in turn, since the first finds the caches cold.
+            first = (batch_idx * len(batch) + row) % len(names)
+            text = responder.write_text(query[:length])
+            answers = {name: responder.answer(text, self.decodings[name]) for name in names[first:] + names[:first]}
+            replies.append({name: answers[name] for name in names})
+        return replies
 
-    def stream(self, text: ThinkerText, decoding: Decoding, reply: SpokenReply | None = None) -> Iterable[Tensor]:
-        """Speak the answer to one query chunk by chunk; see :func:`stream_spoken_reply`."""
-        if self.vocoder is None:
-            raise UserError("This speech LLM has no vocoder: set module.init_args.vocoder to let it speak.")
-        talker = self.talkers[decoding.talker]
-        assert isinstance(talker, Talker)
-        samples_per_block = self.vocoder.samples_per_token * talker.block_size
-        max_blocks = max(1, round(self.max_speech_s * self.vocoder.sample_rate / samples_per_block))
-        return stream_spoken_reply(text, talker, self.vocoder, decoding.num_steps, max_blocks, reply)
+    def _warm_up(self) -> None:
+        """Decode once with every decoding, so that none pays for lazy initialisation in the timed runs.
+
+        It runs within the first step of a test, in the precision of the test.
+        """
+        text = self.responder.write_text(torch.zeros(16_000, device=self.device))
+        for decoding in self.decodings.values():
+            self.responder.answer(text, decoding)
+        self._is_warm = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what does not train, and keep which examples had too much text, on any device."""
+        leave_frozen_out(checkpoint, self)
+        self._share_overflow()
+        checkpoint["ids_with_text_overflow"] = sorted(self.ids_with_text_overflow)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that are not those of this module; see :func:`refuse_unfit`."""
+        refuse_unfit(checkpoint, self)
+        self.ids_with_text_overflow |= set(checkpoint["ids_with_text_overflow"])
 
     def configure_optimizers(self) -> dict:
         """AdamW with warm-up and cosine; see :func:`optimizer_with_warmup_cosine`."""
@@ -261,10 +289,15 @@ class SpeechLLM(L.LightningModule):
     def _show(self, run_name: str, loss: Tensor) -> None:
         self.log(f"{run_name}/loss", loss.detach(), prog_bar=True, logger=False)
 
-    def _update(self, run_name: str, nll: Tensor, accuracy: Tensor, weight: int) -> None:
-        metrics = self._validation[run_name]
-        metrics["nll"].update(nll, weight)  # type: ignore[index, operator]
-        metrics["accuracy"].update(accuracy, weight)  # type: ignore[index, operator]
+    def _update(self, run_name: str, tag: str, mean: Tensor, count: Tensor | int) -> None:
+        self._validation[run_name][tag].update(mean, count)  # type: ignore[index, operator]
+
+    @property
+    def _num_ranks(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
+
+    def _generator(self, *parts: int | str) -> torch.Generator:
+        return derive_generator(self.device, self.seed, *parts)
 
     @torch.no_grad()
     def _think(self, batch: SpokenBatch) -> ThinkerOutput:
@@ -276,12 +309,17 @@ class SpeechLLM(L.LightningModule):
     def read_text(self, batch: SpokenBatch, thinker_output: ThinkerOutput | None = None) -> TextStates:
         """Take text states from a thinker pass, from the batch if a job wrote them, or from a pass made now."""
         if thinker_output is None and batch.text_states is not None:
-            return stored_text_states(batch, self.thinker.hidden_size, self.thinker.embedding_size)
+            assert batch.text_lengths is not None
+            sizes = self.thinker.hidden_size, self.thinker.embedding_size
+            return TextStates.of_stored(batch.text_states, batch.text_lengths, *sizes)
         output = thinker_output or self._think(batch)
         return TextStates(output.hidden, output.embedding, output.lengths)
 
     def _talk(
-        self, batch: SpokenBatch, place: tuple[int | str, ...], thinker_output: ThinkerOutput | None = None
+        self,
+        batch: SpokenBatch,
+        generators: Mapping[str, torch.Generator | RowGenerators],
+        thinker_output: ThinkerOutput | None = None,
     ) -> dict[str, TalkerOutput]:
         """Score a batch with every talker, from one thinker pass; there is none if there are no talkers."""
         if not self.talkers:
@@ -293,9 +331,8 @@ class SpeechLLM(L.LightningModule):
         for name, talker in self._named_talkers():
             num_anchors = count_blocks(batch.unit_lengths, talker.block_size), talker.anchors.anchors_per_block
             self._report_overflow(batch.ids, count_text_overflow(text.lengths, *num_anchors))
-            generator = derive_generator(self.device, self.seed, "masks", name, *place)
             score = self.training_scorers.get(name, talker) if self.training else talker
-            outputs[name] = score(text, batch.units, batch.unit_lengths, generator)
+            outputs[name] = score(text, batch.units, batch.unit_lengths, generators[name])
         return outputs
 
     def _report_overflow(self, ids: Sequence[str], overflow: Tensor) -> None:
@@ -303,19 +340,26 @@ class SpeechLLM(L.LightningModule):
         new = {ids[row] for row in overflow.nonzero()[:, 0].tolist()} - self.ids_with_text_overflow
         if new:
             self.ids_with_text_overflow |= new
-            rank_zero_warn(
+            warnings.warn(
                 f"The replies {sorted(new)} have more text than the anchors of their speech can carry; their talkers "
-                f"do not see the end of it ({len(self.ids_with_text_overflow)} such examples so far)."
+                f"do not see the end of it ({len(self.ids_with_text_overflow)} such examples so far on rank "
+                f"{self.global_rank}).",
+                stacklevel=2,
             )
 
+    def _share_overflow(self) -> None:
+        """Let every device know of the examples with too much text that any has seen."""
+        if self.talkers:
+            self.ids_with_text_overflow = set().union(*gather_over_ranks(self.ids_with_text_overflow, self._num_ranks))
 
-def _present(given: dict[str, Talker | None], trains_thinker: bool, *named: Iterable[str]) -> dict[str, Talker]:
+
+def _present(given: dict[str, Talker | None], trains_thinker: bool, named: Iterable[str]) -> dict[str, Talker]:
     """Give the talkers that are there; settings may name one that is left out, but none that nobody knows."""
     talkers = {name: talker for name, talker in given.items() if talker is not None}
     if not talkers and not trains_thinker:
         raise UserError("Nothing to train: give at least one talker or a thinker_objective.")
     if THINKER in talkers:
         raise UserError(f"A talker cannot be called {THINKER!r}: that is the thinker's TensorBoard run.")
-    if unknown := sorted(set().union(*named) - set(given)):
-        raise UserError(f"test_steps or talker_learning_rates name {unknown}, but the talkers are {sorted(given)}.")
+    if unknown := sorted(set(named) - set(given)):
+        raise UserError(f"talker_learning_rates name {unknown}, but the talkers are {sorted(given)}.")
     return talkers

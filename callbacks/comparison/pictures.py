@@ -26,7 +26,7 @@ def draw_mel(waveform: Tensor, sample_rate: int, title: str = "") -> Figure:
     """
     power = librosa.feature.melspectrogram(y=waveform.numpy(), sr=sample_rate, n_fft=1024, hop_length=160, n_mels=80)
     decibels = librosa.power_to_db(power, ref=np.max)
-    # A layout worked out anew for each of a hundred pictures takes longer than the pictures.
+    # Working out a layout for each of a hundred pictures takes longer than the pictures.
     figure = Figure(figsize=(8, 2.6))
     axes = figure.add_axes((0.07, 0.2, 0.8, 0.66))
     image = axes.imshow(
@@ -38,12 +38,13 @@ def draw_mel(waveform: Tensor, sample_rate: int, title: str = "") -> Figure:
     return figure
 
 
-def draw_unmasking_order(orders: Mapping[int, Tensor], block_size: int, title: str = "") -> Figure:
-    """Draw when each speech token of a reply was revealed, a strip for each number of steps a block.
+def draw_unmasking_order(orders: Mapping[str, tuple[int, Tensor]], block_size: int, title: str = "") -> Figure:
+    """Draw when each speech token of a reply was revealed, one strip per decoding.
 
     Args:
-        orders: By the steps a block that were allowed, the step that revealed each token, from 0, ``(T,) int64``.
-        block_size: Tokens a block, for the lines between them.
+        orders: By decoding, the steps per block that it may take, and the step that revealed each token, from 0,
+            ``(T,) int64``.
+        block_size: Tokens per block, for the lines between them.
         title: What was said.
 
     Returns:
@@ -51,18 +52,17 @@ def draw_unmasking_order(orders: Mapping[int, Tensor], block_size: int, title: s
     """
     figure = Figure(figsize=(9, 0.9 + 0.55 * len(orders)), layout="constrained")
     all_axes = figure.subplots(len(orders), 1, sharex=True, squeeze=False)[:, 0]
-    longest = max(len(order) for order in orders.values())
-    for axes, (num_steps, order) in zip(all_axes, orders.items(), strict=True):
+    longest = max(len(order) for _, order in orders.values())
+    for axes, (name, (num_steps, order)) in zip(all_axes, orders.items(), strict=True):
         # From 0, the first step, to 1, the last one allowed, so that strips of few steps have as many colours.
         share = order[None].numpy() / max(1, num_steps - 1)
         image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
         for boundary in range(block_size, longest, block_size):
             axes.axvline(boundary - 0.5, color="white", linewidth=1.5)
         axes.set_xlim(-0.5, longest - 0.5)
-        axes.set_yticks([0], labels=[f"{num_steps}"])
+        axes.set_yticks([0], labels=[name])
     all_axes[0].set_title(_drawable(title), fontsize="medium", parse_math=False)
     all_axes[-1].set_xlabel("speech token")
-    figure.supylabel("steps a block", fontsize="medium")
     bar = figure.colorbar(image, ax=list(all_axes), label="revealed in step")
     bar.set_ticks([0, 1], labels=["first", "last"])
     return figure
@@ -75,7 +75,7 @@ def _drawable(text: str) -> str:
 
 
 def draw_pareto(rows: Sequence[ComparisonRow]) -> Figure:
-    """Draw word error rate over the talker's real-time factor, a line a talker and a point a number of steps.
+    """Draw word error rate over the talker's real-time factor: a line per talker and rule, a point per number of steps.
 
     Args:
         rows: The comparison; references become horizontal lines.
@@ -85,8 +85,8 @@ def draw_pareto(rows: Sequence[ComparisonRow]) -> Figure:
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for index, name in enumerate(dict.fromkeys(row.talker for row in rows)):
-        own = [row for row in rows if row.talker == name]
+    for index, name in enumerate(dict.fromkeys(row.series for row in rows)):
+        own = [row for row in rows if row.series == name]
         timed = [(row.rtf, 100 * row.wer_micro, row.steps) for row in own if row.rtf is not None]
         if not timed:
             axes.axhline(100 * own[0].wer_micro, linestyle=":", color=f"C{index}", label=name)
@@ -95,7 +95,7 @@ def draw_pareto(rows: Sequence[ComparisonRow]) -> Figure:
         for rtf, wer, steps in timed:
             axes.annotate(f"{steps}", (rtf, wer), textcoords="offset points", xytext=(4, 4))
     axes.set(
-        xscale="log", xlabel="real-time factor of the talker", ylabel="WER (%)", title="steps a block at each point"
+        xscale="log", xlabel="real-time factor of the talker", ylabel="WER (%)", title="steps per block at each point"
     )
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""One row of the comparison a decoding, from one record an example."""
+"""One row of the comparison per decoding, from one record per example."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_modules.evaluation.text_normalization import NORMALIZER_NAME
 from lightning_modules.evaluation.word_error_rate import word_error_rates
 from lightning_modules.inference.spoken_reply import SpokenReply
+from lightning_modules.talker.decoding.decoding import Decoding
 
 ORIGINAL = "original audio"
 RESYNTHESIS = "codec resynthesis"
@@ -19,53 +20,53 @@ class Record:
     """What one decoding said to one query.
 
     Attributes:
-        talker: Name of the talker or of the reference.
-        steps: Decoding steps a block; None for a reference.
+        name: Of the decoding, or of the reference.
         example_id: Of the dialogue.
         gold: Text of the gold reply.
         text: Text that should be heard: the thinker's reply, or the gold one for a reference.
         num_tokens: Speech tokens.
         num_gold_tokens: Speech tokens of the gold reply.
         is_repeating: The speech is caught in a loop.
+        decoding: How it was decoded; None for a reference.
         reply: Costs of a reply (without its waveform); None for a reference.
         heard: What the recognizer heard.
     """
 
-    talker: str
-    steps: int | None
+    name: str
     example_id: str
     gold: str
     text: str
     num_tokens: int
     num_gold_tokens: int
     is_repeating: bool
+    decoding: Decoding | None = None
     reply: SpokenReply | None = None
     heard: str = ""
 
     @classmethod
     def of_reference(cls, name: str, example_id: str, gold: str, units: Tensor) -> "Record":
         """Record a reference that speaks the gold reply."""
-        return cls(name, None, example_id, gold, gold, len(units), len(units), is_repeating(units.tolist()))
+        return cls(name, example_id, gold, gold, len(units), len(units), is_repeating(units.tolist()))
 
     @classmethod
     def of_reply(
-        cls, talker: str, steps: int, example_id: str, gold: str, units: Tensor, reply: SpokenReply
+        cls, name: str, decoding: Decoding, example_id: str, gold: str, units: Tensor, reply: SpokenReply
     ) -> "Record":
         """Record a reply; its waveform is left out, so that a long test does not fill the memory."""
         tokens = reply.speech_tokens.tolist()
         light = SpokenReply(**{**vars(reply), "waveform": reply.waveform[:0]})
         repeating = is_repeating(tokens)
-        return cls(talker, steps, example_id, gold, reply.text, len(tokens), len(units), repeating, light)
+        return cls(name, example_id, gold, reply.text, len(tokens), len(units), repeating, decoding, light)
 
     @property
     def label(self) -> str:
-        """Name for files: the talker and its steps."""
-        return self.talker.replace(" ", "-") + (f"-{self.steps}-steps" if self.steps else "")
+        """The name, for files."""
+        return self.name.replace(" ", "-")
 
-    def as_transcript(self) -> dict[str, str | int | None]:
+    def as_transcript(self) -> dict[str, str]:
         """What was to be said and what was heard."""
         words = {"gold": self.gold, "text": self.text, "heard": self.heard}
-        return {"id": self.example_id, "talker": self.talker, "steps": self.steps, **words}
+        return {"id": self.example_id, "decoding": self.name, **words}
 
 
 @dataclass
@@ -73,15 +74,17 @@ class ComparisonRow:
     """One line of the comparison; rates are shares of 1, times are medians over the examples.
 
     Attributes:
-        talker: Name of the talker or of the reference.
-        steps: Decoding steps a block; None for a reference.
+        name: Of the decoding, or of the reference.
+        talker: Talker that speaks; None for a reference.
+        steps: Decoding steps per block; None for a reference.
+        rule: How a block is filled beside that, in words; empty for the paper's way.
         num_examples: Test dialogues.
         wer_micro: Word errors over all words.
         wer_macro: Mean of the examples' word error rates.
         text_exact_match: Share of examples whose text reply equals the gold one.
-        tokens_per_s: Speech tokens a second of the talker alone, batch 1.
-        rtf: Seconds of the talker alone for a second of speech.
-        forwards_per_block: Network passes a block, those that commit included, over all blocks but the last.
+        tokens_per_s: Speech tokens per second of the talker alone, batch 1.
+        rtf: Seconds of the talker alone per second of speech.
+        forwards_per_block: Network passes per block, those that commit included, over all blocks but the last.
         first_chunk_ms: Milliseconds until the first samples, by part and in total.
         first_chunk_audio_ms: Milliseconds of audio that the first samples hold.
         length_ratio: Speech tokens over those of the gold replies.
@@ -89,8 +92,10 @@ class ComparisonRow:
         normalizer: What both texts of the WER went through.
     """
 
-    talker: str
+    name: str
+    talker: str | None
     steps: int | None
+    rule: str
     num_examples: int
     wer_micro: float
     wer_macro: float
@@ -103,6 +108,11 @@ class ComparisonRow:
     length_ratio: float = 1.0
     failures: dict[str, float] = field(default_factory=dict)
     normalizer: str = NORMALIZER_NAME
+
+    @property
+    def series(self) -> str:
+        """What rows have in common that differ in nothing but their steps: talker and rule, or the reference."""
+        return self.name if self.talker is None else self.talker + (f" ({self.rule})" if self.rule else "")
 
     def as_scalars(self) -> dict[str, float]:
         """Numbers for TensorBoard under tags that are the same for every talker."""
@@ -144,21 +154,23 @@ def summarize(records: Sequence[Record], token_rate_hz: float) -> list[Compariso
     """Sum up the records of each decoding, in order of first appearance.
 
     Args:
-        records: One a decoding and example.
-        token_rate_hz: Speech tokens a second of audio.
+        records: One per decoding and example.
+        token_rate_hz: Speech tokens per second of audio.
 
     Returns:
-        One row a decoding; the references have no text match and no costs.
+        One row per decoding; the references have no text match and no costs.
     """
-    groups: dict[tuple[str, int | None], list[Record]] = {}
+    groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault((record.talker, record.steps), []).append(record)
-    return [_summarize_group(talker, steps, group, token_rate_hz) for (talker, steps), group in groups.items()]
+        groups.setdefault(record.name, []).append(record)
+    return [_summarize_group(name, group, token_rate_hz) for name, group in groups.items()]
 
 
-def _summarize_group(talker: str, steps: int | None, group: list[Record], token_rate_hz: float) -> ComparisonRow:
+def _summarize_group(name: str, group: list[Record], token_rate_hz: float) -> ComparisonRow:
     rates = word_error_rates([record.text for record in group], [record.heard for record in group])
-    row = ComparisonRow(talker, steps, len(group), rates.micro, rates.macro)
+    decoding = group[0].decoding
+    talker, steps, rule = (None, None, "") if decoding is None else (decoding.talker, decoding.num_steps, decoding.rule)
+    row = ComparisonRow(name, talker, steps, rule, len(group), rates.micro, rates.macro)
     row.length_ratio = sum(record.num_tokens for record in group) / sum(record.num_gold_tokens for record in group)
     row.failures = {
         "empty": fmean(record.num_tokens == 0 for record in group),
@@ -187,7 +199,7 @@ def _forwards_per_block(replies: Sequence[SpokenReply]) -> float:
 def format_table(rows: Sequence[ComparisonRow]) -> str:
     """Lay the rows out as a table of plain text, percentages as such."""
     header = (
-        "talker", "steps", "WER % micro", "macro", "text exact %", "tokens/s", "RTF", "fwd/block",
+        "decoding", "talker", "steps", "rule", "WER % micro", "macro", "text exact %", "tokens/s", "RTF", "fwd/block",
         "first chunk ms (encoder+thinker+talker+vocoder)", "length", "empty/cut/loop %",
     )  # fmt: skip
     lines = [header, *(_format_row(row) for row in rows)]
@@ -211,8 +223,10 @@ def _format_row(row: ComparisonRow) -> tuple[str, ...]:
         else "-"
     )
     return (
-        row.talker,
+        row.name,
+        row.talker or "-",
         show(row.steps, "{:.0f}"),
+        row.rule or "-",
         show(row.wer_micro, "{:.2f}", 100),
         show(row.wer_macro, "{:.2f}", 100),
         show(row.text_exact_match, "{:.1f}", 100),

@@ -9,19 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_modules.talker.base import Talker
+from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.streaming import SpeechChunk
 from lightning_modules.thinker.thinker import Thinker, ThinkerToken
 from lightning_modules.vocoder.base import Vocoder
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """One way to decode: a talker and its steps a block."""
-
-    talker: str
-    num_steps: int
 
 
 @dataclass
@@ -145,7 +138,7 @@ def stream_spoken_reply(
     text: ThinkerText,
     talker: Talker,
     vocoder: Vocoder,
-    num_steps: int | None = None,
+    decoding: Decoding,
     max_blocks: int = 32,
     reply: SpokenReply | None = None,
 ) -> Iterator[Tensor]:
@@ -155,7 +148,7 @@ def stream_spoken_reply(
         text: What the thinker answers. If it was read before, its times count as if it were written now.
         talker: Speaks it.
         vocoder: Turns speech tokens into samples.
-        num_steps: Decoding steps a block; the talker's default if left out.
+        decoding: How it does that.
         max_blocks: Where the speech is cut off.
         reply: Filled in place as the reply grows: text, tokens, samples, times.
 
@@ -165,7 +158,7 @@ def stream_spoken_reply(
     reply = reply if reply is not None else SpokenReply()
     reply.times.speech_encoder_s = text.speech_encoder_s
     reading, session, watch = TextReading(text), vocoder.stream(), text.watch
-    chunks = talker.stream(reading, max_blocks, num_steps)
+    chunks = talker.stream(reading, max_blocks, decoding)
     while True:
         waited_before = reading.waited_s
         chunk, seconds = watch(lambda: next(chunks, None))

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_modules.errors import UserError
 from lightning_modules.talker.base import Talker, TalkerOutput
+from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.sampling import TokenSampler
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
-from lightning_modules.talker.losses import masked_cross_entropy
+from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
+from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.attention_masks import (
     anchored_causal_order,
@@ -30,7 +33,7 @@ class AutoregressiveTalker(Talker):
 
     @property
     def supported_steps(self) -> tuple[int, ...]:
-        """One step a token."""
+        """One step per token."""
         return (self.block_size,)
 
     def slot_positions(self, num_blocks: int, device: torch.device) -> Tensor:
@@ -52,20 +55,16 @@ class AutoregressiveTalker(Talker):
         anchor_slots = anchors + self.embed_tokens.weight[self.vocabulary.mask_id]
         return torch.cat([anchor_slots, self.embed_tokens(previous_tokens)], dim=2).flatten(1, 2)
 
-    def logits(self, text: TextStates, x_0: Tensor) -> Tensor:
-        """Predict each token from those before it and the anchors up to its block.
+    def causal_hidden(self, text: TextStates, x_0: Tensor) -> Tensor:
+        """Give the hidden states that predict each token from those before it and the anchors up to its block.
 
         Args:
             text: What the thinker wrote.
             x_0: Tokens in whole blocks, ``(B, L) int64``.
 
         Returns:
-            ``(B, L, V)``.
+            What the head reads, ``(B, L, width)``.
         """
-        return self.head(self.causal_hidden(text, x_0))
-
-    def causal_hidden(self, text: TextStates, x_0: Tensor) -> Tensor:
-        """Give the hidden states that :meth:`logits` predicts from, ``(B, L, width)``."""
         num_blocks = x_0.shape[1] // self.block_size
         order = anchored_causal_order(num_blocks, self.block_size, self.anchors.anchors_per_block, x_0.device)
         positions = self.slot_positions(num_blocks, x_0.device)
@@ -79,7 +78,7 @@ class AutoregressiveTalker(Talker):
         return torch.cat([begin, tokens[:, :-1]], dim=1)
 
     def slots(self, text: TextStates, x_0: Tensor) -> Tensor:
-        """Embed whole blocks as slots, ``(B, K * (Q + block_size), width)``; arguments as of :meth:`logits`."""
+        """Embed whole blocks as slots, ``(B, K * (Q + block_size), width)``; arguments as of :meth:`causal_hidden`."""
         num_blocks = x_0.shape[1] // self.block_size
         previous = self.previous_tokens(x_0).unflatten(1, (num_blocks, self.block_size))
         return self.embed_slots(self.anchors(text, num_blocks), previous)
@@ -90,17 +89,28 @@ class AutoregressiveTalker(Talker):
         return hidden.unflatten(1, (num_blocks, num_anchors + self.block_size))[:, :, num_anchors:].flatten(1, 2)
 
     def forward(
-        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator | RowGenerators
     ) -> TalkerOutput:
         """Next-token cross-entropy over the speech tokens and the EOS that ends them; see :class:`Talker`."""
         speech = self.lay_out(units, unit_lengths)
         is_scored = speech.is_up_to_first_eos
         loss, accuracy = masked_cross_entropy(self.head, self.causal_hidden(text, speech.x_0), speech.x_0, is_scored)
-        return TalkerOutput(loss, loss.detach(), accuracy, is_scored.sum(), loss.new_zeros(()))
+        num_scored = is_scored.sum()
+        terms = (LossTerm(loss, num_scored),)
+        return TalkerOutput(terms, loss.detach(), accuracy, num_scored, loss.new_zeros(()))
 
-    def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> BlockDecoder:
+    def check(self, decoding: Decoding) -> None:
+        """Refuse rules for masks, too; see :class:`Talker`."""
+        super().check(decoding)
+        if decoding.unmasking is not None or decoding.refinement is not None:
+            raise UserError(
+                f"decoding of {decoding.talker}: this talker predicts one token after the other and has no masks to "
+                "reveal nor a draft to refine; leave unmasking and refinement out"
+            )
+
+    def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
         """Decode token by token; see :class:`Talker`."""
-        return StepDecoder(self, [self.backbone], max_blocks, sampler or TokenSampler())
+        return StepDecoder(self, [self.backbone], max_blocks, decoding)
 
 
 class StepDecoder(BlockDecoder):
@@ -111,14 +121,16 @@ class StepDecoder(BlockDecoder):
         layers: Its backbone, which predicts the next token, then one for each token behind it; each reads the hidden
             states of the one before.
         max_blocks: Room in the caches.
-        sampler: Chooses tokens.
+        decoding: How tokens are chosen.
     """
 
     def __init__(
-        self, talker: AutoregressiveTalker, layers: Sequence[TalkerBackbone], max_blocks: int, sampler: TokenSampler
+        self, talker: AutoregressiveTalker, layers: Sequence[TalkerBackbone], max_blocks: int, decoding: Decoding
     ) -> None:
-        self.talker, self.layers, self.sampler = talker, layers, sampler
+        self.talker, self.layers = talker, layers
         self.device = talker.head.weight.device
+        self.sampler = decoding.sampler or TokenSampler()
+        self.generator = torch.Generator(self.device).manual_seed(decoding.seed)
         capacity = max_blocks * (talker.anchors.anchors_per_block + talker.block_size)
         self.caches = [layer.new_cache(1, capacity) for layer in layers]
         self.unread = torch.tensor([talker.vocabulary.bos_id], device=self.device)
@@ -126,7 +138,7 @@ class StepDecoder(BlockDecoder):
         self.first_position = 0
 
     def decode_block(self, anchors: Tensor) -> DecodedBlock:
-        """Predict ``len(layers)`` tokens a step, up to the first EOS; see :class:`BlockDecoder`."""
+        """Predict ``len(layers)`` tokens per step, up to the first EOS; see :class:`BlockDecoder`."""
         talker = self.talker
         tokens, num_forwards, num_read = self._first_step(anchors), 1, 1
         while not (tokens == talker.vocabulary.eos_id).any() and len(tokens) < talker.block_size:
@@ -161,5 +173,5 @@ class StepDecoder(BlockDecoder):
         for layer, cache in zip(self.layers, self.caches, strict=True):
             hidden = layer(hidden, positions, mask, cache)
             cache.commit(slots.shape[1])
-            predicted.append(self.sampler(self.talker.head(hidden[:, -1]))[0])
+            predicted.append(self.sampler(self.talker.head(hidden[:, -1]), self.generator)[0])
         return torch.cat(predicted)

@@ -3,14 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
 from lightning_modules.talker.blocks import BlockedSpeech, lay_out_in_blocks
-from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.streaming import (
     AnchorReader,
     BlockDecoder,
@@ -18,6 +18,8 @@ from lightning_modules.talker.decoding.streaming import (
     TextState,
     stream_blocks,
 )
+from lightning_modules.talker.losses import LossTerm, add_terms
+from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.vocabulary import SpeechVocabulary
@@ -28,18 +30,23 @@ class TalkerOutput:
     """Result of one training forward pass.
 
     Attributes:
-        loss: What training minimises, a scalar in nats.
-        nll: Cross-entropy of the scored positions, a scalar in nats a token.
+        terms: What training minimises the sum of, in nats.
+        nll: Cross-entropy of the scored positions, a scalar in nats per token.
         accuracy: Share of scored positions whose most likely token is right.
-        num_scored_tokens: Positions that ``loss`` averages over.
+        num_scored_tokens: Positions that ``nll`` and ``accuracy`` average over, a scalar int64.
         masked_share: Share of real positions that were masked; 0 for a talker without masks.
     """
 
-    loss: Tensor
+    terms: tuple[LossTerm, ...]
     nll: Tensor
     accuracy: Tensor
     num_scored_tokens: Tensor
     masked_share: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the terms on this device, a scalar in nats."""
+        return add_terms(self.terms)
 
     def as_scalars(self) -> dict[str, Tensor]:
         """Scalars to log under tags that are the same for every talker."""
@@ -58,7 +65,7 @@ class Talker(nn.Module, ABC):
         num_codes: Size of the speech codebook.
         anchors: Projects text states and assigns them to blocks.
         backbone: Decoder layers, as wide as the anchors.
-        block_size: Speech tokens a block; 16 in the paper (0.64 s at 25 Hz).
+        block_size: Speech tokens per block; 16 in the paper (0.64 s at 25 Hz).
 
     Raises:
         UserError: If the anchors do not fit into a block.
@@ -85,11 +92,11 @@ class Talker(nn.Module, ABC):
     @property
     @abstractmethod
     def supported_steps(self) -> tuple[int, ...]:
-        """Numbers of decoding steps a block that :meth:`stream` accepts, the default first."""
+        """Numbers of decoding steps per block that :meth:`stream` accepts, the default first."""
 
     @abstractmethod
     def forward(
-        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator | RowGenerators
     ) -> TalkerOutput:
         """Score the speech tokens of a batch.
 
@@ -97,51 +104,54 @@ class Talker(nn.Module, ABC):
             text: What the thinker wrote.
             units: Speech tokens, ``(B, T) int64``, right-padded.
             unit_lengths: Speech tokens of each row, ``(B,) int64``.
-            generator: Source of all randomness of the loss.
+            generator: Source of all randomness of the loss: one for the batch, or one per row, with which a row is
+                scored alike in any batch.
 
         Returns:
             The loss and what there is to log.
         """
 
     @abstractmethod
-    def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> BlockDecoder:
-        """Make what decodes the blocks of one reply; arguments as of :meth:`stream`, the steps resolved."""
+    def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
+        """Make what decodes the blocks of one reply; the number of steps is given."""
 
-    def stream(
-        self,
-        text: Iterable[TextState],
-        max_blocks: int,
-        num_steps: int | None = None,
-        sampler: TokenSampler | None = None,
-    ) -> Iterator[SpeechChunk]:
-        """Speak while the thinker is still writing: one chunk a block.
+    def check(self, decoding: Decoding) -> None:
+        """Refuse a decoding that this talker does not know.
+
+        Raises:
+            UserError: If its number of steps or a rule is not supported.
+        """
+        if decoding.num_steps is not None and decoding.num_steps not in self.supported_steps:
+            raise UserError(
+                f"decoding of {decoding.talker}: num_steps is {decoding.num_steps}; this talker decodes a block in one "
+                f"of {self.supported_steps} steps"
+            )
+
+    def stream(self, text: Iterable[TextState], max_blocks: int, decoding: Decoding) -> Iterator[SpeechChunk]:
+        """Speak while the thinker is still writing: one chunk per block.
 
         Args:
             text: Text states one by one; at most ``anchors_per_block`` are pulled ahead of each block.
             max_blocks: Where speech is cut off if no EOS comes.
-            num_steps: Decoding steps a block, one of :attr:`supported_steps`; the first of them if left out.
-            sampler: Chooses tokens; greedy if left out.
+            decoding: How to decode; its talker's name is not looked at.
 
         Yields:
             The speech tokens of each block, up to the first EOS.
 
         Raises:
-            UserError: If the number of steps is not supported.
+            UserError: If this talker does not know the decoding.
         """
-        decoder = self.new_decoder(max_blocks, self.resolve_num_steps(num_steps), sampler)
+        self.check(decoding)
+        decoder = self.new_decoder(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
         return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
+
+    def num_steps_of(self, decoding: Decoding) -> int:
+        """Give the steps per block of a decoding: its own, or this talker's default."""
+        return self.supported_steps[0] if decoding.num_steps is None else decoding.num_steps
 
     def lay_out(self, units: Tensor, unit_lengths: Tensor) -> BlockedSpeech:
         """Lay a batch of speech tokens out in this talker's blocks."""
         return lay_out_in_blocks(units, unit_lengths, self.vocabulary, self.block_size)
-
-    def resolve_num_steps(self, num_steps: int | None) -> int:
-        """Check a number of decoding steps a block, or give the default for None."""
-        if num_steps is None:
-            return self.supported_steps[0]
-        if num_steps not in self.supported_steps:
-            raise UserError(f"num_steps is {num_steps}: this talker decodes a block in one of {self.supported_steps}.")
-        return num_steps
 
     def copy_weights(self, source: "Talker") -> None:
         """Start from the weights of a trained talker, of whatever kind.
@@ -157,14 +167,17 @@ class Talker(nn.Module, ABC):
                 f"The initial talker has no {unfit[0]} of the same shape: give both talkers the same backbone, "
                 "anchors and codebook, or leave initial_talker out."
             )
-        self.load_state_dict({key: weights[key] for key in own}, strict=False)
+        if not self.head.weight.is_meta:  # else it is built to be checked only
+            self.load_state_dict({key: weights[key] for key in own}, strict=False)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw all weights anew from a generator, so that they do not depend on what was built before.
+        """Draw all weights from a generator, so that they do not depend on what was built before.
 
         Linear layers get a variance of 1 / fan-in, those that write into the residual stream less by the number
         of writes (GPT-2's rule); embeddings a standard deviation of 0.5; gains 1.
         """
+        if self.head.weight.is_meta:
+            return  # built to be checked only
         num_residual_writes = 2 * len(self.backbone.layers)
         for name, parameter in self.named_parameters():
             with torch.no_grad():

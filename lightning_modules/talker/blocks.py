@@ -17,7 +17,7 @@ class BlockedSpeech:
         x_0: Clean tokens, EOS from the end of speech to the end of its block, PAD beyond, ``(B, L) int64``.
         is_real: True in a sequence's own blocks, False in padding, ``(B, L) bool``.
         num_speech_tokens: Speech tokens before the first EOS, ``(B,) int64``.
-        block_size: Tokens a block; ``L`` is a multiple of it.
+        block_size: Tokens per block; ``L`` is a multiple of it.
     """
 
     x_0: Tensor
@@ -47,7 +47,7 @@ def count_blocks(num_speech_tokens: Tensor, block_size: int) -> Tensor:
 
     Args:
         num_speech_tokens: Speech tokens without EOS, any shape, int64.
-        block_size: Tokens a block.
+        block_size: Tokens per block.
 
     Returns:
         Blocks, of the same shape, int64.
@@ -62,7 +62,7 @@ def lay_out_in_blocks(units: Tensor, lengths: Tensor, vocabulary: SpeechVocabula
         units: Speech tokens, right-padded with anything, ``(B, T) int64``.
         lengths: Speech tokens of each row, ``(B,) int64``.
         vocabulary: Gives the ids of EOS and PAD.
-        block_size: Tokens a block.
+        block_size: Tokens per block.
 
     Returns:
         The batch in blocks.

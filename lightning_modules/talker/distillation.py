@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import TokenSampler
 from lightning_modules.talker.decoding.unmasking import most_confident, num_to_reveal
+from lightning_modules.talker.losses import LossTerm
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class SelfDistillation:
         alpha: Weight of the teacher; the rest is the cross-entropy with the clean tokens.
         temperature: ``tau``, which softens both distributions.
         num_steps: Steps of the teacher, ``K``.
-        on_policy_share: Share of the blocks in which the student first goes on by itself, for 1 to ``K - 1`` steps:
-            what it then reads there is its own, as in decoding, and the teacher goes on from there.
+        on_policy_share: Share of the blocks in which the student first takes 1 to ``K - 1`` steps of its own:
+            what it then reads there is its own, as in decoding, and the teacher continues from there.
         certainty_weight: Weight of the student's entropy where its most likely token is the clean one, so that it
             grows sure of many tokens at once.
 
@@ -79,7 +80,7 @@ def reveal_by_block(confidence: Tensor, is_masked: Tensor, block_size: int, num_
     Args:
         confidence: Probability of the token chosen at each position, ``(R, S)``.
         is_masked: Positions still masked, ``(R, S) bool``.
-        block_size: Tokens a block; ``S`` is a multiple of it.
+        block_size: Tokens per block; ``S`` is a multiple of it.
         num_steps_left: Steps including this one, ``K - j + 1``.
 
     Returns:
@@ -106,7 +107,7 @@ def unmasking_trajectory(
             ``(R, S)``.
         x_t: Partly masked tokens in whole blocks, ``(R, S) int64``.
         is_masked: Where they are masked, ``(R, S) bool``.
-        block_size: Tokens a block.
+        block_size: Tokens per block.
         num_steps: Steps, ``K``.
         stop_after: Take this many of them only.
 
@@ -147,7 +148,7 @@ def draw_own_steps(
 
     Args:
         num_rows: Rows, ``R``.
-        num_blocks: Blocks a row.
+        num_blocks: Blocks per row.
         settings: ``on_policy_share`` and ``num_steps``.
         generator: Source of randomness, on that device.
         device: Where the draw is wanted.
@@ -177,7 +178,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     return (student.exp() * (student - teacher)).sum(dim=-1)
 
 
-def entropy_where_right(logits: Tensor, targets: Tensor) -> Tensor:
+def entropy_where_right(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Average the entropy over the positions whose most likely token is right.
 
     Args:
@@ -185,19 +186,20 @@ def entropy_where_right(logits: Tensor, targets: Tensor) -> Tensor:
         targets: Clean tokens, ``(n,) int64``.
 
     Returns:
-        In nats, a scalar; 0 if none is right.
+        In nats, a scalar, 0 if none is right; and how many are.
 
     Reference: arXiv 2509.26488, certainty-forcing distillation.
     """
     log_probabilities = F.log_softmax(logits.float(), dim=-1)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
     is_right = log_probabilities.argmax(dim=-1) == targets
-    return (entropy * is_right).sum() / is_right.sum().clamp(min=1)
+    num_right = is_right.sum()
+    return (entropy * is_right).sum() / num_right.clamp(min=1), num_right
 
 
-def self_distillation_loss(
+def self_distillation_terms(
     student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, settings: SelfDistillation
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[tuple[LossTerm, ...], Tensor]:
     """Weigh the reverse KL against the cross-entropy.
 
     Args:
@@ -207,17 +209,21 @@ def self_distillation_loss(
         settings: Weight and temperature.
 
     Returns:
-        ``alpha * tau^2 * KL + (1 - alpha) * CE`` plus the weighted entropy of what is right, KL and CE, scalars; all
-        0 if nothing is masked.
+        The term ``alpha * tau^2 * KL + (1 - alpha) * CE`` and, if it has a weight, that of the entropy of what is
+        right; and CE, a scalar. All are 0 if nothing is masked.
 
     Reference: arXiv 2602.08607; the factor ``tau^2`` keeps the gradient's scale as ``tau`` changes (arXiv 1503.02531).
     """
+    count = targets.new_tensor(targets.numel())
     if targets.numel() == 0:
         nothing = student_logits.sum() * 0.0
-        return nothing, nothing.detach(), nothing.detach()
-    cross_entropy = F.cross_entropy(student_logits.float(), targets)
-    divergence = reverse_kl(student_logits, teacher_logits.detach(), settings.temperature).mean()
-    loss = settings.alpha * settings.temperature**2 * divergence + (1.0 - settings.alpha) * cross_entropy
+        cross_entropy, mixed = nothing, nothing
+    else:
+        cross_entropy = F.cross_entropy(student_logits.float(), targets)
+        divergence = reverse_kl(student_logits, teacher_logits.detach(), settings.temperature).mean()
+        mixed = settings.alpha * settings.temperature**2 * divergence + (1.0 - settings.alpha) * cross_entropy
+    terms = [LossTerm(mixed, count)]
     if settings.certainty_weight > 0.0:
-        loss = loss + settings.certainty_weight * entropy_where_right(student_logits, targets)
-    return loss, divergence.detach(), cross_entropy.detach()
+        entropy, num_right = entropy_where_right(student_logits, targets)
+        terms.append(LossTerm(entropy, num_right, settings.certainty_weight))
+    return tuple(terms), cross_entropy.detach()

@@ -1,9 +1,31 @@
 """Losses of the talkers as pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A mean, and how many things it averages over: several devices weigh their means by that.
+
+    Attributes:
+        mean: A scalar.
+        count: Tokens (or rows) that ``mean`` averages over, a scalar; 0 where there is nothing.
+        weight: Its weight in the loss.
+    """
+
+    mean: Tensor
+    count: Tensor
+    weight: float = 1.0
+
+
+def add_terms(terms: Sequence[LossTerm]) -> Tensor:
+    """Add up weighted means, a scalar: the loss of one device alone."""
+    weighted = [term.mean if term.weight == 1.0 else term.weight * term.mean for term in terms]
+    return sum(weighted[1:], weighted[0])
 
 
 def masked_cross_entropy(
@@ -18,7 +40,7 @@ def masked_cross_entropy(
         is_scored: ``(B, L) bool``.
 
     Returns:
-        Cross-entropy in nats a token (0 if nothing is scored, with a gradient of 0), and accuracy.
+        Cross-entropy in nats per token (0 if nothing is scored, with a gradient of 0), and accuracy.
 
     Reference: arXiv 2602.08607, loss on masked positions only.
     """

@@ -1,20 +1,13 @@
 """The masked-diffusion talker (MDM)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.decoding.sampling import TokenSampler
-from lightning_modules.talker.decoding.streaming import (
-    AnchorReader,
-    BlockDecoder,
-    DecodedBlock,
-    SpeechChunk,
-    TextState,
-    stream_blocks,
-)
-from lightning_modules.talker.decoding.unmasking import Unmasking
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.filling import BlockFiller
+from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
 from lightning_modules.talker.masking.schemes import Masking
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
@@ -37,13 +30,12 @@ class MaskedDiffusionTalker(MaskedTalker):
         anchors: Projects text states and assigns them to blocks.
         backbone: Decoder layers.
         masking: Draws which positions training masks; evaluation keeps it if training moves on to another one.
-        block_size: Speech tokens a block.
+        block_size: Speech tokens per block.
         clean_context: Train on ``[x_t, x_0]``, so that each noisy block attends to clean earlier blocks, exactly as
             in decoding; otherwise earlier blocks are as noisy as the block itself, as in the paper.
         num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own. With clean context they share one clean
             copy, so that two score twice the positions for one and a half times the work of one.
         complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
-        unmasking: How a block is filled in decoding; as in the paper if left out.
 
     Reference: arXiv 2602.08607; the clean context is that of arXiv 2503.09573.
     """
@@ -58,10 +50,9 @@ class MaskedDiffusionTalker(MaskedTalker):
         clean_context: bool = False,
         num_noisy_copies: int = 1,
         complementary_masks: bool = False,
-        unmasking: Unmasking | None = None,
     ) -> None:
         copies = clean_context, num_noisy_copies, complementary_masks
-        super().__init__(num_codes, anchors, backbone, masking, block_size, *copies, unmasking)
+        super().__init__(num_codes, anchors, backbone, masking, block_size, *copies)
 
     def embed(self, tokens: Tensor, anchors: Tensor) -> Tensor:
         """Embed tokens in whole blocks with their anchors in place.
@@ -74,10 +65,6 @@ class MaskedDiffusionTalker(MaskedTalker):
             ``(B, K * block_size, width)``.
         """
         return self.embed_tokens(tokens) + self.anchors.in_place(anchors, self.block_size)
-
-    def logits(self, text: TextStates, x_t: Tensor, x_0: Tensor | None = None) -> Tensor:
-        """Predict every position of partly masked sequences, ``(B, L, V)`` or ``(B, C * L, V)``; see :meth:`hidden`."""
-        return self.head(self.hidden(text, x_t, x_0))
 
     def hidden(self, text: TextStates, x_t: Tensor, x_0: Tensor | None = None) -> Tensor:
         """Run a partly masked sequence through the backbone.
@@ -124,50 +111,19 @@ class MaskedDiffusionTalker(MaskedTalker):
         all_anchors, all_positions = anchors.repeat(1, num_copies, 1, 1), positions.repeat(num_copies)
         return lambda x_t: self.backbone(self.embed(x_t, all_anchors), all_positions, after_clean, cache)
 
-    def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> BlockDecoder:
-        """Decode block by block, finished blocks committed on the way; see :meth:`stream`."""
-        return _BlockDecoder(self, max_blocks, num_steps, sampler, fused_commit=True)
-
-    def stream(
-        self,
-        text: Iterable[TextState],
-        max_blocks: int,
-        num_steps: int | None = None,
-        sampler: TokenSampler | None = None,
-        fused_commit: bool = True,
-    ) -> Iterator[SpeechChunk]:
-        """Decode block by block in ``num_steps`` steps each; see :class:`Talker`.
-
-        Args:
-            text: Text states one by one.
-            max_blocks: Where speech is cut off if no EOS comes.
-            num_steps: Steps a block, ``K``; 4 if left out.
-            sampler: Chooses tokens in place of :attr:`unmasking`'s sampler.
-            fused_commit: Let the finished block ride with the next one's first step, which writes its keys and values
-                to the cache: K forwards a block. Otherwise a pass of its own writes them: K + 1.
-
-        Yields:
-            The speech tokens of each block, up to the first EOS.
-        """
-        num_steps = self.resolve_num_steps(num_steps)
-        decoder = _BlockDecoder(self, max_blocks, num_steps, sampler, fused_commit)
-        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
+    def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
+        """Decode block by block; see :class:`Talker`."""
+        return _BlockDecoder(self, max_blocks, decoding)
 
 
 class _BlockDecoder(BlockDecoder):
     """Cache of the committed blocks and the finished block that is still to be committed."""
 
-    def __init__(
-        self,
-        talker: MaskedDiffusionTalker,
-        max_blocks: int,
-        num_steps: int,
-        sampler: TokenSampler | None,
-        fused_commit: bool,
-    ) -> None:
-        self.talker, self.num_steps, self.sampler, self.fused_commit = talker, num_steps, sampler, fused_commit
+    def __init__(self, talker: MaskedDiffusionTalker, max_blocks: int, decoding: Decoding) -> None:
+        self.talker, self.fused_commit = talker, decoding.fused_commit
         self.cache = talker.backbone.new_cache(1, max_blocks * talker.block_size)
         self.device = talker.head.weight.device
+        self.fill = BlockFiller(decoding, talker.block_size, talker.vocabulary.mask_id, self.device)
         self.pending: Tensor | None = None
 
     def positions(self, num_positions: int) -> Tensor:
@@ -203,10 +159,6 @@ class _BlockDecoder(BlockDecoder):
 
     def decode_block(self, anchors: Tensor) -> DecodedBlock:
         """Unmask one block; see :class:`BlockDecoder`."""
-        talker, mask_id = self.talker, self.talker.vocabulary.mask_id
-        masked = torch.full((1, talker.block_size), mask_id, device=self.device)
-        tokens, num_steps, order = talker.unmasking(
-            lambda x_t: self.forward(talker.embed(x_t, anchors)), masked, mask_id, self.num_steps, self.sampler
-        )
-        self.pending = talker.embed(tokens, anchors)
+        tokens, num_steps, order = self.fill(lambda x_t: self.forward(self.talker.embed(x_t, anchors)))
+        self.pending = self.talker.embed(tokens, anchors)
         return DecodedBlock(tokens[0], num_steps, order[0])

@@ -8,18 +8,20 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lightning_modules.errors import UserError
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.blocks import BlockedSpeech
-from lightning_modules.talker.decoding.unmasking import Unmasking, powers_of_two_up_to
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.unmasking import powers_of_two_up_to
 from lightning_modules.talker.distillation import (
     SelfDistillation,
     Trajectory,
     draw_own_steps,
-    self_distillation_loss,
+    self_distillation_terms,
     unmasking_trajectory,
 )
-from lightning_modules.talker.losses import masked_cross_entropy, token_accuracy
-from lightning_modules.talker.masking.schemes import Masking, check_copies, draw_copies
+from lightning_modules.talker.losses import LossTerm, masked_cross_entropy, token_accuracy
+from lightning_modules.talker.masking.schemes import Masking, RowGenerators, check_copies, draw_copies
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.backbone import TalkerBackbone
 
@@ -66,12 +68,11 @@ class MaskedTalker(Talker, ABC):
         anchors: Projects text states and assigns them to blocks.
         backbone: Decoder layers.
         masking: Draws which positions training masks; evaluation keeps it if training moves on to another one.
-        block_size: Speech tokens a block.
+        block_size: Speech tokens per block.
         clean_context: Noisy copies read their past from a clean copy that they share, and so stand behind each other;
             otherwise each is a row of its own.
         num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own.
         complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
-        unmasking: How a block is filled in decoding; as in the paper if left out.
 
     Raises:
         UserError: If there is no noisy copy, or an odd number of complementary ones.
@@ -87,19 +88,26 @@ class MaskedTalker(Talker, ABC):
         clean_context: bool,
         num_noisy_copies: int,
         complementary_masks: bool,
-        unmasking: Unmasking | None,
     ) -> None:
         super().__init__(num_codes, anchors, backbone, block_size)
         check_copies(num_noisy_copies, complementary_masks)
         self.masking = self.evaluation_masking = masking
         self.clean_context = clean_context
         self.num_noisy_copies, self.complementary_masks = num_noisy_copies, complementary_masks
-        self.unmasking = unmasking or Unmasking()
 
     @property
     def supported_steps(self) -> tuple[int, ...]:
         """4, the paper's default, then every power of two up to the block size."""
         return powers_of_two_up_to(self.block_size)
+
+    def check(self, decoding: Decoding) -> None:
+        """Refuse refinement, which needs next-token prediction, too; see :class:`Talker`."""
+        super().check(decoding)
+        if decoding.refinement is not None:
+            raise UserError(
+                f"decoding of {decoding.talker}: this talker predicts masked tokens only and cannot refine what it "
+                "drafts; leave refinement out, or train a SetBlockTalker"
+            )
 
     @abstractmethod
     def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:
@@ -112,12 +120,13 @@ class MaskedTalker(Talker, ABC):
         """
         return lambda x_t: self.masked_hidden(batch, x_t)
 
-    def hidden_and_side_loss(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
-        """Give the hidden states at ``x_t``, and what the talker learns beside the masked tokens, a scalar."""
-        hidden = self.masked_hidden(batch, batch.x_t)
-        return hidden, hidden.new_zeros(())
+    def hidden_and_side_terms(self, batch: NoisyBatch) -> tuple[Tensor, tuple[LossTerm, ...]]:
+        """Give the hidden states at ``x_t``, and what the talker learns beside the masked tokens."""
+        return self.masked_hidden(batch, batch.x_t), ()
 
-    def corrupt(self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator) -> NoisyBatch:
+    def corrupt(
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator | RowGenerators
+    ) -> NoisyBatch:
         """Lay a batch out in blocks and draw its masks; arguments as of :meth:`Talker.forward`."""
         speech = self.lay_out(units, unit_lengths)
         masking = self.masking if self.training else self.evaluation_masking
@@ -129,19 +138,21 @@ class MaskedTalker(Talker, ABC):
         return NoisyBatch(rows, speech, targets, torch.cat(masks, dim=copy_dim), self.vocabulary.mask_id, targets)
 
     def forward(
-        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator | RowGenerators
     ) -> TalkerOutput:
         """Score a batch at masks drawn for it; see :class:`Talker`."""
         return self.score(self.corrupt(text, units, unit_lengths, generator))
 
     def score(self, batch: NoisyBatch) -> TalkerOutput:
-        """Cross-entropy over the masked positions, which is ``nll``, plus the side loss.
+        """Cross-entropy over the masked positions, which is ``nll``, plus the side terms.
 
         Reference: arXiv 2602.08607, loss on masked positions only.
         """
-        hidden, side_loss = self.hidden_and_side_loss(batch)
+        hidden, side_terms = self.hidden_and_side_terms(batch)
         nll, accuracy = masked_cross_entropy(self.head, hidden, batch.targets, batch.is_masked)
-        return TalkerOutput(nll + side_loss, nll.detach(), accuracy, batch.is_masked.sum(), batch.masked_share)
+        num_masked = batch.is_masked.sum()
+        terms = (LossTerm(nll, num_masked), *side_terms)
+        return TalkerOutput(terms, nll.detach(), accuracy, num_masked, batch.masked_share)
 
     def distil(
         self, teacher: Self, batch: NoisyBatch, settings: SelfDistillation, generator: torch.Generator | None = None
@@ -151,22 +162,22 @@ class MaskedTalker(Talker, ABC):
         Args:
             teacher: A frozen copy of this talker.
             batch: Masks drawn by this talker.
-            settings: Weight, temperature, the teacher's steps, and where the student goes on by itself first.
+            settings: Weight, temperature, the teacher's steps, and where the student takes steps of its own first.
             generator: Draws these places, on the batch's device.
 
         Returns:
-            The loss plus the side loss; ``nll`` is the cross-entropy with the clean tokens.
+            The loss plus the side terms; ``nll`` is the cross-entropy with the clean tokens.
 
         Reference: arXiv 2602.08607, iterative self-distillation.
         """
         if settings.on_policy_share > 0.0:
-            batch = self.go_on_alone(batch, settings, generator)
-        hidden, side_loss = self.hidden_and_side_loss(batch)
+            batch = self.take_own_steps(batch, settings, generator)
+        hidden, side_terms = self.hidden_and_side_terms(batch)
         student_logits, targets = self.head(hidden[batch.is_masked]), batch.targets[batch.is_masked]
         trajectory = teacher.unmask(batch, settings.num_steps)
-        loss, _, nll = self_distillation_loss(student_logits, trajectory.logits, targets, settings)
+        terms, nll = self_distillation_terms(student_logits, trajectory.logits, targets, settings)
         accuracy = token_accuracy(student_logits, targets)
-        return TalkerOutput(loss + side_loss, nll, accuracy, batch.is_masked.sum(), batch.masked_share)
+        return TalkerOutput((*terms, *side_terms), nll, accuracy, batch.is_masked.sum(), batch.masked_share)
 
     @torch.no_grad()
     def unmask(self, batch: NoisyBatch, num_steps: int, stop_after: int | None = None) -> Trajectory:
@@ -181,7 +192,7 @@ class MaskedTalker(Talker, ABC):
             stop_after,
         )
 
-    def go_on_alone(
+    def take_own_steps(
         self, batch: NoisyBatch, settings: SelfDistillation, generator: torch.Generator | None
     ) -> NoisyBatch:
         """Reveal, in some blocks, what this talker itself says in its first steps; see :class:`SelfDistillation`."""

@@ -1,4 +1,4 @@
-"""The multi-token-prediction talker (MTP): autoregressive, several tokens a step."""
+"""The multi-token-prediction talker (MTP): autoregressive, several tokens per step."""
 
 import math
 
@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from lightning_modules.errors import UserError
 from lightning_modules.talker.autoregressive import AutoregressiveTalker, StepDecoder
 from lightning_modules.talker.base import TalkerOutput
-from lightning_modules.talker.decoding.sampling import TokenSampler
-from lightning_modules.talker.losses import masked_cross_entropy
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
+from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.attention_masks import anchored_causal_order, mask_from_order
 from lightning_modules.talker.network.backbone import TalkerBackbone
@@ -26,8 +27,8 @@ class MultiTokenTalker(AutoregressiveTalker):
         num_codes: Size of the speech codebook.
         anchors: Projects text states and assigns them to blocks.
         backbone: Decoder layers that predict the next token.
-        extra_layers: Decoders of one layer each, as wide as the backbone; ``N - 1`` predict ``N`` tokens a step.
-        block_size: Speech tokens a block.
+        extra_layers: Decoders of one layer each, as wide as the backbone; ``N - 1`` predict ``N`` tokens per step.
+        block_size: Speech tokens per block.
         decay: Weight of each extra layer's loss as a share of that of the one before.
 
     Raises:
@@ -68,7 +69,7 @@ class MultiTokenTalker(AutoregressiveTalker):
 
     @property
     def supported_steps(self) -> tuple[int, ...]:
-        """Steps a block for every number of tokens a step, the fewest first."""
+        """Steps per block for every number of tokens per step, the fewest first."""
         return tuple(sorted({math.ceil(self.block_size / n) for n in range(1, self.max_tokens_per_step + 1)}))
 
     def ahead_hidden(self, text: TextStates, x_0: Tensor) -> list[Tensor]:
@@ -91,25 +92,25 @@ class MultiTokenTalker(AutoregressiveTalker):
         return [self.of_tokens(state, num_blocks) for state in states]
 
     def forward(
-        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator | RowGenerators
     ) -> TalkerOutput:
         """Cross-entropy of every layer, decaying by layer; ``nll`` is that of the next token; see :class:`Talker`."""
         speech = self.lay_out(units, unit_lengths)
         offsets = torch.arange(speech.x_0.shape[1], device=units.device) % self.block_size
-        losses, weights, accuracies = [], [], []
+        total_weight = sum(self.decay**ahead for ahead in range(self.max_tokens_per_step))
+        terms, accuracies = [], []
         for ahead, hidden in enumerate(self.ahead_hidden(text, speech.x_0)):
             targets = speech.x_0.roll(-ahead, dims=1)
             is_scored = speech.is_up_to_first_eos.roll(-ahead, dims=1) & (offsets < self.block_size - ahead)
             loss, accuracy = masked_cross_entropy(self.head, hidden, targets, is_scored)
-            losses.append(loss)
+            terms.append(LossTerm(loss, is_scored.sum(), self.decay**ahead / total_weight))
             accuracies.append(accuracy)
-            weights.append(self.decay**ahead)
-        loss = torch.stack([w * one for w, one in zip(weights, losses, strict=True)]).sum() / sum(weights)
-        num_scored = speech.is_up_to_first_eos.sum()
-        return TalkerOutput(loss, losses[0].detach(), accuracies[0], num_scored, loss.new_zeros(()))
+        nll = terms[0].mean
+        return TalkerOutput(tuple(terms), nll.detach(), accuracies[0], terms[0].count, nll.new_zeros(()))
 
-    def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> StepDecoder:
-        """Decode ``ceil(block_size / num_steps)`` tokens a forward pass; see :class:`Talker`."""
+    def new_decoder(self, max_blocks: int, decoding: Decoding) -> StepDecoder:
+        """Decode ``ceil(block_size / num_steps)`` tokens per forward pass; see :class:`Talker`."""
+        assert decoding.num_steps is not None
         extra_layers = [layer for layer in self.extra_layers if isinstance(layer, TalkerBackbone)]
-        layers = [self.backbone, *extra_layers[: math.ceil(self.block_size / num_steps) - 1]]
-        return StepDecoder(self, layers, max_blocks, sampler or TokenSampler())
+        layers = [self.backbone, *extra_layers[: math.ceil(self.block_size / decoding.num_steps) - 1]]
+        return StepDecoder(self, layers, max_blocks, decoding)

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from lightning_modules.errors import UserError
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
-from lightning_modules.talker.decoding.refinement import Refinement
-from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.base import Talker
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.filling import BlockFiller
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
-from lightning_modules.talker.decoding.unmasking import Unmasking
-from lightning_modules.talker.losses import masked_cross_entropy
+from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
 from lightning_modules.talker.masking.schemes import Masking
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
@@ -25,7 +25,7 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
 
     It keeps the layout of :class:`AutoregressiveTalker` (anchor slots ahead of a block's tokens, the slot of token
     ``p`` reads token ``p - 1``), so that all that an NTP talker has learned is of use from the first step. Earlier
-    blocks are clean and causal; the block in work is masked and attends to all of itself, one slot a token and no
+    blocks are clean and causal; the block in work is masked and attends to all of itself, one slot per token and no
     anchors of its own: it reads those of the clean copy, which depend on the past alone.
 
     Args:
@@ -33,14 +33,11 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         anchors: Projects text states and assigns them to blocks.
         backbone: Decoder layers.
         masking: Draws which positions training masks; evaluation keeps it if training moves on to another one.
-        block_size: Speech tokens a block.
+        block_size: Speech tokens per block.
         num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own, that share one clean copy.
         complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
         next_token_weight: Weight of the next-token loss on the clean copy, which costs no pass of its own; 0 leaves
             the output head out.
-        unmasking: How a block is filled in decoding; as in the paper if left out.
-        refinement: Spends the later steps of a block on corrections by next-token prediction; all of them unmask if
-            left out, as in the paper.
 
     Raises:
         UserError: If there is no noisy copy, or the weight is negative.
@@ -58,14 +55,12 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         num_noisy_copies: int = 1,
         complementary_masks: bool = False,
         next_token_weight: float = 1.0,
-        unmasking: Unmasking | None = None,
-        refinement: Refinement | None = None,
     ) -> None:
         copies = num_noisy_copies, complementary_masks
-        super().__init__(num_codes, anchors, backbone, masking, block_size, True, *copies, unmasking)
+        super().__init__(num_codes, anchors, backbone, masking, block_size, True, *copies)
         if next_token_weight < 0:
             raise UserError(f"next_token_weight is {next_token_weight}: give 0 or more.")
-        self.next_token_weight, self.refinement = next_token_weight, refinement
+        self.next_token_weight = next_token_weight
 
     def hidden(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor]:
         """Run noisy copies and the clean one through the backbone.
@@ -113,51 +108,35 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         cache = self.backbone.remember(clean, positions, attention.clean_mask, batch.targets.shape[1])
         return lambda x_t: self.backbone(*self.noisy_slots(x_t, x_0), attention.after_clean, cache)
 
-    def masked_logits(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> Tensor:
-        """Predict every position of partly masked copies, ``(B, C * L, V)``; see :meth:`hidden`."""
-        return self.head(self.hidden(text, x_t, x_0)[0])
-
     def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:
         """Give the hidden states that the head predicts from; see :class:`MaskedTalker`."""
         return self.hidden(batch.text, x_t, batch.speech.x_0)[0]
 
-    def hidden_and_side_loss(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
+    def hidden_and_side_terms(self, batch: NoisyBatch) -> tuple[Tensor, tuple[LossTerm, ...]]:
         """Give these hidden states at ``x_t``, and the weighted next-token loss; see :class:`MaskedTalker`."""
-        x_0 = batch.speech.x_0
+        x_0, is_scored = batch.speech.x_0, batch.speech.is_up_to_first_eos
         of_noisy, of_clean = self.hidden(batch.text, batch.x_t, x_0)
         if self.next_token_weight == 0:
-            return of_noisy, of_noisy.new_zeros(())
-        next_token_nll, _ = masked_cross_entropy(self.head, of_clean, x_0, batch.speech.is_up_to_first_eos)
-        return of_noisy, self.next_token_weight * next_token_nll
+            return of_noisy, ()
+        next_token_nll, _ = masked_cross_entropy(self.head, of_clean, x_0, is_scored)
+        return of_noisy, (LossTerm(next_token_nll, is_scored.sum(), self.next_token_weight),)
 
-    def new_decoder(self, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> BlockDecoder:
-        """Decode block by block in ``num_steps`` forward passes each; see :class:`Talker`.
+    def check(self, decoding: Decoding) -> None:
+        """Allow every rule: this talker predicts masked tokens and next ones; see :class:`Talker`."""
+        Talker.check(self, decoding)
 
-        The finished block rides with the next one's first pass, which writes its keys and values to the cache.
-        """
-        return _BlockDecoder(self, max_blocks, num_steps, sampler)
-
-
-def decode_with(
-    talker: SetBlockTalker, unmasking: Unmasking | None = None, refinement: Refinement | None = None
-) -> SetBlockTalker:
-    """Let a trained talker fill its blocks in another way; as in the paper if both are left out.
-
-    Raises:
-        TypeError: If the talker predicts no next tokens, and so cannot refine.
-    """
-    if not isinstance(talker, SetBlockTalker):
-        raise TypeError(f"a {type(talker).__name__} cannot refine what it drafts; give a SetBlockTalker")
-    talker.unmasking, talker.refinement = unmasking or Unmasking(), refinement
-    return talker
+    def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
+        """Decode block by block; see :class:`Talker`."""
+        return _BlockDecoder(self, max_blocks, decoding)
 
 
 class _BlockDecoder(BlockDecoder):
     """Cache of the committed slots, and the finished block that is still to be committed."""
 
-    def __init__(self, talker: SetBlockTalker, max_blocks: int, num_steps: int, sampler: TokenSampler | None) -> None:
-        self.talker, self.num_steps, self.sampler = talker, num_steps, sampler
+    def __init__(self, talker: SetBlockTalker, max_blocks: int, decoding: Decoding) -> None:
+        self.talker, self.fused_commit = talker, decoding.fused_commit
         self.device = talker.head.weight.device
+        self.fill = BlockFiller(decoding, talker.block_size, talker.vocabulary.mask_id, self.device)
         slots_per_block = talker.anchors.anchors_per_block + talker.block_size
         self.cache = talker.backbone.new_cache(1, max_blocks * slots_per_block + talker.block_size)
         self.last_token = torch.full((1, 1), talker.vocabulary.bos_id, device=self.device)
@@ -167,7 +146,6 @@ class _BlockDecoder(BlockDecoder):
     def decode_block(self, anchors: Tensor) -> DecodedBlock:
         """Unmask one block; see :class:`BlockDecoder`."""
         talker = self.talker
-        mask_id = talker.vocabulary.mask_id
         uncommitted: Tensor | None = anchors
 
         def predict(x_t: Tensor) -> Tensor:
@@ -177,22 +155,32 @@ class _BlockDecoder(BlockDecoder):
             uncommitted = None
             return talker.head(hidden)
 
-        masked = torch.full((1, talker.block_size), mask_id, device=self.device)
-        num_drafting = self.num_steps if talker.refinement is None else talker.refinement.draft_steps
-        max_steps = min(num_drafting, self.num_steps)
-        tokens, num_steps, order = talker.unmasking(predict, masked, mask_id, max_steps, self.sampler)
-        is_committed = False
-        if talker.refinement is not None and num_steps < self.num_steps:
-            refined = talker.refinement(self.predict_next_tokens, tokens, self.num_steps - num_steps)
+        tokens, num_steps, order = self.fill(predict)
+        refined = self.fill.refine(self.predict_next_tokens, tokens, num_steps)
+        if refined is not None:
             order = torch.where(refined.order < 0, order, num_steps + refined.order)
-            tokens, num_steps, is_committed = refined.tokens, num_steps + refined.num_steps, refined.is_settled
+            tokens, num_steps = refined.tokens, num_steps + refined.num_steps
         self.pending = self.read(tokens)
-        if is_committed:  # the last pass has written the keys and values of these very tokens
+        if refined is not None and refined.is_settled:
+            # The last pass has written the keys and values of these very tokens.
             self.cache.commit(talker.block_size)
             self.pending = self.pending[:, :0]
         self.last_token = tokens[:, -1:]
         self.first_position += talker.block_size
         return DecodedBlock(tokens[0], num_steps, order[0])
+
+    def close_block(self) -> int:
+        """Write the finished block's keys and values in a pass of their own, unless the next block does it."""
+        num_pending = self.pending.shape[1]
+        if self.fused_commit or num_pending == 0:
+            return 0
+        order = torch.arange(num_pending, device=self.device)
+        mask = mask_behind_committed(order, self.cache.num_committed)
+        positions = self.first_position - num_pending + order
+        self.talker.backbone(self.talker.embed_tokens(self.pending), positions, mask, self.cache)
+        self.cache.commit(num_pending)
+        self.pending = self.pending[:, :0]
+        return 1
 
     def predict_next_tokens(self, tokens: Tensor) -> Tensor:
         """Predict each token of the block in work from those before it, ``(1, block_size, V)``."""

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_modules.errors import UserError
+from lightning_modules.talker.losses import LossTerm, add_terms
 from lightning_modules.thinker.thinker import Thinker
 
 
@@ -53,7 +54,7 @@ class ThinkerObjective:
                 f"weights (reply, transcript, text) are {weights}: none may be negative, one must be positive."
             )
 
-    def __call__(self, thinker: Thinker, batch: SpokenQueries) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, thinker: Thinker, batch: SpokenQueries) -> tuple[list[LossTerm], dict[str, Tensor]]:
         """Compute the loss of a batch.
 
         Args:
@@ -61,7 +62,7 @@ class ThinkerObjective:
             batch: With queries, and with transcripts if their weights ask for them.
 
         Returns:
-            The loss, and the parts of it to log.
+            The terms of the loss, and what there is to log: `train/loss`, their sum, and each of them.
 
         Raises:
             UserError: If the batch has no transcripts but needs them.
@@ -70,21 +71,24 @@ class ThinkerObjective:
         transcripts = batch.transcripts
         if transcripts is None and (self.transcript or self.text):
             raise UserError("The thinker is to learn from transcripts: add transcript to the data module's fields.")
-        parts: dict[str, Tensor] = {}
+        terms: dict[str, LossTerm] = {}
         scalars: dict[str, Tensor] = {}
+        num_rows = batch.query_lengths.new_tensor(len(batch.reply_texts))
         if self.reply:
             heard = transcripts if self.transcript else None
             output = thinker(batch.query, batch.query_lengths, batch.reply_texts, heard)
-            parts["reply"] = output.loss
+            terms["reply"] = LossTerm(output.loss, output.num_scored_tokens, self.reply)
             scalars = {"train/nll": output.loss, "train/accuracy": output.is_exact.float().mean()}
             if output.transcript_loss is not None:
-                parts["transcript"] = output.transcript_loss
+                terms["transcript"] = LossTerm(output.transcript_loss, num_rows, self.transcript)
         elif self.transcript:
             assert transcripts is not None
-            parts["transcript"] = thinker.listen(batch.query, batch.query_lengths, transcripts)
+            loss = thinker.listen(batch.query, batch.query_lengths, transcripts)
+            terms["transcript"] = LossTerm(loss, num_rows, self.transcript)
         if self.text:
             assert transcripts is not None
-            parts["text"] = thinker.read(transcripts, batch.reply_texts).loss
-        weighted = [getattr(self, name) * loss for name, loss in parts.items()]
-        loss = sum(weighted[1:], weighted[0])
-        return loss, {"train/loss": loss, **scalars, **{f"train/{name}_loss": value for name, value in parts.items()}}
+            output = thinker.read(transcripts, batch.reply_texts)
+            terms["text"] = LossTerm(output.loss, output.num_scored_tokens, self.text)
+        parts = {f"train/{name}_loss": term.mean for name, term in terms.items()}
+        total = add_terms(list(terms.values()))
+        return list(terms.values()), {"train/loss": total, **scalars, **parts}

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -13,9 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batch import SpokenBatch
-from lightning_modules.inference.spoken_reply import Decoding, SpokenReply
+from lightning_modules.errors import UserError
+from lightning_modules.inference.responder import Responder
+from lightning_modules.inference.spoken_reply import SpokenReply
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.base import Talker
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.refinement import Refinement
 from lightning_modules.thinker.adaptor import Adaptor
 from lightning_modules.thinker.objective import ThinkerObjective
 from lightning_modules.thinker.thinker import Thinker
@@ -67,7 +73,7 @@ def make_batch(seed: int) -> SpokenBatch:
     )
 
 
-def fit(llm: SpeechLLM, num_steps: int = 3, **trainer_settings: object) -> L.Trainer:
+def fit(llm: SpeechLLM, num_steps: int = 3, ckpt_path: Path | None = None, **trainer_settings: object) -> L.Trainer:
     trainer = L.Trainer(
         max_steps=num_steps,
         accelerator="cpu",
@@ -78,7 +84,7 @@ def fit(llm: SpeechLLM, num_steps: int = 3, **trainer_settings: object) -> L.Tra
     )
     batches = DataLoader([make_batch(seed) for seed in range(num_steps)], batch_size=None)
     validation = DataLoader([make_batch(99)], batch_size=None)
-    trainer.fit(llm, batches, validation)
+    trainer.fit(llm, batches, validation, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
@@ -145,41 +151,6 @@ def test_gradients_are_clipped_talker_by_talker() -> None:
         assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_an_answer_is_timed_and_streams_while_the_thinker_writes() -> None:
-    llm = make_llm("ntp", "mdm").eval()
-    query = make_batch(0).query
-    assert query is not None
-    for decoding in [Decoding("ntp", 8), Decoding("mdm", 4), Decoding("mdm", 1)]:
-        reply = SpokenReply()
-        chunks = list(llm.stream(llm.write_text(query[0]), decoding, reply))
-        torch.testing.assert_close(torch.cat(chunks), reply.waveform)
-        spoken = (reply.waveform[::640] * NUM_CODES).round().long()
-        assert torch.equal(spoken, reply.speech_tokens)
-        assert len(chunks) == len(reply.num_forwards)
-        times = reply.times.as_milliseconds()
-        first = reply.first_chunk_times.as_milliseconds()
-        assert all(0 < first[part] <= times[part] for part in times)
-        assert times["total"] == pytest.approx(sum(value for part, value in times.items() if part != "total"))
-
-
-def test_a_text_that_was_written_before_counts_as_if_it_were_written_now() -> None:
-    llm = make_llm("ntp").eval()
-    query = make_batch(0).query
-    assert query is not None
-    text = llm.write_text(query[0])
-    assert text.states == [], "it is written when it is read"
-    chunks = llm.stream(text, Decoding("ntp", 8))
-    next(iter(chunks))
-    assert 0 < len(text.states) < 8, "the first chunk does not wait for the whole text"
-    list(chunks)
-    text.token_s[0] += 1000.0
-    again = llm.answer(text, Decoding("ntp", 8))
-    live = llm.answer(llm.write_text(query[0]), Decoding("ntp", 8))
-    assert again.text == live.text and torch.equal(again.speech_tokens, live.speech_tokens)
-    assert again.first_chunk_times.thinker_s > 1000.0 and again.times.thinker_s == pytest.approx(sum(text.token_s))
-    assert 0 < again.times.talker_s < 1000.0, "the thinker's seconds are not the talker's"
-
-
 def test_trained_talkers_may_keep_their_weights() -> None:
     trained = make_llm("ntp").talkers["ntp"]
     with torch.no_grad():
@@ -189,12 +160,55 @@ def test_trained_talkers_may_keep_their_weights() -> None:
         assert bool((kept.head.weight == 0.5).all()) is expected
 
 
-def test_a_test_answers_with_every_decoding() -> None:
-    llm = make_llm("ntp", "mdm", test_steps={"mdm": [4, 1]}).eval()
-    assert llm.decodings == [Decoding("ntp", 8), Decoding("mdm", 4), Decoding("mdm", 1)]
+def test_a_test_answers_with_every_decoding_by_its_name() -> None:
+    decodings = {"mdm_4": Decoding("mdm", 4), "ntp": Decoding("ntp"), "mdm_1": Decoding("mdm", 1), "left_out": None}
+    llm = make_llm("ntp", "mdm", decodings=decodings).eval()
+    assert {name: one.num_steps for name, one in llm.decodings.items()} == {"mdm_4": 4, "ntp": 8, "mdm_1": 1}
     answers = llm.test_step(make_batch(0), 0)
     assert len(answers) == 3
-    assert all(list(answer) == llm.decodings for answer in answers)
+    assert all(list(answer) == ["mdm_4", "ntp", "mdm_1"] for answer in answers)
+    alone = make_llm("ntp", "mdm", decodings={"mdm_4": Decoding("mdm", 4)}).eval().test_step(make_batch(0), 0)
+    for several, one in zip(answers, alone, strict=True):
+        assert torch.equal(several["mdm_4"].speech_tokens, one["mdm_4"].speech_tokens), (
+            "others beside it change nothing"
+        )
+
+
+def test_one_talker_under_two_rules_in_one_test() -> None:
+    """Nothing of a decoding is kept in the talker."""
+    rules = {"plain": Decoding("set_block", 8), "refined": Decoding("set_block", 8, refinement=Refinement(1))}
+    answers = [
+        make_llm("set_block", decodings=dict(order)).eval().test_step(make_batch(0), 0)
+        for order in (rules.items(), reversed(rules.items()))
+    ]
+    for first, second in zip(*answers, strict=True):
+        for name in rules:
+            assert torch.equal(first[name].speech_tokens, second[name].speech_tokens)
+    assert any(not torch.equal(answer["plain"].order, answer["refined"].order) for answer in answers[0])
+
+
+def test_the_warm_up_runs_in_the_precision_of_the_test() -> None:
+    """Once, within the first test step: outside of it autocast is off."""
+    llm = make_llm("ntp", decodings={"ntp": Decoding("ntp")})
+    seen: list[bool] = []
+    answer = Responder.answer
+
+    def spy(*arguments: Any) -> SpokenReply:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return answer(*arguments)
+
+    trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_progress_bar=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Responder, "answer", spy)
+        trainer.test(llm, DataLoader([make_batch(0), make_batch(1)], batch_size=None), verbose=False)
+    assert seen == [True] * 7, "once to warm up, then three queries of two batches each"
+
+
+def test_a_test_without_decodings_or_vocoder_is_refused() -> None:
+    with pytest.raises(UserError, match="name some in module.init_args.decodings"):
+        make_llm("ntp").eval().test_step(make_batch(0), 0)
+    with pytest.raises(UserError, match="has no vocoder"):
+        SpeechLLM(make_thinker(), {"ntp": build_talker("ntp", 32, 32)}, decodings={"ntp": Decoding("ntp")})
 
 
 def test_text_beyond_the_anchors_is_reported_by_id() -> None:
@@ -219,7 +233,10 @@ def quiet() -> Iterator[None]:
     ("settings", "message"),
     [
         ({}, "Nothing to train"),
-        ({"test_steps": {"mtp": [4]}, "thinker_objective": ThinkerObjective()}, r"name \['mtp'\]"),
+        ({"talker_learning_rates": {"mtp": 1e-3}, "thinker_objective": ThinkerObjective()}, r"name \['mtp'\]"),
+        ({"decodings": {"a": Decoding("mtp")}, "thinker_objective": ThinkerObjective()}, "no talker 'mtp' to decode"),
+        ({"learning_rate": -1.0, "thinker_objective": ThinkerObjective()}, "learning_rate is -1.0"),
+        ({"seed": -1, "thinker_objective": ThinkerObjective()}, "seed is -1"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
@@ -229,8 +246,40 @@ def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
 
 def test_settings_may_name_a_talker_that_is_left_out() -> None:
     talkers = {"ntp": build_talker("ntp", 32, 32), "mdm": None}
-    llm = SpeechLLM(make_thinker(), talkers, test_steps={"mdm": [4]}, talker_learning_rates={"mdm": 1e-3})
-    assert {decoding.talker for decoding in llm.decodings} == {"ntp"}
+    assert list(SpeechLLM(make_thinker(), talkers, talker_learning_rates={"mdm": 1e-3}).talkers) == ["ntp"]
+
+
+def test_validation_does_not_depend_on_batching() -> None:
+    """`val/nll` weighs scored tokens, and an example's masks are its own."""
+    batch = make_batch(0)
+    batch.unit_lengths = torch.tensor([40, 9, 24])
+    found = []
+    for rows in ([[0, 1, 2]], [[2], [1, 0]]):
+        llm = make_llm("ntp", "mtp", "mdm", "set_block")
+        trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+        loader = DataLoader([rows_of(batch, one) for one in rows], batch_size=None)
+        trainer.validate(llm, loader, verbose=False)
+        found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    assert found[0].keys() == found[1].keys() >= {"ntp/val/nll", "set_block/val/accuracy"}
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def rows_of(batch: SpokenBatch, rows: list[int]) -> SpokenBatch:
+    tensors = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    texts = {"ids": [batch.ids[row] for row in rows], "reply_texts": [batch.reply_texts[row] for row in rows]}
+    return replace(batch, **tensors, **texts)
+
+
+def test_a_checkpoint_holds_what_trains_and_refuses_another_module(tmp_path: Path) -> None:
+    llm = make_llm("ntp", "mdm")
+    fit(llm, 2).save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert {key.split(".")[0] for key in saved["state_dict"]} == {"talkers"}
+    assert {key.split(".")[0] for key in saved["left_out"]} == {"thinker"}
+    assert saved["state_dict"].keys() | set(saved["left_out"]) == llm.state_dict().keys()
+    fit(make_llm("ntp", "mdm"), 3, ckpt_path=tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="does not fit this module: .* are missing"):
+        fit(make_llm("ntp", "mdm", "mtp"), 3, ckpt_path=tmp_path / "last.ckpt")
 
 
 def test_talkers_may_start_from_a_trained_one() -> None:
@@ -255,9 +304,9 @@ def test_a_part_of_weight_zero_trains_nothing(objective: ThinkerObjective, untou
     before = {key: value.clone() for key, value in llm.thinker.named_parameters()}
     batch = make_batch(0)
     batch.transcripts = ["a", "b", "a"]  # few enough tokens for half a second of audio
-    loss, scalars = objective(llm.thinker, batch)
-    loss.backward()
-    assert scalars["train/loss"] == loss
+    terms, scalars = objective(llm.thinker, batch)
+    scalars["train/loss"].backward()
+    assert [int(term.count) for term in terms] == [3 if objective.transcript else int(sum(num_tokens(llm, batch)))]
     assert before.keys() > {untouched}
     touched = {key for key, value in llm.thinker.named_parameters() if value.grad is not None and value.grad.any()}
     assert touched and untouched not in touched
@@ -271,6 +320,11 @@ def test_an_objective_without_its_transcripts_or_weights_is_refused() -> None:
         ThinkerObjective(reply=0.0)
 
 
+def num_tokens(llm: SpeechLLM, batch: SpokenBatch) -> list[int]:
+    """Tokens of each reply, its end of turn included."""
+    return [len(ids) + 1 for ids in llm.thinker.prompt.encode_replies(batch.reply_texts)]
+
+
 def with_states_of(llm: SpeechLLM, batch: SpokenBatch) -> SpokenBatch:
     assert batch.query is not None and batch.query_lengths is not None
     with torch.no_grad():
@@ -279,12 +333,15 @@ def with_states_of(llm: SpeechLLM, batch: SpokenBatch) -> SpokenBatch:
     return replace(batch, query=None, query_lengths=None, text_states=states, text_lengths=output.lengths)
 
 
+def generators(llm: SpeechLLM) -> dict[str, torch.Generator]:
+    return {name: torch.Generator().manual_seed(0) for name in llm.talkers}
+
+
 def test_text_states_from_a_job_train_a_talker_as_the_thinker_does() -> None:
     llm = make_llm("ntp", "mdm")
     batch = make_batch(0)
-    place = (0, 0, 0)
-    by_thinker = llm._talk(batch, place)
-    by_states = llm._talk(with_states_of(llm, batch), place)
+    by_thinker = llm._talk(batch, generators(llm))
+    by_states = llm._talk(with_states_of(llm, batch), generators(llm))
     for name, output in by_thinker.items():
         assert torch.equal(output.loss, by_states[name].loss), name
 
@@ -294,6 +351,6 @@ def test_text_states_of_another_thinker_or_none_at_all_are_refused() -> None:
     batch = with_states_of(llm, make_batch(0))
     assert batch.text_states is not None
     with pytest.raises(ValueError, match="text states are 63 wide"):
-        llm._talk(replace(batch, text_states=batch.text_states[..., 1:]), (0, 0, 0))
+        llm._talk(replace(batch, text_states=batch.text_states[..., 1:]), generators(llm))
     with pytest.raises(ValueError, match="add query or text_states"):
-        llm._talk(replace(batch, text_states=None), (0, 0, 0))
+        llm._talk(replace(batch, text_states=None), generators(llm))

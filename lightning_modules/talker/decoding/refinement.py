@@ -1,6 +1,7 @@
 """Refinement: a drafted block is corrected, token by token, by what next-token prediction says of all of them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class Refined(NamedTuple):
     is_settled: bool
 
 
+@dataclass(frozen=True)
 class Refinement:
     """Lets a block's first steps make a draft by unmasking, and those that are left correct it.
 
@@ -33,9 +35,8 @@ class Refinement:
     corrections than it has steps is decoded without loss; what stands behind it is still the draft, which fits the
     corrected token better than predictions from the wrong one do.
 
-    Args:
-        draft_steps: Steps of a block that unmask, at most; what is left of its steps corrects. If unmasking reveals its
-            share in each step and has no threshold, a block of no more steps is the draft.
+    Attributes:
+        draft_steps: Steps per block that unmask, at most; what is left of its steps corrects.
 
     Raises:
         UserError: If there is no step to draft in.
@@ -43,10 +44,16 @@ class Refinement:
     Reference: arXiv 2211.17192 (speculative decoding, here with one network); arXiv 2509.04185 (set block decoding).
     """
 
-    def __init__(self, draft_steps: int = 4) -> None:
-        if draft_steps < 1:
-            raise UserError(f"draft_steps is {draft_steps}: give at least 1.")
-        self.draft_steps = draft_steps
+    draft_steps: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.draft_steps < 1:
+            raise UserError(f"draft_steps is {self.draft_steps}: give at least 1.")
+
+    def __str__(self) -> str:
+        """Give the rule in words."""
+        return f"refined after {self.draft_steps}"
 
     def __call__(self, predict: Callable[[Tensor], Tensor], tokens: Tensor, max_steps: int) -> Refined:
         """Correct a block.

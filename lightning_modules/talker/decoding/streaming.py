@@ -130,7 +130,7 @@ class BlockDecoder(ABC):
 
 @torch.no_grad()
 def stream_blocks(decoder: BlockDecoder, reader: AnchorReader, max_blocks: int, eos_id: int) -> Iterator[SpeechChunk]:
-    """Decode until EOS, or until ``max_blocks`` are there, a chunk a block.
+    """Decode until EOS, or until ``max_blocks`` are there, one chunk per block.
 
     Args:
         decoder: Gives the tokens of a block.

@@ -1,6 +1,8 @@
 """Unmasking a block: which masked positions a decoding step reveals, and the steps themselves."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -59,16 +61,15 @@ class Filling(NamedTuple):
     order: Tensor
 
 
+@dataclass(frozen=True)
 class Unmasking:
-    """How a masked block is filled: which tokens are chosen, and which positions a step reveals.
+    """Which masked positions of a block each step reveals.
 
-    Args:
+    Attributes:
         confidence_threshold: Reveal also every position whose token is at least this probable, so that an easy block
             takes fewer steps than it may; None reveals the same number in each step, as the paper does.
         order_temperature: Gumbel noise on the logarithm of the confidence, by this factor; 0 reveals the most
             confident positions first.
-        sampler: Chooses tokens; greedy if left out.
-        generator: Source of the noise on the order.
 
     Raises:
         UserError: If the threshold is not a probability, or the temperature is negative.
@@ -76,21 +77,26 @@ class Unmasking:
     Reference: arXiv 2602.08607, block diffusion decoding; the threshold is that of arXiv 2505.22618 (Fast-dLLM).
     """
 
-    def __init__(
-        self,
-        confidence_threshold: float | None = None,
-        order_temperature: float = 0.0,
-        sampler: TokenSampler | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        if confidence_threshold is not None and not 0.0 < confidence_threshold <= 1.0:
+    confidence_threshold: float | None = None
+    order_temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.confidence_threshold is not None and not 0.0 < self.confidence_threshold <= 1.0:
             raise UserError(
-                f"confidence_threshold is {confidence_threshold}: give a probability above 0 and up to 1, or null."
+                f"confidence_threshold is {self.confidence_threshold}: give a probability above 0 and up to 1, or null."
             )
-        if order_temperature < 0.0:
-            raise UserError(f"order_temperature is {order_temperature}: give 0 for the surest first or more.")
-        self.confidence_threshold, self.order_temperature = confidence_threshold, order_temperature
-        self.sampler, self.generator = sampler or TokenSampler(), generator
+        if not 0.0 <= self.order_temperature < math.inf:
+            raise UserError(f"order_temperature is {self.order_temperature}: give 0 for the surest first or more.")
+
+    def __str__(self) -> str:
+        """Give the rule in words; empty for the paper's."""
+        parts = []
+        if self.confidence_threshold is not None:
+            parts.append(f"threshold {self.confidence_threshold:g}")
+        if self.order_temperature:
+            parts.append(f"order noise {self.order_temperature:g}")
+        return ", ".join(parts)
 
     def __call__(
         self,
@@ -98,7 +104,8 @@ class Unmasking:
         masked: Tensor,
         mask_id: int,
         num_steps: int,
-        sampler: TokenSampler | None = None,
+        sampler: TokenSampler,
+        generator: torch.Generator | None = None,
     ) -> Filling:
         """Fill a block in at most ``num_steps`` steps; a token once revealed does not change.
 
@@ -108,18 +115,18 @@ class Unmasking:
             masked: A block of nothing but masks, ``(B, block_size) int64``.
             mask_id: The mask.
             num_steps: Steps, ``K``, at most the block size.
-            sampler: Chooses tokens in place of this object's own.
+            sampler: Chooses tokens.
+            generator: Source of noise on the order and of drawn tokens, on the block's device.
 
         Returns:
             The tokens, the number of steps taken, and when each token was revealed.
         """
-        sampler = sampler or self.sampler
         tokens, order, num_masked = masked, torch.zeros_like(masked), masked.shape[1]
         for step in range(num_steps):
             is_masked = tokens == mask_id
-            candidates, confidence = sampler(predict(tokens))
+            candidates, confidence = sampler(predict(tokens), generator)
             num_revealed = num_to_reveal(num_masked, num_steps - step)
-            revealed = most_confident(self._order(confidence), is_masked, num_revealed)
+            revealed = most_confident(self._order(confidence, generator), is_masked, num_revealed)
             if self.confidence_threshold is not None:
                 revealed = revealed | (is_masked & (confidence >= self.confidence_threshold))
             tokens, order = torch.where(revealed, candidates, tokens), order + step * revealed
@@ -131,16 +138,16 @@ class Unmasking:
                 return Filling(tokens, step + 1, order)
         return Filling(tokens, num_steps, order)
 
-    def _order(self, confidence: Tensor) -> Tensor:
+    def _order(self, confidence: Tensor, generator: torch.Generator | None) -> Tensor:
         """Give what positions are ranked by."""
         if self.order_temperature == 0.0:
             return confidence
-        uniform = torch.rand(confidence.shape, generator=self.generator, device=confidence.device)
+        uniform = torch.rand(confidence.shape, generator=generator, device=confidence.device)
         gumbel = -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
         return confidence.clamp(min=1e-20).log() + self.order_temperature * gumbel
 
 
 def powers_of_two_up_to(block_size: int) -> tuple[int, ...]:
-    """Steps a block that any masked-diffusion talker offers: 4, the paper's default, then the other powers of two."""
+    """Steps per block that any masked-diffusion talker offers: 4, the paper's default, then the other powers of two."""
     powers = [2**n for n in range(block_size.bit_length()) if 2**n <= block_size]
     return tuple(sorted(powers, key=lambda steps: (steps != 4, -steps)))

@@ -26,8 +26,8 @@ class MaskingLevels:
     """A masking scheme and its ranges.
 
     Attributes:
-        scheme: "global" (a ratio a sequence), "block" (a ratio a block) or "hierarchical" (a share of the blocks, each
-            with a ratio).
+        scheme: "global" (a ratio per sequence), "block" (a ratio per block) or "hierarchical" (a share of the blocks,
+            each with a ratio).
         token_ratio: Smallest and largest share of positions.
         block_ratio: Smallest and largest share of blocks; of use to the hierarchical scheme only.
     """
@@ -65,7 +65,7 @@ class MaskingSchedule:
         shape: "linear", "cosine" or "piecewise".
 
     Raises:
-        UserError: If the schedule is impossible: it says which level, what is wrong and how to mend it.
+        UserError: If the schedule is impossible: it says which level, what is wrong and how to fix it.
     """
 
     def __init__(self, levels: Sequence[Mapping[str, Any]], shape: str = "linear") -> None:

@@ -22,6 +22,28 @@ class TextStates:
     embedding: Tensor
     lengths: Tensor
 
+    @classmethod
+    def of_stored(cls, states: Tensor, lengths: Tensor, hidden_size: int, embedding_size: int) -> "TextStates":
+        """Split stored text states into hidden states and embeddings.
+
+        Args:
+            states: ``(B, N, hidden_size + embedding_size)``.
+            lengths: Text tokens of each row, ``(B,) int64``.
+            hidden_size: Width of the thinker's hidden states, ``H``.
+            embedding_size: Width of its embeddings, ``E``.
+
+        Raises:
+            UserError: If the states have another width.
+        """
+        width = states.shape[-1]
+        if width != hidden_size + embedding_size:
+            raise UserError(
+                f"The text states are {width} wide, the thinker's hidden states and embeddings {hidden_size} + "
+                f"{embedding_size}: set text_states_root to the states that this thinker wrote."
+            )
+        hidden, embedding = states.split([hidden_size, embedding_size], dim=-1)
+        return cls(hidden, embedding, lengths)
+
     def repeat(self, num_times: int) -> "TextStates":
         """Give the whole batch several times, ``num_times * B`` rows."""
         states = (torch.cat([one] * num_times) for one in (self.hidden, self.embedding, self.lengths))
@@ -38,9 +60,9 @@ class SemanticAnchors(nn.Module):
         hidden_size: Width of the thinker's hidden states, ``H``.
         embedding_size: Width of the thinker's token embeddings, ``E``.
         width: Width of the talker.
-        anchors_per_block: Text tokens a speech block, ``Q``.
+        anchors_per_block: Text tokens per speech block, ``Q``.
 
-    Reference: arXiv 2602.08607, semantic anchors; the paper's values are Q = 4 and 16 speech tokens a block.
+    Reference: arXiv 2602.08607, semantic anchors; the paper's values are Q = 4 and 16 speech tokens per block.
     """
 
     def __init__(self, hidden_size: int, embedding_size: int, width: int, anchors_per_block: int = 4) -> None:
@@ -89,10 +111,10 @@ class SemanticAnchors(nn.Module):
 
         Args:
             anchors: Anchors, ``(B, K, Q, width)``.
-            block_size: Speech tokens a block, at least ``Q``.
+            block_size: Speech tokens per block, at least ``Q``.
 
         Returns:
-            One vector a speech position, ``(B, K * block_size, width)``.
+            One vector per speech position, ``(B, K * block_size, width)``.
         """
         batch_size, num_blocks, num_anchors, width = anchors.shape
         rest = self.no_text.to(anchors.dtype).expand(batch_size, num_blocks, block_size - num_anchors, width)
@@ -105,7 +127,7 @@ def count_text_overflow(text_lengths: Tensor, num_blocks: Tensor, anchors_per_bl
     Args:
         text_lengths: Text tokens of each reply, ``(B,) int64``.
         num_blocks: Speech blocks of each reply, ``(B,) int64``.
-        anchors_per_block: Text tokens a block.
+        anchors_per_block: Text tokens per block.
 
     Returns:
         Tokens that the talker would never see, ``(B,) int64``; 0 for a well-formed example.

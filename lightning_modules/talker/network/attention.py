@@ -45,8 +45,8 @@ class CausalContextAttention:
 
     Args:
         num_blocks: Blocks of a sequence, ``K``.
-        block_size: Tokens a block.
-        anchors_per_block: Anchor slots a block of the clean copy, ``Q``.
+        block_size: Tokens per block.
+        anchors_per_block: Anchor slots per block of the clean copy, ``Q``.
         num_noisy_copies: Copies with masks of their own, ``C``.
         device: Where the mask lives.
     """

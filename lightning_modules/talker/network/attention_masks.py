@@ -33,7 +33,7 @@ def block_causal_order(num_blocks: int, block_size: int, device: torch.device | 
 def anchored_causal_order(
     num_blocks: int, block_size: int, anchors_per_block: int, device: torch.device | None = None
 ) -> Tensor:
-    """Rank the layout ``[Q anchor slots, block_size token slots]`` repeated once a block.
+    """Rank the layout ``[Q anchor slots, block_size token slots]`` repeated once per block.
 
     All anchors of a block become known together, before its first token: an autoregressive talker then reads
     the same text at the same time as one that predicts the block as a whole. Tokens are causal.
@@ -86,8 +86,8 @@ def causal_context_mask(
 
     Args:
         num_blocks: Blocks of a sequence, ``K``.
-        block_size: Tokens a block; a noisy copy has ``L = K * block_size`` positions.
-        anchors_per_block: Anchor slots a block of the clean copy, ``Q``; it has ``M = K * (Q + block_size)`` positions.
+        block_size: Tokens per block; a noisy copy has ``L = K * block_size`` positions.
+        anchors_per_block: Anchor slots per block of the clean copy, ``Q``; it has ``M = K * (Q + block_size)`` slots.
         num_noisy_copies: Copies with masks of their own, ``C``.
         device: Where the mask lives.
 

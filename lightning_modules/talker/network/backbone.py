@@ -147,24 +147,21 @@ class TalkerBackbone(nn.Module):
             num_more: Positions of each of these passes.
 
         Returns:
-            A cache of the keys and values, in the precision of autocast if that is on, committed.
+            A cache of the keys and values, committed.
         """
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        cache = self.new_cache(len(x), x.shape[1] + num_more, dtype)
+        cache = self.new_cache(len(x), x.shape[1] + num_more)
         self(x, positions, attention, cache)
         cache.commit(x.shape[1])
         return cache
 
-    def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype | None = None) -> KeyValueCache:
-        """Allocate an empty cache for ``capacity`` positions on the backbone's device, in its dtype if left out."""
+    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
+        """Allocate an empty cache for ``capacity`` positions, in the precision that keys are computed in now.
+
+        Under autocast that is autocast's: a cache of float32 would be converted as a whole in every pass, which costs
+        a talker of many passes most.
+        """
         weight = self.final_norm.weight
-        return KeyValueCache(
-            len(self.layers),
-            batch_size,
-            self.num_heads,
-            capacity,
-            self.head_dim,
-            device=weight.device,
-            dtype=dtype or weight.dtype,
-        )
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = len(self.layers), batch_size, self.num_heads, capacity, self.head_dim
+        return KeyValueCache(*shape, device=weight.device, dtype=dtype)

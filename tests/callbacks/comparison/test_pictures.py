@@ -11,7 +11,9 @@ from callbacks.comparison.pictures import draw_mel, draw_unmasking_order
 
 PICTURES: list[Callable[[str], Figure]] = [
     lambda title: draw_mel(torch.linspace(-1, 1, 4000), 16_000, title),
-    lambda title: draw_unmasking_order({2: torch.tensor([0, 1, 1, 0]), 1: torch.zeros(5)}, 2, title),
+    lambda title: draw_unmasking_order(
+        {"mdm_2": (2, torch.tensor([0, 1, 1, 0])), "mdm_1": (1, torch.zeros(5))}, 2, title
+    ),
 ]
 
 

@@ -9,6 +9,8 @@ from callbacks.comparison.pictures import draw_mel, draw_pareto
 from callbacks.comparison.rows import ORIGINAL, Record, format_table, is_repeating, summarize
 from lightning_modules.evaluation.text_normalization import NORMALIZER_NAME
 from lightning_modules.inference.spoken_reply import PartTimes, SpokenReply
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.unmasking import Unmasking
 
 
 def make_reply(num_tokens: int, talker_s: float, text: str = "hello there", ended: bool = True) -> SpokenReply:
@@ -19,7 +21,7 @@ def make_reply(num_tokens: int, talker_s: float, text: str = "hello there", ende
 
 
 def make_record(example_id: str, reply: SpokenReply, heard: str, gold: str = "hello there") -> Record:
-    record = Record.of_reply("mdm", 4, example_id, gold, torch.arange(50), reply)
+    record = Record.of_reply("mdm_4", Decoding("mdm", 4, Unmasking(0.7)), example_id, gold, torch.arange(50), reply)
     record.heard = heard
     return record
 
@@ -32,7 +34,7 @@ def test_a_row_sums_up_quality_speed_and_failures() -> None:
         make_record("d", make_reply(100, 0.2, text="hello"), "hello", gold="hello there"),
     ]
     (row,) = summarize(records, token_rate_hz=25)
-    assert (row.talker, row.steps, row.num_examples) == ("mdm", 4, 4)
+    assert (row.name, row.talker, row.steps, row.rule, row.num_examples) == ("mdm_4", "mdm", 4, "threshold 0.7", 4)
     assert row.wer_micro == pytest.approx(3 / 7), "a silent reply counts as all wrong"
     assert row.wer_macro == pytest.approx((0 + 0.5 + 1 + 0) / 4)
     assert row.text_exact_match == 0.75
@@ -76,9 +78,9 @@ def test_the_table_and_the_pictures_show_every_row() -> None:
     record = Record.of_reference(ORIGINAL, "a", "hello", torch.arange(9))
     rows = summarize([record, make_record("a", make_reply(50, 0.1), "hello there")], 25)
     table = format_table(rows)
-    assert ORIGINAL in table and "mdm" in table and NORMALIZER_NAME in table
+    assert ORIGINAL in table and "mdm_4" in table and "threshold 0.7" in table and NORMALIZER_NAME in table
     axes = draw_pareto(rows).axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [ORIGINAL, "mdm"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [ORIGINAL, "mdm (threshold 0.7)"]
     picture = draw_mel(torch.sin(torch.arange(16_000) * 0.3), 16_000, "hum").axes[0]
     brightest = picture.images[0].get_array().mean(axis=1).argmax()  # type: ignore[union-attr]
     assert 12 < brightest < 30, "a tone of 764 Hz lies in the lower middle of the mel scale"

@@ -1,11 +1,14 @@
 """Small talkers and made-up text states."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
+from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.masking.schemes import BlockBernoulli
 from lightning_modules.talker.multi_token import MultiTokenTalker
@@ -39,9 +42,35 @@ def make_talker(kind: str) -> Talker:
 def logits_of(talker: Talker, text: TextStates, tokens: Tensor) -> Tensor:
     """Predictions of every position: from its past, or from its masked block and clean earlier ones."""
     if isinstance(talker, SetBlockTalker):
-        return talker.masked_logits(text, torch.full_like(tokens, talker.vocabulary.mask_id), tokens)
-    assert isinstance(talker, AutoregressiveTalker | MaskedDiffusionTalker)
-    return talker.logits(text, tokens)
+        return masked_logits(talker, text, torch.full_like(tokens, talker.vocabulary.mask_id), tokens)
+    return (
+        next_token_logits(talker, text, tokens)
+        if isinstance(talker, AutoregressiveTalker)
+        else mdm_logits(talker, text, tokens)
+    )
+
+
+def next_token_logits(talker: Talker, text: TextStates, x_0: Tensor) -> Tensor:
+    """Predictions of each token from those before it, ``(B, L, V)``."""
+    assert isinstance(talker, AutoregressiveTalker)
+    return talker.head(talker.causal_hidden(text, x_0))
+
+
+def masked_logits(talker: Talker, text: TextStates, x_t: Tensor, x_0: Tensor) -> Tensor:
+    """Predictions of a set-block talker's masked copies, ``(B, C * L, V)``."""
+    assert isinstance(talker, SetBlockTalker)
+    return talker.head(talker.hidden(text, x_t, x_0)[0])
+
+
+def mdm_logits(talker: Talker, text: TextStates, x_t: Tensor, x_0: Tensor | None = None) -> Tensor:
+    """Predictions of a masked-diffusion talker for partly masked sequences."""
+    assert isinstance(talker, MaskedDiffusionTalker)
+    return talker.head(talker.hidden(text, x_t, x_0))
+
+
+def in_steps(num_steps: int | None = None, **rules: Any) -> Decoding:
+    """A decoding of the talker at hand."""
+    return Decoding("it", num_steps, **rules)
 
 
 def make_text(lengths: list[int], seed: int = 0) -> TextStates:

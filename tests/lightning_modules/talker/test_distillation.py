@@ -13,13 +13,13 @@ from lightning_modules.talker.distillation import (
     draw_own_steps,
     entropy_where_right,
     reverse_kl,
-    self_distillation_loss,
+    self_distillation_terms,
     unmasking_trajectory,
 )
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.masking.schemes import BlockBernoulli
 from lightning_modules.talker.set_block import SetBlockTalker
-from tests.lightning_modules.talker.conftest import make_talker, make_text
+from tests.lightning_modules.talker.conftest import make_talker, make_text, next_token_logits
 
 VOCABULARY, MASK = 7, 9
 
@@ -124,8 +124,10 @@ def test_the_student_takes_some_but_never_all_steps_in_its_share_of_blocks(
 def test_entropy_counts_where_the_student_is_right_only() -> None:
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 5.0]])
     expected = [float(-(row.softmax(0) * row.log_softmax(0)).sum()) for row in logits]
-    assert float(entropy_where_right(logits, torch.tensor([0, 1, 0]))) == pytest.approx(sum(expected[:2]) / 2)
-    assert float(entropy_where_right(logits, torch.tensor([1, 2, 0]))) == 0.0
+    entropy, num_right = entropy_where_right(logits, torch.tensor([0, 1, 0]))
+    assert float(entropy) == pytest.approx(sum(expected[:2]) / 2) and int(num_right) == 2
+    entropy, num_right = entropy_where_right(logits, torch.tensor([1, 2, 0]))
+    assert float(entropy) == 0.0 and int(num_right) == 0
 
 
 def test_reverse_kl_is_that_of_plain_loops() -> None:
@@ -145,18 +147,21 @@ def test_the_loss_weighs_teacher_and_clean_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 5, VOCABULARY, generator=generator)
     targets = torch.arange(5)
-    loss, divergence, cross_entropy = self_distillation_loss(
+    (mixed,), cross_entropy = self_distillation_terms(
         student, teacher, targets, SelfDistillation(alpha=0.7, temperature=2.0)
     )
-    assert float(loss) == pytest.approx(0.7 * 4 * float(divergence) + 0.3 * float(cross_entropy), rel=1e-6)
-    surer, _, _ = self_distillation_loss(
+    divergence = float(reverse_kl(student, teacher, 2.0).mean())
+    assert float(mixed.mean) == pytest.approx(0.7 * 4 * divergence + 0.3 * float(cross_entropy), rel=1e-6)
+    assert int(mixed.count) == 5 and mixed.weight == 1.0
+    (_, surer), _ = self_distillation_terms(
         student, teacher, targets, SelfDistillation(alpha=0.7, temperature=2.0, certainty_weight=0.5)
     )
-    assert float(surer - loss) == pytest.approx(0.5 * float(entropy_where_right(student, targets)), rel=1e-4)
-    plain, _, _ = self_distillation_loss(student, teacher, targets, SelfDistillation(alpha=0.0))
-    assert torch.equal(plain, torch.nn.functional.cross_entropy(student, targets)), "to the last bit"
-    nothing, _, _ = self_distillation_loss(student[:0], teacher[:0], targets[:0], SelfDistillation())
-    assert float(nothing) == 0.0
+    entropy, num_right = entropy_where_right(student, targets)
+    assert surer.weight == 0.5 and torch.equal(surer.mean, entropy) and torch.equal(surer.count, num_right)
+    (plain,), _ = self_distillation_terms(student, teacher, targets, SelfDistillation(alpha=0.0))
+    assert torch.equal(plain.mean, torch.nn.functional.cross_entropy(student, targets)), "to the last bit"
+    (nothing,), _ = self_distillation_terms(student[:0], teacher[:0], targets[:0], SelfDistillation())
+    assert float(nothing.mean) == 0.0 and int(nothing.count) == 0
 
 
 @pytest.mark.parametrize(
@@ -201,14 +206,14 @@ def test_a_student_learns_from_its_teacher_and_the_teacher_from_nobody(kind: str
 
 
 @pytest.mark.parametrize("kind", ["mdm", "set_block"])
-def test_on_its_own_way_a_student_reads_what_it_said(kind: str) -> None:
+def test_after_steps_of_its_own_a_student_reads_what_it_said(kind: str) -> None:
     """Its first steps are those of its own trajectory; what is left to predict is masked, the clean targets stay."""
     student = make_talker(kind)
     assert isinstance(student, MaskedDiffusionTalker | SetBlockTalker)
     units = torch.randint(0, 30, (3, 20), generator=torch.Generator().manual_seed(1))
     batch = student.corrupt(make_text([5, 2, 9]), units, torch.tensor([20, 7, 16]), torch.Generator().manual_seed(0))
     how = SelfDistillation(num_steps=4, on_policy_share=0.6)
-    later = student.go_on_alone(batch, how, torch.Generator().manual_seed(3))
+    later = student.take_own_steps(batch, how, torch.Generator().manual_seed(3))
     num_rows, length = batch.is_masked.shape
     own_steps = draw_own_steps(
         num_rows, length // student.block_size, how, torch.Generator().manual_seed(3), torch.device("cpu")
@@ -264,6 +269,6 @@ def test_with_blocks_of_one_and_all_masked_the_masked_loss_is_that_of_next_token
     units = torch.randint(0, 30, (1, 9), generator=torch.Generator().manual_seed(1))
     output = student(text, units, lengths, torch.Generator())
     speech = student.lay_out(units, lengths)
-    logits = student.logits(text, speech.x_0)
+    logits = next_token_logits(student, text, speech.x_0)
     expected = torch.nn.functional.cross_entropy(logits[0], speech.x_0[0])
     torch.testing.assert_close(output.nll, expected.detach(), rtol=1e-5, atol=1e-6)

@@ -1,5 +1,7 @@
 """Equivalences between training, cached decoding and the ways to commit a block."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,8 +20,16 @@ from lightning_modules.talker.network.attention_masks import (
     clean_context_mask,
     mask_from_order,
 )
+from lightning_modules.talker.network.key_value_cache import KeyValueCache
 from lightning_modules.talker.set_block import SetBlockTalker
-from tests.lightning_modules.talker.conftest import make_talker, make_text
+from tests.lightning_modules.talker.conftest import (
+    in_steps,
+    make_talker,
+    make_text,
+    masked_logits,
+    mdm_logits,
+    next_token_logits,
+)
 
 
 def test_block_size_one_is_causal() -> None:
@@ -73,9 +83,8 @@ def test_attention_by_structure_equals_attention_by_mask(trains: bool) -> None:
 def predict_partly_masked(talker: Talker, text: TextStates, tokens: Tensor) -> Tensor:
     """The training forward of a sequence of which only the last block is masked."""
     if isinstance(talker, SetBlockTalker):
-        return talker.masked_logits(text, tokens, tokens)
-    assert isinstance(talker, MaskedDiffusionTalker)
-    return talker.logits(text, tokens)
+        return masked_logits(talker, text, tokens, tokens)
+    return mdm_logits(talker, text, tokens)
 
 
 @torch.no_grad()
@@ -100,28 +109,38 @@ def decode_without_cache(talker: Talker, text: TextStates, max_blocks: int, num_
     return tokens[0, : int(is_eos[0])] if len(is_eos) else tokens[0]
 
 
+@pytest.mark.parametrize("kind", ["mdm", "set_block"])
 @pytest.mark.parametrize("num_steps", [8, 4, 2, 1])
 @pytest.mark.parametrize("fused_commit", [True, False])
-def test_cached_block_decoding_equals_the_full_forward(num_steps: int, fused_commit: bool) -> None:
-    talker = make_talker("mdm")
-    assert isinstance(talker, MaskedDiffusionTalker)
+def test_cached_block_decoding_equals_the_full_forward(kind: str, num_steps: int, fused_commit: bool) -> None:
+    talker = make_talker(kind)
     text = make_text([7])
     expected = decode_without_cache(talker, text, 5, num_steps)
-    chunks = list(talker.stream(states_of_row(text, 0), 5, num_steps, fused_commit=fused_commit))
+    chunks = list(talker.stream(states_of_row(text, 0), 5, in_steps(num_steps, fused_commit=fused_commit)))
     assert torch.cat([chunk.tokens for chunk in chunks]).tolist() == expected.tolist()
     assert len(chunks) > 1, "one block alone would not test the cache"
     assert {chunk.num_forwards for chunk in chunks[:-1]} == {num_steps + (not fused_commit)}
 
 
-@pytest.mark.parametrize("num_steps", [8, 4, 2, 1])
-def test_cached_set_block_decoding_equals_the_full_forward(num_steps: int) -> None:
-    talker = make_talker("set_block")
-    text = make_text([7])
-    expected = decode_without_cache(talker, text, 5, num_steps)
-    chunks = list(talker.stream(states_of_row(text, 0), 5, num_steps))
-    assert torch.cat([chunk.tokens for chunk in chunks]).tolist() == expected.tolist()
-    assert len(chunks) > 1, "one block alone would not test the cache"
-    assert {chunk.num_forwards for chunk in chunks} == {num_steps}
+@pytest.mark.parametrize("kind", ["ntp", "mtp", "mdm", "set_block"])
+def test_a_cache_has_the_precision_that_keys_are_computed_in(kind: str) -> None:
+    """Under autocast too: a float32 cache would be converted as a whole in every pass."""
+    talker = make_talker(kind)
+    seen: list[torch.dtype] = []
+    whole = KeyValueCache.__init__
+
+    def spy(cache: KeyValueCache, *arguments: Any, **settings: Any) -> None:
+        whole(cache, *arguments, **settings)
+        seen.append(cache.buffer.dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeyValueCache, "__init__", spy)
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                chunks = list(talker.stream(states_of_row(make_text([7]), 0), 3, in_steps()))
+            assert len(chunks) > 1
+            assert set(seen) == {torch.bfloat16 if enabled else torch.float32}
+            seen.clear()
 
 
 @torch.no_grad()
@@ -129,11 +148,11 @@ def test_cached_autoregressive_decoding_equals_the_full_forward() -> None:
     talker = make_talker("ntp")
     assert isinstance(talker, AutoregressiveTalker)
     text = make_text([7])
-    chunks = list(talker.stream(states_of_row(text, 0), max_blocks=5))
+    chunks = list(talker.stream(states_of_row(text, 0), 5, in_steps()))
     spoken = torch.cat([chunk.tokens for chunk in chunks])
     assert len(chunks) > 1
     padded = torch.cat([spoken, torch.zeros(5 * talker.block_size - len(spoken), dtype=torch.int64)])[None]
-    best = talker.logits(text, padded)[0].argmax(-1)
+    best = next_token_logits(talker, text, padded)[0].argmax(-1)
     assert best[: len(spoken)].tolist() == spoken.tolist()
     if chunks[-1].ended:
         assert best[len(spoken)] == talker.vocabulary.eos_id
@@ -148,10 +167,10 @@ def test_clean_context_training_sees_what_decoding_sees() -> None:
     x_t = x_0.masked_fill(
         torch.rand(1, 24, generator=torch.Generator().manual_seed(1)) < 0.5, talker.vocabulary.mask_id
     )
-    both = talker.logits(text, x_t, x_0)
+    both = mdm_logits(talker, text, x_t, x_0)
     for block in range(3):
         mixed = torch.cat([x_0[:, : 8 * block], x_t[:, 8 * block : 8 * block + 8]], dim=1)
-        expected = talker.logits(text, mixed)[:, -8:]
+        expected = mdm_logits(talker, text, mixed)[:, -8:]
         torch.testing.assert_close(both[:, 8 * block : 8 * block + 8], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -164,9 +183,9 @@ def test_noisy_copies_do_not_see_each_other() -> None:
     x_0 = torch.randint(0, 30, (2, 24), generator=generator)
     masks = [torch.rand(2, 24, generator=generator) < 0.6 for _ in range(3)]
     copies = [x_0.masked_fill(mask, talker.vocabulary.mask_id) for mask in masks]
-    together = talker.logits(text, torch.cat(copies, dim=1), x_0)
+    together = mdm_logits(talker, text, torch.cat(copies, dim=1), x_0)
     for copy, logits in zip(copies, together.split(24, dim=1), strict=True):
-        torch.testing.assert_close(logits, talker.logits(text, copy, x_0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits, mdm_logits(talker, text, copy, x_0), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -180,11 +199,11 @@ def test_set_block_training_reads_the_past_as_an_autoregressive_talker_does() ->
         x_0.masked_fill(torch.rand(2, 24, generator=generator) < 0.6, talker.vocabulary.mask_id) for _ in range(2)
     ]
     of_noisy, of_clean = talker.hidden(text, torch.cat(copies, dim=1), x_0)
-    torch.testing.assert_close(talker.head(of_clean), talker.logits(text, x_0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(talker.head(of_clean), next_token_logits(talker, text, x_0), rtol=1e-4, atol=1e-5)
     for copy, hidden in zip(copies, of_noisy.split(24, dim=1), strict=True):
         for block in range(3):
             mixed = torch.cat([x_0[:, : 8 * block], copy[:, 8 * block : 8 * block + 8]], dim=1)
-            alone = talker.masked_logits(text, mixed, mixed)[:, -8:]
+            alone = masked_logits(talker, text, mixed, mixed)[:, -8:]
             torch.testing.assert_close(talker.head(hidden[:, 8 * block : 8 * block + 8]), alone, rtol=1e-4, atol=1e-5)
 
 

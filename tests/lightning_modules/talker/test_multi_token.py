@@ -8,7 +8,7 @@ from lightning_modules.talker.decoding.streaming import states_of_row
 from lightning_modules.talker.multi_token import MultiTokenTalker
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.backbone import TalkerBackbone
-from tests.lightning_modules.talker.conftest import make_talker, make_text
+from tests.lightning_modules.talker.conftest import in_steps, make_talker, make_text
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_cached_decoding_equals_the_full_forward(
 ) -> None:
     text = make_text([7])
     expected, forwards = decode_without_cache(talker, text, 5, tokens_per_step)
-    chunks = list(talker.stream(states_of_row(text, 0), 5, num_steps))
+    chunks = list(talker.stream(states_of_row(text, 0), 5, in_steps(num_steps)))
     assert torch.cat([chunk.tokens for chunk in chunks]).tolist() == expected.tolist()
     assert len(chunks) > 1, "one block alone would not test the cache"
     assert (

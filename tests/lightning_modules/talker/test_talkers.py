@@ -8,15 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lightning_modules.errors import UserError
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
+from lightning_modules.talker.decoding.refinement import Refinement
 from lightning_modules.talker.decoding.sampling import TokenSampler
 from lightning_modules.talker.decoding.streaming import KnownTextState, states_of_row
+from lightning_modules.talker.decoding.unmasking import Unmasking
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.set_block import SetBlockTalker
 from tests.lightning_modules.talker.conftest import (
     NUM_CODES,
+    in_steps,
     logits_of,
     make_talker,
     make_text,
@@ -73,7 +77,7 @@ def test_streaming_pulls_no_more_text_than_the_block_may_see(talker: Talker) -> 
             yield state
 
     pulled_at_chunk = []
-    for _ in talker.stream(write(), max_blocks=4):
+    for _ in talker.stream(write(), 4, in_steps()):
         pulled_at_chunk.append(pulled)
     assert pulled_at_chunk == [2, 4, 6, 8][: len(pulled_at_chunk)]
     assert len(pulled_at_chunk) >= 1
@@ -103,7 +107,7 @@ def test_a_talker_overfits_a_batch_and_streams_it_back(kind: str, num_steps: tup
     overfit(talker, text, units, lengths, 220 if kind in ("ntp", "mtp") else 450)
     for steps in num_steps:
         for row in range(3):
-            chunks = list(talker.stream(states_of_row(text, row), max_blocks=6, num_steps=steps))
+            chunks = list(talker.stream(states_of_row(text, row), 6, in_steps(steps)))
             spoken = torch.cat([chunk.tokens for chunk in chunks])
             assert spoken.tolist() == units[row, : lengths[row]].tolist(), (steps, row)
             assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -118,12 +122,12 @@ def test_a_talker_overfits_a_batch_and_streams_it_back(kind: str, num_steps: tup
 
 
 class NeverEnds(TokenSampler):
-    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return super().__call__(logits[..., :NUM_CODES])
+    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        return super().__call__(logits[..., :NUM_CODES], generator)
 
 
 def test_speech_without_an_end_is_cut_off_and_said_to_be(talker: Talker) -> None:
-    chunks = list(talker.stream(states_of_row(make_text([3]), 0), max_blocks=3, sampler=NeverEnds()))
+    chunks = list(talker.stream(states_of_row(make_text([3]), 0), 3, in_steps(sampler=NeverEnds())))
     assert [len(chunk.tokens) for chunk in chunks] == [talker.block_size] * 3
     assert [chunk.is_last for chunk in chunks] == [False, False, True]
     assert not any(chunk.ended for chunk in chunks)
@@ -140,9 +144,50 @@ def test_initial_weights_come_from_the_generator_alone(talker: Talker) -> None:
         assert torch.equal(first[name], value), name
 
 
+def test_a_seed_repeats_what_is_drawn_and_another_one_does_not(talker: Talker) -> None:
+    text = make_text([7])
+    spoken = [
+        torch.cat(
+            [c.tokens for c in talker.stream(states_of_row(text, 0), 4, in_steps(sampler=TokenSampler(2.0), seed=seed))]
+        )
+        for seed in (1, 1, 2)
+    ]
+    assert spoken[0].tolist() == spoken[1].tolist() != spoken[2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rules", "message"),
+    [
+        ("ntp", {"unmasking": Unmasking(0.7)}, "leave unmasking and refinement out"),
+        ("mtp", {"refinement": Refinement(1)}, "leave unmasking and refinement out"),
+        ("mdm", {"num_steps": 8, "refinement": Refinement(1)}, "cannot refine what it drafts"),
+    ],
+)
+def test_a_rule_that_a_talker_does_not_know_is_refused(kind: str, rules: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_talker(kind).check(in_steps(**rules))
+    make_talker("set_block").check(in_steps(**rules))
+
+
+def test_row_generators_score_a_row_alike_in_any_batch(talker: Talker) -> None:
+    """Validation scores an example as it does alone, whatever it is padded with; means weigh by scored tokens."""
+    text, lengths = make_text([5, 2, 9]), torch.tensor([20, 7, 30])
+    units = torch.randint(0, NUM_CODES, (3, 30), generator=torch.Generator().manual_seed(1))
+    seeds = (3, 4, 5)
+    whole = talker(text, units, lengths, [torch.Generator().manual_seed(seed) for seed in seeds])
+    total, count = 0.0, 0
+    for row, seed in enumerate(seeds):
+        own = units[row : row + 1, : lengths[row]], lengths[row : row + 1]
+        alone = talker(row_of(text, row), *own, [torch.Generator().manual_seed(seed)])
+        total += float(alone.nll) * int(alone.num_scored_tokens)
+        count += int(alone.num_scored_tokens)
+    assert count == int(whole.num_scored_tokens)
+    assert float(whole.nll) == pytest.approx(total / count, rel=1e-5)
+
+
 def test_an_unsupported_number_of_steps_is_refused(talker: Talker) -> None:
     with pytest.raises(ValueError, match="num_steps is 5"):
-        list(talker.stream(states_of_row(make_text([3]), 0), max_blocks=2, num_steps=5))
+        list(talker.stream(states_of_row(make_text([3]), 0), 2, in_steps(5)))
 
 
 def test_a_token_outside_the_codebook_is_refused(talker: Talker) -> None:

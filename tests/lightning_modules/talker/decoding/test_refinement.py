@@ -10,8 +10,8 @@ from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.decoding.refinement import Refinement
 from lightning_modules.talker.decoding.streaming import states_of_row
 from lightning_modules.talker.network.anchors import TextStates
-from lightning_modules.talker.set_block import SetBlockTalker, decode_with
-from tests.lightning_modules.talker.conftest import make_talker, make_text
+from lightning_modules.talker.set_block import SetBlockTalker
+from tests.lightning_modules.talker.conftest import in_steps, make_talker, make_text, masked_logits, next_token_logits
 
 NUM_TOKENS = 5
 
@@ -39,7 +39,7 @@ def greedy(model: Tensor) -> list[int]:
     draft=st.lists(st.integers(0, NUM_TOKENS - 1), min_size=6, max_size=6),
     max_steps=st.integers(1, 8),
 )
-def test_each_step_mends_the_first_wrong_token_until_greedy_decoding_is_reached(
+def test_each_step_corrects_the_first_wrong_token_until_greedy_decoding_is_reached(
     seed: int, draft: list[int], max_steps: int
 ) -> None:
     model = next_token_model(seed)
@@ -68,11 +68,6 @@ def test_no_step_to_draft_in_is_refused() -> None:
         Refinement(0)
 
 
-def test_another_kind_of_talker_cannot_refine() -> None:
-    with pytest.raises(TypeError, match="SetBlockTalker"):
-        decode_with(make_talker("mdm"), refinement=Refinement())  # type: ignore[arg-type]
-
-
 @torch.no_grad()
 def refine_without_cache(
     talker: SetBlockTalker, text: TextStates, max_blocks: int, num_steps: int
@@ -82,10 +77,10 @@ def refine_without_cache(
     tokens, passes = torch.zeros(1, 0, dtype=torch.int64), []
     for _ in range(max_blocks):
         tokens = torch.cat([tokens, torch.full((1, size), vocabulary.mask_id)], dim=1)
-        tokens[:, -size:] = talker.masked_logits(text, tokens, tokens)[:, -size:].argmax(-1)
+        tokens[:, -size:] = masked_logits(talker, text, tokens, tokens)[:, -size:].argmax(-1)
         passes.append(1)
         for _ in range(num_steps - 1):
-            best, block = talker.logits(text, tokens)[0, -size:].argmax(-1), tokens[0, -size:]
+            best, block = next_token_logits(talker, text, tokens)[0, -size:].argmax(-1), tokens[0, -size:]
             passes[-1] += 1
             if torch.equal(best, block):
                 break
@@ -97,17 +92,17 @@ def refine_without_cache(
     return (tokens[0, : int(is_eos[0])] if len(is_eos) else tokens[0]).tolist(), passes
 
 
-def refining_talker() -> SetBlockTalker:
+def set_block_talker() -> SetBlockTalker:
     talker = make_talker("set_block")
     assert isinstance(talker, SetBlockTalker)
-    return decode_with(talker, refinement=Refinement(1))
+    return talker
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_steps", [2, 4, 8])
 def test_cached_refinement_equals_the_full_forward(num_steps: int) -> None:
-    talker, text = refining_talker(), make_text([7])
+    talker, text = set_block_talker(), make_text([7])
     expected, passes = refine_without_cache(talker, text, 5, num_steps)
-    chunks = list(talker.stream(states_of_row(text, 0), 5, num_steps))
+    chunks = list(talker.stream(states_of_row(text, 0), 5, in_steps(num_steps, refinement=Refinement(1))))
     assert torch.cat([chunk.tokens for chunk in chunks]).tolist() == expected
     assert [chunk.num_forwards for chunk in chunks] == passes
     assert len(chunks) > 1, "one block alone would not test the cache"
@@ -116,10 +111,12 @@ def test_cached_refinement_equals_the_full_forward(num_steps: int) -> None:
 
 @torch.no_grad()
 def test_as_many_steps_as_tokens_give_what_next_token_prediction_gives() -> None:
-    talker, text = refining_talker(), make_text([7])
+    talker, text = set_block_talker(), make_text([7])
     one_by_one = AutoregressiveTalker(30, talker.anchors, talker.backbone, 8)
     one_by_one.load_state_dict(talker.state_dict())
-    expected = torch.cat([chunk.tokens for chunk in one_by_one.stream(states_of_row(text, 0), 3)])
-    refined = torch.cat([chunk.tokens for chunk in talker.stream(states_of_row(text, 0), 3, 8)])
+    expected = torch.cat([chunk.tokens for chunk in one_by_one.stream(states_of_row(text, 0), 3, in_steps())])
+    refined = torch.cat(
+        [chunk.tokens for chunk in talker.stream(states_of_row(text, 0), 3, in_steps(8, refinement=Refinement(1)))]
+    )
     # Seven corrections settle the first seven tokens of a block; the eighth may need one more.
     assert refined[:7].tolist() == expected[:7].tolist()

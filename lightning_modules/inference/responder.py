@@ -1,0 +1,76 @@
+"""The whole system as one speaks with it: a spoken query in, a spoken reply out."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from lightning_modules.errors import UserError
+from lightning_modules.inference.spoken_reply import SpokenReply, ThinkerText, stream_spoken_reply
+from lightning_modules.talker.base import Talker
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.thinker.thinker import Thinker
+from lightning_modules.vocoder.base import Vocoder
+
+
+class Responder:
+    """Answers spoken queries with any of its talkers, under any decoding.
+
+    Args:
+        thinker: Writes reply text to a spoken query.
+        talkers: Talkers by name.
+        vocoder: Turns speech tokens into samples.
+        max_text_tokens: Where a reply's text is cut off.
+        max_speech_s: Where a reply's speech is cut off.
+    """
+
+    def __init__(
+        self,
+        thinker: Thinker,
+        talkers: Mapping[str, Talker],
+        vocoder: Vocoder,
+        max_text_tokens: int = 64,
+        max_speech_s: float = 20.0,
+    ) -> None:
+        self.thinker, self.talkers, self.vocoder = thinker, dict(talkers), vocoder
+        self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
+
+    def check(self, decoding: Decoding) -> None:
+        """Refuse a decoding of a talker that is not there, or that the talker does not know.
+
+        Raises:
+            UserError: If it cannot be used.
+        """
+        if decoding.talker not in self.talkers:
+            raise UserError(f"there is no talker {decoding.talker!r} to decode; there are {sorted(self.talkers)}")
+        self.talkers[decoding.talker].check(decoding)
+
+    def write_text(self, query: Tensor) -> ThinkerText:
+        """Let the thinker answer one spoken query, ``(S,) float32`` at 16 kHz, as fast as the text is read."""
+        return ThinkerText(self.thinker, query, self.max_text_tokens)
+
+    def stream(self, text: ThinkerText, decoding: Decoding, reply: SpokenReply | None = None) -> Iterable[Tensor]:
+        """Speak the answer to one query chunk by chunk.
+
+        Args:
+            text: What the thinker answers, from :meth:`write_text`.
+            decoding: Which talker speaks, and how.
+            reply: Filled in place as the reply grows: text, tokens, samples, times.
+
+        Yields:
+            Samples of each chunk, ``(n,) float32``.
+
+        Raises:
+            UserError: If the decoding cannot be used.
+        """
+        self.check(decoding)
+        talker = self.talkers[decoding.talker]
+        samples_per_block = self.vocoder.samples_per_token * talker.block_size
+        max_blocks = max(1, round(self.max_speech_s * self.vocoder.sample_rate / samples_per_block))
+        return stream_spoken_reply(text, talker, self.vocoder, decoding, max_blocks, reply)
+
+    def answer(self, text: ThinkerText, decoding: Decoding) -> SpokenReply:
+        """Speak the whole answer to one query, and time it; see :meth:`stream`."""
+        reply = SpokenReply()
+        for _ in self.stream(text, decoding, reply):
+            pass
+        return reply

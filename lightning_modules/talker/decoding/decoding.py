@@ -1,0 +1,62 @@
+"""A way to decode speech, as a value: which talker, in how many steps, by which rules."""
+
+from dataclasses import dataclass
+
+from lightning_modules.errors import UserError
+from lightning_modules.talker.decoding.refinement import Refinement
+from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.unmasking import Unmasking
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One way to decode the speech of one talker; nothing of it is kept in the talker.
+
+    Attributes:
+        talker: Name of the talker.
+        num_steps: Decoding steps per block, ``K``; the talker's default if None.
+        unmasking: Which masked positions a step reveals; the paper's rule if None. For masked talkers only.
+        refinement: Lets the steps behind the draft correct it by next-token prediction; all steps unmask if None, as
+            in the paper. For talkers that predict next tokens, too.
+        sampler: Chooses tokens; the most likely ones if None.
+        fused_commit: Let a finished block ride with the next block's first pass, which writes its keys and values to
+            the cache: K passes per block. Otherwise a pass of its own writes them: K + 1.
+        seed: Of drawn tokens and of noise on the order; each reply draws from a generator of its own.
+
+    Raises:
+        UserError: If a number is out of range, or no step is left to refine in.
+
+    Reference: arXiv 2602.08607, block diffusion decoding; the fused commit is ours.
+    """
+
+    talker: str
+    num_steps: int | None = None
+    unmasking: Unmasking | None = None
+    refinement: Refinement | None = None
+    sampler: TokenSampler | None = None
+    fused_commit: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values against each other."""
+        if self.num_steps is not None and self.num_steps < 1:
+            raise UserError(f"decoding of {self.talker}: num_steps is {self.num_steps}; give at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"decoding of {self.talker}: seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
+        has_threshold = self.unmasking is not None and self.unmasking.confidence_threshold is not None
+        if self.refinement is None or self.num_steps is None or has_threshold:
+            return
+        if self.refinement.draft_steps >= self.num_steps:
+            raise UserError(
+                f"decoding of {self.talker}: {self.refinement.draft_steps} of {self.num_steps} steps draft, and none "
+                "is left to refine in; lower refinement.draft_steps, raise num_steps, or set "
+                "unmasking.confidence_threshold, with which a draft may need fewer steps"
+            )
+
+    @property
+    def rule(self) -> str:
+        """How a block is filled, whatever the number of steps, in words for tables; empty for the paper's way."""
+        parts = [str(one) for one in (self.unmasking, self.refinement, self.sampler) if one is not None]
+        if not self.fused_commit:
+            parts.append("separate commit")
+        return ", ".join(part for part in parts if part)

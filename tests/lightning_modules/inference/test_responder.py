@@ -1,0 +1,59 @@
+"""The whole system speaks, streams, and is timed part by part."""
+
+import pytest
+import torch
+
+from lightning_modules.errors import UserError
+from lightning_modules.inference.spoken_reply import SpokenReply
+from lightning_modules.talker.decoding.decoding import Decoding
+from tests.lightning_modules.talker.conftest import NUM_CODES
+from tests.lightning_modules.test_speech_llm import make_batch, make_llm
+
+
+def test_an_answer_is_timed_and_streams_while_the_thinker_writes() -> None:
+    responder = make_llm("ntp", "mdm").eval().responder
+    query = make_batch(0).query
+    assert query is not None
+    for decoding in [Decoding("ntp", 8), Decoding("mdm", 4), Decoding("mdm", 1)]:
+        reply = SpokenReply()
+        chunks = list(responder.stream(responder.write_text(query[0]), decoding, reply))
+        torch.testing.assert_close(torch.cat(chunks), reply.waveform)
+        spoken = (reply.waveform[::640] * NUM_CODES).round().long()
+        assert torch.equal(spoken, reply.speech_tokens)
+        assert len(chunks) == len(reply.num_forwards)
+        times = reply.times.as_milliseconds()
+        first = reply.first_chunk_times.as_milliseconds()
+        assert all(0 < first[part] <= times[part] for part in times)
+        assert times["total"] == pytest.approx(sum(value for part, value in times.items() if part != "total"))
+
+
+def test_a_text_that_was_written_before_counts_as_if_it_were_written_now() -> None:
+    responder = make_llm("ntp").eval().responder
+    query = make_batch(0).query
+    assert query is not None
+    text = responder.write_text(query[0])
+    assert text.states == [], "it is written when it is read"
+    chunks = responder.stream(text, Decoding("ntp", 8))
+    next(iter(chunks))
+    assert 0 < len(text.states) < 8, "the first chunk does not wait for the whole text"
+    list(chunks)
+    text.token_s[0] += 1000.0
+    again = responder.answer(text, Decoding("ntp", 8))
+    live = responder.answer(responder.write_text(query[0]), Decoding("ntp", 8))
+    assert again.text == live.text and torch.equal(again.speech_tokens, live.speech_tokens)
+    assert again.first_chunk_times.thinker_s > 1000.0 and again.times.thinker_s == pytest.approx(sum(text.token_s))
+    assert 0 < again.times.talker_s < 1000.0, "the thinker's seconds are not the talker's"
+
+
+@pytest.mark.parametrize(
+    ("decoding", "message"),
+    [(Decoding("mtp", 4), "no talker 'mtp' to decode; there are"), (Decoding("mdm", 5), "num_steps is 5")],
+)
+def test_a_decoding_that_cannot_be_is_refused_before_anything_is_written(decoding: Decoding, message: str) -> None:
+    responder = make_llm("ntp", "mdm").eval().responder
+    query = make_batch(0).query
+    assert query is not None
+    text = responder.write_text(query[0])
+    with pytest.raises(UserError, match=message):
+        responder.answer(text, decoding)
+    assert text.states == []
