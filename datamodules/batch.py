@@ -10,22 +10,25 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+# of all audio in examples and batches
+SAMPLE_RATE_HZ = 16_000
+
 PCM_SCALE = 2**15
 SMALL_BYTES = 2**16
 
 
 def to_pcm(samples: Tensor) -> Tensor:
-    """Rounds float32 samples in [-1, 1] to int16, which holds half of the bytes."""
+    """Round float32 samples in [-1, 1] to int16, which takes half of the bytes."""
     return (samples * PCM_SCALE).round_().clamp_(-PCM_SCALE, PCM_SCALE - 1).to(torch.int16)
 
 
 def from_pcm(samples: Tensor) -> Tensor:
-    """Gives int16 samples as float32 in [-1, 1]; others as they are."""
+    """Return int16 samples as float32 in [-1, 1]; float32 samples as they are."""
     return samples.to(torch.float32).mul_(1 / PCM_SCALE) if samples.dtype == torch.int16 else samples
 
 
 def text_states_folder(root: Path, set_name: str) -> Path:
-    """Gives where the text states of a set lie, one `<id>.npy` an example."""
+    """Return the folder of the text states of a set, one `<id>.npy` per example."""
     return root / set_name / "text_states"
 
 
@@ -33,14 +36,15 @@ def text_states_folder(root: Path, set_name: str) -> Path:
 class SpokenExample:
     """One spoken dialogue; a field that was not asked for is None.
 
-    Args:
-        id: its name in the corpus.
-        reply_text: the reply, as text.
-        query: (S,) float32 or int16, the spoken query at 16 kHz.
-        units: (T,) int64, the speech tokens of the reply at 25 Hz.
-        reply: (S',) float32, the spoken reply at 16 kHz.
-        transcript: the query, as text.
-        text_states: (N, hidden_size + embedding_size) float32, what a thinker says to each text token of the reply.
+    Attributes:
+        id: Its name in the corpus.
+        reply_text: The reply as text.
+        query: The spoken query at 16 kHz, ``(S,) float32`` or ``int16``.
+        units: The speech tokens of the reply at 25 Hz, ``(T,) int64``.
+        reply: The spoken reply at 16 kHz, ``(S',) float32``.
+        transcript: The query as text.
+        text_states: Hidden state and embedding of each text token of the reply, ``(N, hidden_size + embedding_size)
+            float32``.
     """
 
     id: str
@@ -56,8 +60,8 @@ class SpokenExample:
 class SkippedExample:
     """Takes the place of an example that cannot be used.
 
-    Args:
-        problem: what is wrong with it, with its name.
+    Attributes:
+        problem: What is wrong with it, with its name.
     """
 
     problem: str
@@ -69,19 +73,19 @@ class SpokenBatch:
 
     Pass `batch_size=len(batch)` to `self.log`: Lightning cannot tell it from the shapes.
 
-    Args:
+    Attributes:
         ids: B names.
         reply_texts: B replies.
         transcripts: B queries as text.
-        query: (B, S) float32 at 16 kHz, or int16 until :meth:`to_float` is called on the device.
-        query_lengths: (B,) int64, in samples.
-        units: (B, T) int64, speech tokens at 25 Hz.
-        unit_lengths: (B,) int64, in tokens.
-        reply: (B, S') float32 at 16 kHz.
-        reply_lengths: (B,) int64, in samples.
-        text_states: (B, N, hidden_size + embedding_size) float32, hidden states and embeddings of the reply's text.
-        text_lengths: (B,) int64, in text tokens.
-        skipped: what is wrong with examples that were left out.
+        query: ``(B, S) float32`` at 16 kHz, or ``int16`` until :meth:`to_float` is called on the device.
+        query_lengths: ``(B,) int64``, in samples.
+        units: ``(B, T) int64``, speech tokens at 25 Hz.
+        unit_lengths: ``(B,) int64``, in tokens.
+        reply: ``(B, S') float32`` at 16 kHz.
+        reply_lengths: ``(B,) int64``, in samples.
+        text_states: ``(B, N, hidden_size + embedding_size) float32``, hidden states and embeddings of the reply's text.
+        text_lengths: ``(B,) int64``, in text tokens.
+        skipped: What is wrong with examples that were left out.
     """
 
     ids: list[str]
@@ -98,29 +102,29 @@ class SpokenBatch:
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """The number of dialogues."""
+        """Return the number of dialogues."""
         return len(self.ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """A copy whose tensors are on a device."""
+        """Return a copy whose tensors are on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """A copy whose tensors are in page-locked memory."""
+        """Return a copy whose tensors are in page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def to_float(self) -> Self:
-        """A copy whose queries are float32."""
+        """Return a copy whose queries are float32."""
         return self if self.query is None else replace(self, query=from_pcm(self.query))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Puts small tensors into the message to another process: memory that is shared for each takes longer."""
+        """Put small tensors into the message to another process: shared memory for each would take longer."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         small = {name: value.numpy() for name, value in tensors.items() if value.is_cpu and value.nbytes <= SMALL_BYTES}
         return {**vars(self), **small}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Makes tensors of them again."""
+        """Turn them into tensors again."""
         arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
         vars(self).update({**state, **arrays})
 
@@ -130,10 +134,10 @@ class SpokenBatch:
 
 
 def collate(found: Sequence[SpokenExample | SkippedExample]) -> SpokenBatch:
-    """Pads examples into a batch.
+    """Pad examples into a batch.
 
     Args:
-        found: at least one example, all with the same fields, and what stands in for those left out.
+        found: At least one example, all with the same fields, and what stands in for those left out.
 
     Returns:
         The batch, in the order of the examples.

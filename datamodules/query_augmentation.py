@@ -11,33 +11,35 @@ from torch import Tensor
 
 from datamodules.formats.released_layout import SAMPLE_RATE
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 
 
 class QueryAugmentation:
-    """Applies transforms one after the other; what they draw is a function of seed, epoch and example alone.
+    """Applies transforms in turn; what they draw is a function of seed, epoch and example alone.
 
     Args:
         transforms: Of the library `audiomentations`, each with its probability; for instance `AddGaussianSNR`,
             `TimeStretch` (with `leave_length_unchanged=False`), `RoomSimulator` (with `use_ray_tracing=False`).
-        seed: Of what they draw.
+        seed: Seeds what they draw.
 
     Raises:
-        UserError: If there is no transform, or one draws from a source that nobody can seed.
+        UserError: If there is no transform, one draws from a source that cannot be seeded, or the seed is negative.
     """
 
     def __init__(self, transforms: Sequence[BaseWaveformTransform], seed: int = 0) -> None:
+        require_at_least(0, seed=seed)
         if not transforms:
             raise UserError("no transform is given: name at least one, or leave query_augmentation out")
         for transform in transforms:
             if getattr(transform, "use_ray_tracing", False):
                 raise UserError(
-                    f"{type(transform).__name__} traces rays at random, and a resumed run would hear other rooms: set "
+                    f"{type(transform).__name__} traces rays at random, so a resumed run would hear other rooms; set "
                     "use_ray_tracing to false"
                 )
         self.transforms, self.seed = list(transforms), seed
 
     def __call__(self, query: Tensor, epoch: int, example: int) -> Tensor:
-        """Changes a query.
+        """Change a query.
 
         Args:
             query: ``(S,) float32`` at 16 kHz.
@@ -56,7 +58,7 @@ class QueryAugmentation:
 
 @contextmanager
 def _seeded(entropy: Sequence[int]) -> Iterator[None]:
-    """Seeds the global sources that the library draws from, and puts them back."""
+    """Seed the global generators that the library draws from, and restore their states afterwards."""
     states = random.getstate(), np.random.get_state()
     seed = int(np.random.SeedSequence(list(entropy)).generate_state(1)[0])
     random.seed(seed)

@@ -7,44 +7,45 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.batch import SpokenExample
-from datamodules.formats.released_layout import SAMPLE_RATE, ReleasedLayout
+from datamodules.formats.released_layout import SAMPLE_RATE, ReleasedLayout, check_fields
 from datamodules.sampling.batch_plan import plan_training
 from datamodules.sampling.resumable_data_module import ResumableDataModule
 from datamodules.sampling.resumable_loader import EpochDataset, PlannedWalk, ResumableLoader
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least, require_positive
 
 
 class SpokenDialogueDataModule(ResumableDataModule):
     """Reads a corpus in the released layout.
 
     An index is `<root>/<set_name>/<index>`; the paths inside it start from `root`. Training batches are shuffled, and
-    sorted by length inside pools; a fit that is stopped anywhere goes on with the next batch. On several devices each
-    sees its own shard, so use `Trainer(use_distributed_sampler=False)`. The constructor touches no file.
+    sorted by length inside pools; a fit that is stopped anywhere resumes with the next batch. On several devices each
+    reads its own share, so use `Trainer(use_distributed_sampler=False)`. The constructor touches no file.
 
     Args:
-        root: the folder of the corpus.
-        units_root: the folder of the speech tokens, if another job wrote them elsewhere; `root` if None.
-        text_states_root: the folder of a thinker's states, if another job wrote them elsewhere; `root` if None.
-        set_name: the folder of the set inside `root`.
-        fields: which of "query", "units", "reply", "transcript", "text_states" a batch holds; ids and reply texts are
+        root: The folder of the corpus.
+        units_root: The folder of the speech tokens, if another job wrote them elsewhere; `root` if None.
+        text_states_root: The folder of a thinker's states, if another job wrote them elsewhere; `root` if None.
+        set_name: The folder of the set inside `root`.
+        fields: Which of "query", "units", "reply", "transcript", "text_states" a batch holds; ids and reply texts are
             always there.
-        test_fields: the same for test batches; `fields` if None.
-        batch_size: training examples on each device.
-        eval_batch_size: validation and test examples on each device; `batch_size` if None.
-        seed: of the shuffling and of the crops.
-        num_workers: processes that load; 0 loads in the main process.
-        reply_crop_s: trains on a random stretch of this many seconds of each reply, a function of seed, epoch and
+        test_fields: The same for test batches; `fields` if None.
+        batch_size: Training examples on each device.
+        eval_batch_size: Validation and test examples on each device; `batch_size` if None.
+        seed: Seeds the shuffling and the crops.
+        num_workers: Processes that load; 0 loads in the main process.
+        reply_crop_s: Trains on a random stretch of this many seconds of each reply, a function of seed, epoch and
             example; whole replies if None.
-        num_codes: the size of the codebook that speech tokens must lie in; not checked if None.
-        max_train_examples: uses only the first ones; all if None.
-        max_validation_examples: uses only the first ones; all if None.
-        max_test_examples: uses only the first ones; all if None.
-        train_index: the JSON file of the training examples.
-        validation_index: the JSON file of the validation examples; no validation if None.
-        test_index: the JSON file of the test examples; no test if None.
+        num_codes: The size of the codebook that speech tokens must lie in; not checked if None.
+        max_train_examples: Uses only the first ones; all if None.
+        max_validation_examples: Uses only the first ones; all if None.
+        max_test_examples: Uses only the first ones; all if None.
+        train_index: The JSON file of the training examples.
+        validation_index: The JSON file of the validation examples; no validation if None.
+        test_index: The JSON file of the test examples; no test if None.
 
     Raises:
-        UserError: if a number is out of range, or a crop is asked for without the field "reply".
+        UserError: If a number is out of range, a field is unknown, or a crop is asked for without the field "reply".
     """
 
     def __init__(
@@ -68,23 +69,21 @@ class SpokenDialogueDataModule(ResumableDataModule):
         validation_index: str | None = "validation.json",
         test_index: str | None = "test.json",
     ) -> None:
-        super().__init__(eval_batch_size or batch_size, num_workers)
+        super().__init__(batch_size if eval_batch_size is None else eval_batch_size, num_workers)
         if reply_crop_s is not None and "reply" not in fields:
             raise UserError(f"reply_crop_s={reply_crop_s}, but fields={list(fields)} hold no 'reply' to crop; add it")
         limits = {"train": max_train_examples, "validation": max_validation_examples, "test": max_test_examples}
-        _require_positive("batch_size", batch_size)
-        _require_positive("eval_batch_size", eval_batch_size)
-        _require_positive("reply_crop_s", reply_crop_s)
-        for split, limit in limits.items():
-            _require_positive(f"max_{split}_examples", limit)
-        if num_workers < 0:
-            raise UserError(f"num_workers={num_workers}: must not be negative")
+        require_at_least(0, seed=seed)
+        require_at_least(1, batch_size=batch_size, num_codes=num_codes)
+        require_at_least(1, **{f"max_{split}_examples": limit for split, limit in limits.items()})
+        require_positive(reply_crop_s=reply_crop_s)
         self.root = Path(root)
         self.units_root = Path(units_root) if units_root is not None else self.root
         self.text_states_root = text_states_root
         self.set_name = set_name
-        self.fields = {split: tuple(fields) for split in ("train", "validation")}
-        self.fields["test"] = tuple(fields if test_fields is None else test_fields)
+        self.fields = dict.fromkeys(("train", "validation", "test"), check_fields(fields))
+        if test_fields is not None:
+            self.fields["test"] = check_fields(test_fields, name="test_fields")
         self.batch_size = batch_size
         self.seed = seed
         self.reply_crop_s = reply_crop_s
@@ -94,14 +93,14 @@ class SpokenDialogueDataModule(ResumableDataModule):
         self._layouts: dict[str, ReleasedLayout] = {}
 
     def setup(self, stage: str) -> None:
-        """Reads the indices and checks that the files are there.
+        """Read the indices and check that the files are there.
 
         Args:
-            stage: "fit", "validate" or "test", as Lightning names them.
+            stage: One of "fit", "validate" and "test", as Lightning names them.
 
         Raises:
-            FileNotFoundError: if an index or a file that it names is missing.
-            UserError: if an index does not have the released layout.
+            FileNotFoundError: If an index or a file that it names is missing.
+            UserError: If an index does not have the released layout.
         """
         needed = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}[stage]
         for split in needed:
@@ -109,14 +108,14 @@ class SpokenDialogueDataModule(ResumableDataModule):
                 self.examples(split)
 
     def examples(self, split: str) -> ReleasedLayout:
-        """The dialogues of one split, in the order of its index.
+        """Return the dialogues of one split, in the order of its index.
 
         Args:
-            split: "train", "validation" or "test".
+            split: One of "train", "validation" and "test".
 
         Raises:
-            FileNotFoundError: if the index or a file that it names is missing.
-            UserError: if the split has no index, or the index does not have the released layout.
+            FileNotFoundError: If the index or a file that it names is missing.
+            UserError: If the split has no index, or the index does not have the released layout.
         """
         index = self._indices[split]
         if index is None:
@@ -131,11 +130,11 @@ class SpokenDialogueDataModule(ResumableDataModule):
                 self.num_codes,
                 self._limits[split],
                 self.text_states_root,
-            )
+            ).load()
         return self._layouts[split]
 
     def train_dataloader(self) -> ResumableLoader:
-        """The shuffled training batches; its state goes into each checkpoint."""
+        """Return the loader of shuffled training batches; its state goes into each checkpoint."""
         examples = self.examples("train")
         _, world_size = self._place()
         sizes = examples.sizes()
@@ -153,7 +152,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         return self._load_training(dataset, PlannedWalk(plan, identity))
 
     def evaluation_examples(self, split: str) -> tuple[EpochDataset, int] | None:
-        """The examples of a split and their number, or None if there is no index of it."""
+        """Return the examples of a split and their number, or None if there is no index of it."""
         if self._indices[split] is None:
             return None
         examples = self.examples(split)
@@ -176,8 +175,3 @@ class _EpochExamples:
         generator = np.random.default_rng([self._seed, epoch, index])
         start = int(generator.integers(example.reply.numel() - self._crop + 1))
         return replace(example, reply=example.reply[start : start + self._crop])
-
-
-def _require_positive(name: str, value: float | None) -> None:
-    if value is not None and value <= 0:
-        raise UserError(f"{name}={value}: must be positive")

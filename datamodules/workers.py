@@ -15,12 +15,15 @@ Result = TypeVar("Result")
 def map_unordered(
     function: Callable[[Task], Result], tasks: Sequence[Task], num_workers: int
 ) -> Iterator[tuple[Task, Result]]:
-    """Applies a function to tasks and gives each with its result as soon as it is done.
+    """Apply a function to tasks and give each task with its result as soon as it is done.
 
     Args:
         function: One that can be pickled, as can tasks and results.
         tasks: What to do.
         num_workers: Processes; 0 works in this one, in order.
+
+    Yields:
+        A task and its result.
     """
     if num_workers == 0:
         for task in tasks:
@@ -38,7 +41,7 @@ def map_unordered(
 
 
 def _exit_with_parent() -> None:
-    """Ends this worker when the process that started it dies, even by SIGKILL."""
+    """End this worker when the process that started it dies, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in worker processes only"
 

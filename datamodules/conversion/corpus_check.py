@@ -1,20 +1,20 @@
 """A job that reads a converted corpus from end to end, and shows what is in it."""
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from datamodules.formats.atomic_files import write_json
 from datamodules.shards.shard_files import DamagedExampleError, ShardFiles, decode_query, decode_text, decode_units
 from datamodules.shards.shard_index import INDEX, SHARDS, ShardIndex
 from datamodules.workers import map_unordered
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 
 SECONDS_TOLERANCE = 1e-3
 
@@ -33,9 +33,9 @@ class CorpusCheck:
     Args:
         corpus: Directory that the conversion wrote.
         num_codes: Size of the codebook.
-        num_samples: Queries that are put aside to listen to, drawn at random.
+        num_samples: Queries that are written as files to listen to, drawn at random.
         num_workers: Processes; 0 works in this one.
-        seed: Of the drawing.
+        seed: Draws them.
 
     Raises:
         UserError: If a number is out of range.
@@ -44,16 +44,13 @@ class CorpusCheck:
     def __init__(
         self, corpus: str, num_codes: int = 1000, num_samples: int = 10, num_workers: int = 2, seed: int = 0
     ) -> None:
-        if num_codes < 1 or num_samples < 0 or num_workers < 0:
-            raise UserError(
-                f"num_codes={num_codes}, num_samples={num_samples}, num_workers={num_workers}: the first must be "
-                "positive, the others must not be negative"
-            )
+        require_at_least(1, num_codes=num_codes)
+        require_at_least(0, num_samples=num_samples, num_workers=num_workers, seed=seed)
         self.corpus, self.num_codes, self.num_samples = Path(corpus), num_codes, num_samples
         self.num_workers, self.seed = num_workers, seed
 
     def run(self, output_dir: Path) -> dict[str, float]:
-        """Writes `damages.json`, `lengths.png`, `codes.png` and `samples/`.
+        """Write `damages.json`, `lengths.png`, `codes.png` and `samples/`.
 
         Args:
             output_dir: The run directory.
@@ -77,7 +74,7 @@ class CorpusCheck:
                 damages += found.damages
                 progress.update(len(own))
         damages.sort()
-        (output_dir / "damages.json").write_text(json.dumps(damages, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_json(output_dir / "damages.json", damages)
         _draw_lengths(index).savefig(output_dir / "lengths.png", dpi=120)
         _draw_codes(codes).savefig(output_dir / "codes.png", dpi=120)
         if damages:
@@ -85,7 +82,7 @@ class CorpusCheck:
             raise UserError(
                 f"{self.corpus}: {len(damages)} of {len(index)} examples are damaged, the first {name}: {problem}; all "
                 f"are listed in {output_dir / 'damages.json'}; delete their shards and the "
-                f"finished.json in {self.corpus}, and run the conversion again, which makes those shards anew"
+                f"finished.json in {self.corpus}, and run the conversion again, which writes only those shards"
             )
         self._write_samples(index, output_dir / "samples")
         return _statistics(index, codes)
@@ -98,8 +95,7 @@ class CorpusCheck:
             parts = files.read(row)
             samples, rate_hz = decode_query(parts["query"])
             soundfile.write(folder / f"{row:09d}.wav", samples.numpy(), rate_hz)
-            text: dict[str, Any] = decode_text(parts["text"])
-            (folder / f"{row:09d}.json").write_text(json.dumps(text, indent=1, ensure_ascii=False), encoding="utf-8")
+            write_json(folder / f"{row:09d}.json", decode_text(parts["text"]))
 
 
 def _check(url: str, num_codes: int, index: ShardIndex) -> _Found:
@@ -123,7 +119,7 @@ def _check(url: str, num_codes: int, index: ShardIndex) -> _Found:
 def _compare(
     index: ShardIndex, row: int, parts: dict[str, memoryview], units: np.ndarray, num_codes: int
 ) -> str | None:
-    """Says what of an example does not fit the index."""
+    """Tell what of an example does not fit the index."""
     samples, rate_hz = decode_query(parts["query"])
     if abs(len(samples) / rate_hz - index.query_s[row]) > SECONDS_TOLERANCE:
         return f"its query lasts {len(samples) / rate_hz:.3f} s, the index says {index.query_s[row]:.3f} s"
@@ -162,7 +158,7 @@ def _draw_lengths(index: ShardIndex) -> Figure:
 
 
 def _bins(values: np.ndarray, max_bins: int = 60) -> int | np.ndarray:
-    """Gives integers bins of equally many of them: others look like a comb."""
+    """Return bins for a histogram; of integers, each holds equally many of them, or it would look like a comb."""
     if not np.issubdtype(values.dtype, np.integer):
         return max_bins
     width = 1 + int(values.max() - values.min()) // max_bins
@@ -173,5 +169,5 @@ def _draw_codes(codes: np.ndarray) -> Figure:
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(np.sort(codes)[::-1])
-    axes.set(xlabel="codes, the commonest first", ylabel="times used", yscale="symlog", ylim=(0, None))
+    axes.set(xlabel="codes, most frequent first", ylabel="times used", yscale="symlog", ylim=(0, None))
     return figure

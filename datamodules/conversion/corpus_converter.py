@@ -1,5 +1,6 @@
 """A job that writes a corpus as tar shards with one index, from whatever it comes in."""
 
+import contextlib
 import functools
 import json
 import time
@@ -13,18 +14,21 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from datamodules.conversion.packing import Fault, Packer, PackingRules
-from datamodules.formats.atomic_files import write_json
-from datamodules.formats.corpus_sources import CorpusFiles, open_files, read_entries
+from datamodules.formats.atomic_files import remove_partial_files, write_json, write_text
+from datamodules.formats.corpus_files import CorpusFiles, open_files
+from datamodules.formats.parquet_tables import read_places
+from datamodules.formats.released_items import ItemError, parse_id, read_entries
 from datamodules.shards.shard_index import INDEX, SHARDS, ShardIndex, ShardWriter
 from datamodules.workers import map_unordered
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least, require_positive
 
 REPORT, RESULTS = "report.json", "results.md"
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Examples that one worker converts at a stretch: the unit that is done or not when a run is killed."""
+    """Examples that a worker converts together: either all of them are kept when a run is killed, or none."""
 
     name: str
     first: int
@@ -52,9 +56,10 @@ class CorpusConverter:
         index: A JSON list or JSON lines in the released layout, or a folder of Parquet tables with audio bytes.
         files: Folders, `.tar` or `.zip` archives that the paths of the list start from, searched in order.
         rules: What an example has to be, and how it is stored.
-        tokenizer: Folder or name of the text tokenizer that counts the text tokens of replies; not counted if left out.
+        tokenizer: Folder or name of the text tokenizer that counts the text tokens of replies, and whose special tokens
+            no text may hold; without one, text tokens are not counted.
         num_workers: Processes; 0 works in this one.
-        examples_per_group: Examples that are lost at most by each worker when the job is killed.
+        examples_per_group: Examples per worker that are converted again, at most, after the job was killed.
         max_shard_mb: A shard is closed when it has grown to this size.
         strict: Stop at the first fault.
 
@@ -73,17 +78,15 @@ class CorpusConverter:
         max_shard_mb: float = 256.0,
         strict: bool = False,
     ) -> None:
-        if num_workers < 0 or examples_per_group < 1 or max_shard_mb <= 0:
-            raise UserError(
-                f"num_workers={num_workers}, examples_per_group={examples_per_group}, max_shard_mb={max_shard_mb}: the "
-                "first must not be negative, the others must be positive"
-            )
+        require_at_least(0, num_workers=num_workers)
+        require_at_least(1, examples_per_group=examples_per_group)
+        require_positive(max_shard_mb=max_shard_mb)
         self.index, self.files = Path(index), tuple(Path(path) for path in files)
         self.rules, self.tokenizer, self.strict = rules or PackingRules(), tokenizer, strict
         self.num_workers, self.examples_per_group, self.max_shard_mb = num_workers, examples_per_group, max_shard_mb
 
     def run(self, output_dir: Path) -> dict[str, float]:
-        """Writes `shards/*.tar`, `index.npz`, `report.json` and a table, `results.md`.
+        """Write `shards/*.tar`, `index.npz`, `report.json` and a table, `results.md`.
 
         Args:
             output_dir: The run directory.
@@ -97,8 +100,9 @@ class CorpusConverter:
         """
         folder = Path(output_dir) / SHARDS
         folder.mkdir(parents=True, exist_ok=True)
-        entries, faults = _name(read_entries(self.index))
-        open_files(self.files)  # complains here, not in a worker
+        remove_partial_files(folder)
+        entries, faults = _name(read_places(self.index) if self.index.is_dir() else read_entries(self.index))
+        open_files(self.files)  # an error is raised here, not in a worker
         groups = self._groups(entries)
         settings = _Settings(folder, self.files, self.rules, self.tokenizer, round(self.max_shard_mb * 1e6))
         pending = [group for group in groups if not _is_done(folder, group.name)]
@@ -111,7 +115,7 @@ class CorpusConverter:
                 progress.update(len(group.entries))
         summary, kinds = self._summarize(Path(output_dir), groups, faults)
         text = self._describe(summary, kinds, num_pending, time.perf_counter() - start)
-        (Path(output_dir) / RESULTS).write_text(text, encoding="utf-8")
+        write_text(Path(output_dir) / RESULTS, text)
         return {**summary, **{f"num_{kind}": count for kind, count in kinds.items()}}
 
     def _groups(self, entries: list[tuple[str, Any]]) -> list[_Group]:
@@ -121,7 +125,7 @@ class CorpusConverter:
     def _stop_if_strict(self, faults: Sequence[Fault]) -> None:
         if self.strict and faults:
             fault = faults[0]
-            raise UserError(f"{self.index}, {fault.id}: {fault.problem} ({fault.kind}); mend it, or set strict=false")
+            raise UserError(f"{self.index}, {fault.id}: {fault.problem} ({fault.kind}); fix it, or set strict=false")
 
     def _summarize(
         self, output_dir: Path, groups: list[_Group], faults: list[Fault]
@@ -136,7 +140,7 @@ class CorpusConverter:
         write_json(output_dir / REPORT, report)
         if not parts:
             raise UserError(
-                f"{self.index}: none of its items is good; {output_dir / REPORT} says what is wrong with each"
+                f"{self.index}: every item has a fault; {output_dir / REPORT} says what is wrong with each: fix them"
             )
         index = ShardIndex.join(parts)
         index.save(output_dir / INDEX)
@@ -158,24 +162,26 @@ class CorpusConverter:
             "shards": f"{summary['num_shards']}",
             "items left out": f"{summary['num_faults']}{f' ({by_kind})' if by_kind else ''}",
             "items converted in the last run": f"{num_entries:,} in {seconds:.0f} s",
-            "items a second": f"{num_entries / seconds:.0f}",
+            "items per second": f"{num_entries / seconds:.0f}",
             "processes": f"{self.num_workers}",
         }
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]) + "\n"
 
 
 def _name(entries: list[Any]) -> tuple[list[tuple[str, Any]], list[Fault]]:
-    """Gives entries with their ids, each id once, and what is wrong with the others."""
+    """Return entries with their ids, each id once, and what is wrong with the others."""
     named: dict[str, Any] = {}
     faults = []
     for place, entry in enumerate(entries):
-        if not isinstance(entry, dict) or "id" not in entry:
-            problem = f"an item must be an object with an 'id'; found {json.dumps(entry, ensure_ascii=False)[:80]}"
-            faults.append(Fault(f"entry {place}", "layout", problem))
-        elif str(entry["id"]) in named:
-            faults.append(Fault(str(entry["id"]), "duplicate_id", f"entry {place} has the id of an earlier one"))
+        try:
+            name = parse_id(entry)
+        except ItemError as error:
+            faults.append(Fault(f"entry {place}", error.kind, str(error)))
+            continue
+        if name in named:
+            faults.append(Fault(name, "duplicate_id", f"entry {place} has the id of an earlier one"))
         else:
-            named[str(entry["id"])] = entry
+            named[name] = entry
     return list(named.items()), faults
 
 
@@ -184,7 +190,7 @@ def _done_file(folder: Path, group: str) -> Path:
 
 
 def _is_done(folder: Path, group: str) -> bool:
-    """Whether a group was converted, and none of its shards has been deleted since."""
+    """Tell whether a group was converted and none of its shards has been deleted since."""
     done = _done_file(folder, group)
     if not done.is_file():
         return False
@@ -194,7 +200,7 @@ def _is_done(folder: Path, group: str) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _files(paths: tuple[Path, ...]) -> CorpusFiles:
-    """Opens the files once a process: the list of an archive's members may be long."""
+    """Open the files once per process: the list of an archive's members may be long."""
     return open_files(paths)
 
 
@@ -204,28 +210,25 @@ def _tokenizer(path: str) -> Any:
 
 
 def _convert(settings: _Settings, group: _Group) -> list[Fault]:
-    """Writes the shards of a group, then says that it is done; gives its faults."""
-    count = None
-    if settings.tokenizer is not None:
-        tokenizer = _tokenizer(settings.tokenizer)
-        count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
-    packer = Packer(_files(settings.files), settings.rules, count)
-    faults, shards = [], []
-    writer: ShardWriter | None = None
-    for place, (name, entry) in enumerate(group.entries):
-        packed = packer(name, entry)
-        if isinstance(packed, Fault):
-            faults.append(packed)
-            continue
-        if writer is None:
-            shards.append(f"{group.name}-{len(shards):02d}")
-            writer = ShardWriter(settings.folder / f"{shards[-1]}.tar")
-        writer.write(f"{group.first + place:09d}", packed)
-        if writer.num_bytes >= settings.max_shard_bytes:
-            writer.close()
-            writer = None
-    if writer is not None:
-        writer.close()
+    """Write the shards of a group, then the file that says it is done; return its faults."""
+    tokenizer = None if settings.tokenizer is None else _tokenizer(settings.tokenizer)
+    packer = Packer(_files(settings.files), settings.rules, tokenizer)
+    faults: list[Fault] = []
+    shards: list[str] = []
+    with contextlib.ExitStack() as open_shard:
+        writer: ShardWriter | None = None
+        for place, (name, entry) in enumerate(group.entries):
+            packed = packer(name, entry)
+            if isinstance(packed, Fault):
+                faults.append(packed)
+                continue
+            if writer is None:
+                shards.append(f"{group.name}-{len(shards):02d}")
+                writer = open_shard.enter_context(ShardWriter.create(settings.folder / f"{shards[-1]}.tar"))
+            writer.write(f"{group.first + place:09d}", packed)
+            if writer.num_bytes >= settings.max_shard_bytes:
+                open_shard.close()
+                writer = None
     write_json(
         _done_file(settings.folder, group.name), {"shards": shards, "faults": [asdict(fault) for fault in faults]}
     )

@@ -1,18 +1,23 @@
 """One dialogue from wherever it lies to what a shard holds, or what is wrong with it."""
 
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import soundfile
 from pyarrow import ArrowException
 
-from datamodules.formats.corpus_sources import CorpusFiles, TableRows
+from datamodules.formats.corpus_files import CorpusFiles
+from datamodules.formats.parquet_tables import TableRows
+from datamodules.formats.released_items import SPECIAL_TOKENS, ItemError, parse_item, parse_texts
 from datamodules.formats.unit_files import parse_units
 from datamodules.shards.shard_index import PackedExample
+from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least, require_positive
 
 FORMATS = {"WAV": "wav", "FLAC": "flac"}
 
@@ -36,26 +41,67 @@ class Fault:
 class PackingRules:
     """What an example has to be, and how it is stored.
 
+    Whatever breaks a rule is a fault. The limits of speech tokens find files that do not belong to their reply: at 25
+    tokens per second 3,000 tokens are 120 seconds, and replies of spoken assistants end long before. Read aloud, a
+    character of English takes about 2 tokens, one of Chinese about 6, a digit up to 10; 20 is twice the most of these.
+    A reply of a word or two may be mostly silence, so the limit per character counts from 250 tokens (10 seconds) on.
+
     Attributes:
         num_codes: Size of the codebook; tokens are not checked against it if None.
-        to_flac: Store queries as 16-bit FLAC, about half of the bytes; else as their files are.
-        max_query_s: Longest query.
-        block_tokens: Speech tokens that a talker's block holds, and
-        anchors_per_block: text tokens that it reads; replies with more text than their speech has anchors for are
-            faults if their text tokens are counted.
+        to_flac: Store queries as 16-bit FLAC, about half of the bytes; otherwise as their files are.
+        max_query_s: Longest query, in seconds.
+        max_units: Most speech tokens of a reply.
+        max_units_per_character: Most speech tokens per character of the reply's text.
+        min_units_limit: Speech tokens that any reply may have, however short its text.
+        special_tokens: Regular expression of what no text may hold; texts are not searched if None. It stands for the
+            control tokens of chat templates, which end a training when they occur inside a text.
+        block_tokens: Speech tokens per block of a talker.
+        anchors_per_block: Text tokens that a block reads. Replies with more text than their speech has anchors for are
+            faults if a tokenizer counts their text tokens.
+
+    Raises:
+        UserError: If a number is out of range, or the regular expression is not valid.
     """
 
     num_codes: int | None = None
     to_flac: bool = False
     max_query_s: float = 30.0
+    max_units: int = 3000
+    max_units_per_character: float = 20.0
+    min_units_limit: int = 250
+    special_tokens: str | None = SPECIAL_TOKENS
     block_tokens: int = 16
     anchors_per_block: int = 4
 
+    def __post_init__(self) -> None:
+        """Check the numbers and the regular expression."""
+        require_positive(max_query_s=self.max_query_s, max_units_per_character=self.max_units_per_character)
+        require_at_least(1, num_codes=self.num_codes, max_units=self.max_units, min_units_limit=self.min_units_limit)
+        require_at_least(1, block_tokens=self.block_tokens, anchors_per_block=self.anchors_per_block)
+        try:
+            self.special_pattern()
+        except re.error as error:
+            raise UserError(
+                f"special_tokens={self.special_tokens!r}: not a regular expression ({error}); fix it, or write null"
+            ) from error
 
-class _FaultError(Exception):
-    def __init__(self, kind: str, problem: str) -> None:
-        super().__init__(problem)
-        self.kind = kind
+    def special_pattern(self) -> re.Pattern[str] | None:
+        """Return the compiled expression of what no text may hold."""
+        return None if self.special_tokens is None else re.compile(self.special_tokens)
+
+
+class Tokenizer(Protocol):
+    """What is asked of a text tokenizer of the library `transformers`."""
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids that must not come from the text of a reply or a query, that of unknown words among them."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
+        """Return a mapping with `input_ids`."""
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Return the names of tokens."""
 
 
 class Packer:
@@ -64,17 +110,17 @@ class Packer:
     Args:
         files: Where queries and speech tokens lie.
         rules: What an example has to be.
-        count_text_tokens: Counts the text tokens of a reply; they are not counted if left out.
+        tokenizer: Counts the text tokens of replies and knows its special tokens; neither is looked at if None.
     """
 
-    def __init__(
-        self, files: CorpusFiles, rules: PackingRules, count_text_tokens: Callable[[str], int] | None = None
-    ) -> None:
-        self.files, self.rules, self.count_text_tokens = files, rules, count_text_tokens
+    def __init__(self, files: CorpusFiles, rules: PackingRules, tokenizer: Tokenizer | None = None) -> None:
+        self.files, self.rules, self.tokenizer = files, rules, tokenizer
+        self._special = rules.special_pattern()
+        self._special_ids = frozenset() if tokenizer is None else frozenset(tokenizer.all_special_ids)
         self._tables = TableRows()
 
-    def __call__(self, name: str, entry: Any) -> PackedExample | Fault:
-        """Packs one dialogue.
+    def __call__(self, name: str, entry: dict[str, Any]) -> PackedExample | Fault:
+        """Pack one dialogue.
 
         Args:
             name: What to call it.
@@ -84,77 +130,61 @@ class Packer:
             The example, or why there is none.
         """
         try:
-            if isinstance(entry, dict) and "table" in entry:
-                return self._pack_row(name, entry)
-            return self._pack_item(name, entry)
-        except _FaultError as fault:
-            return Fault(name, fault.kind, str(fault))
+            return self._pack_row(name, entry) if "table" in entry else self._pack_item(name, entry)
+        except ItemError as error:
+            return Fault(name, error.kind, str(error))
 
-    def _pack_item(self, name: str, entry: Any) -> PackedExample:
-        reply = reply_of(entry)
-        speech, units = (self._path(entry, key) for key in ("speech", "units"))
-        query = self._content(speech, "missing_query")
-        tokens = self._content(units, "missing_units")
-        set_name = PurePosixPath(speech).parts[0]
-        return self._pack((name, set_name), (query, speech), (tokens, units), reply, entry.get("transcript"))
+    def _pack_item(self, name: str, entry: dict[str, Any]) -> PackedExample:
+        item = parse_item(entry, self._special)
+        if item.speech is None or item.units is None:
+            key = "speech" if item.speech is None else "units"
+            raise ItemError("layout", f"the item has no {key!r} key; add it")
+        query = self._content(item.speech, "missing_query")
+        tokens = self._content(item.units, "missing_units")
+        names = name, PurePosixPath(item.speech).parts[0]
+        return self._pack(names, (query, item.speech), (tokens, item.units), (item.reply, item.transcript))
 
-    def _pack_row(self, name: str, entry: dict[str, Any]) -> PackedExample:
-        table = entry["table"]
-        try:
-            row = self._tables.read(entry)
-        except (OSError, ArrowException) as error:
-            raise _FaultError("broken_table", f"{table}, row {name!r} cannot be read ({error})") from error
-        reply = reply_of(row) if "conversations" in row else _reply_text(row.get("reply"), "reply")
+    def _pack_row(self, name: str, place: dict[str, Any]) -> PackedExample:
+        table = place["table"]
         where = f"{table}, row {name!r}"
+        try:
+            row = self._tables.read(place)
+        except (OSError, ArrowException) as error:
+            raise ItemError("broken_table", f"{where} cannot be read ({error})") from error
         audio, units = row.get("audio"), row.get("units")
         query = audio.get("bytes") if isinstance(audio, dict) else audio
         if not isinstance(query, bytes) or not query:
-            raise _FaultError("missing_query", f"{where} has no audio bytes")
+            raise ItemError("missing_query", f"{where} has no audio bytes")
         if units is None:
-            raise _FaultError("missing_units", f"{where} has no units")
+            raise ItemError("missing_units", f"{where} has no units")
         content = io.BytesIO()
         try:
             np.save(content, np.asarray(units), allow_pickle=False)
         except ValueError as error:
-            raise _FaultError("broken_units", f"{where}: units are no list of integers ({error})") from error
+            raise ItemError("broken_units", f"{where}: units are not a list of integers ({error})") from error
         names = name, Path(table).parent.name
-        return self._pack(names, (query, where), (content.getvalue(), where), reply, row.get("transcript"))
+        return self._pack(names, (query, where), (content.getvalue(), where), parse_texts(row, self._special))
 
     def _pack(
         self,
         names: tuple[str, str],
         query: tuple[bytes, str],
         units: tuple[bytes, str],
-        reply: str,
-        transcript: str | None,
+        texts: tuple[str, str | None],
     ) -> PackedExample:
-        if transcript is not None and not isinstance(transcript, str):
-            raise _FaultError("layout", f"'transcript' must be a text; found {transcript!r}")
         content, extension, seconds = self._check_query(*query)
         tokens = self._check_units(*units)
-        num_text_tokens = -1 if self.count_text_tokens is None else self.count_text_tokens(reply)
-        num_blocks = -(-(len(tokens) + 1) // self.rules.block_tokens)  # EOS takes a place
-        room = num_blocks * self.rules.anchors_per_block
-        if num_text_tokens > room:
-            problem = (
-                f"the reply has {num_text_tokens} text tokens, its {len(tokens)} speech tokens have anchors for {room}"
-            )
-            raise _FaultError("text_overflow", problem)
-        return PackedExample(*names, content, extension, seconds, tokens, reply, transcript, num_text_tokens)
-
-    def _path(self, entry: dict[str, Any], key: str) -> str:
-        value = entry.get(key)
-        if not isinstance(value, str) or not value:
-            raise _FaultError("layout", f"{key!r} must be a path; found {value!r}")
-        return value
+        self._check_length(len(tokens), texts[0])
+        num_text_tokens = self._count_text_tokens(len(tokens), *texts)
+        return PackedExample(*names, content, extension, seconds, tokens, *texts, num_text_tokens)
 
     def _content(self, path: str, kind: str) -> bytes:
         try:
             return self.files.read(path)
         except (FileNotFoundError, IsADirectoryError):
-            raise _FaultError(kind, f"{path} is missing") from None
+            raise ItemError(kind, f"{path} is missing") from None
         except OSError as error:
-            raise _FaultError(kind.replace("missing", "broken"), f"{path} cannot be read ({error})") from error
+            raise ItemError(kind.replace("missing", "broken"), f"{path} cannot be read ({error})") from error
 
     def _check_query(self, content: bytes, where: str) -> tuple[bytes, str, float]:
         try:
@@ -162,18 +192,18 @@ class Packer:
                 promised, rate, kind = file.frames, file.samplerate, file.format
                 samples = file.read(dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:  # a damaged header may promise hours
-            raise _FaultError("broken_query", f"{where} is no readable audio ({error})") from error
+            raise ItemError("broken_query", f"{where} is not readable as audio ({error})") from error
         seconds = len(samples) / rate
         if len(samples) < promised or len(content) < _riff_size(content):
-            raise _FaultError("broken_query", f"{where} is cut off after {seconds:.2f} s")
+            raise ItemError("broken_query", f"{where} is cut off after {seconds:.2f} s")
         if len(samples) == 0:
-            raise _FaultError("silent_query", f"{where} holds no sample")
+            raise ItemError("silent_query", f"{where} holds no sample")
         if not np.isfinite(samples).all():
-            raise _FaultError("broken_query", f"{where} holds numbers that are not finite")
+            raise ItemError("broken_query", f"{where} holds numbers that are not finite")
         if not samples.any():
-            raise _FaultError("silent_query", f"{where} holds nothing but silence")
+            raise ItemError("silent_query", f"{where} holds nothing but silence")
         if seconds > self.rules.max_query_s:
-            raise _FaultError("long_query", f"{where} lasts {seconds:.1f} s, longer than {self.rules.max_query_s:g} s")
+            raise ItemError("long_query", f"{where} lasts {seconds:.1f} s, longer than {self.rules.max_query_s:g} s")
         if not self.rules.to_flac and kind in FORMATS:
             return content, FORMATS[kind], seconds
         packed = io.BytesIO()
@@ -184,33 +214,52 @@ class Packer:
         try:
             units = parse_units(content, where)
         except ValueError as error:
-            raise _FaultError("broken_units", str(error)) from error
-        if self.rules.num_codes is not None and units.max() >= self.rules.num_codes:
-            problem = f"{where} holds token {units.max()}, but there are {self.rules.num_codes} codes"
-            raise _FaultError("units_outside_codebook", problem)
+            raise ItemError("broken_units", str(error)) from error
+        num_codes = self.rules.num_codes or 2**31  # shards hold int32
+        if units.max() >= num_codes:
+            problem = f"{where} holds token {units.max()}, but there are {num_codes} codes"
+            raise ItemError("units_outside_codebook", problem)
         return units.astype(np.int32)
+
+    def _check_length(self, num_units: int, reply: str) -> None:
+        rules = self.rules
+        if num_units > rules.max_units:
+            raise ItemError("long_reply", f"the reply has {num_units} speech tokens, more than {rules.max_units}")
+        limit = max(rules.min_units_limit, rules.max_units_per_character * len(reply))
+        if num_units > limit:
+            raise ItemError(
+                "units_do_not_fit_text",
+                f"the reply has {num_units} speech tokens for {len(reply)} characters, more than {limit:.0f}",
+            )
+
+    def _count_text_tokens(self, num_units: int, reply: str, transcript: str | None) -> int:
+        """Count the text tokens of a reply, -1 without a tokenizer, and check what the tokenizer says of the texts."""
+        if self.tokenizer is None:
+            return -1
+        ids = self._token_ids("the reply", reply)
+        if transcript is not None:
+            self._token_ids("the transcript", transcript)
+        num_blocks = -(-(num_units + 1) // self.rules.block_tokens)  # EOS takes a place
+        room = num_blocks * self.rules.anchors_per_block
+        if len(ids) > room:
+            problem = f"the reply has {len(ids)} text tokens, its {num_units} speech tokens have anchors for {room}"
+            raise ItemError("text_overflow", problem)
+        return len(ids)
+
+    def _token_ids(self, which: str, text: str) -> Sequence[int]:
+        assert self.tokenizer is not None
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        special = self._special_ids.intersection(ids)
+        if special:
+            names = self.tokenizer.convert_ids_to_tokens(sorted(special))
+            raise ItemError("special_token", f"{which} has special or unknown tokens {names} of the tokenizer")
+        return ids
 
 
 def _riff_size(content: bytes) -> int:
-    """Bytes that a wav file says it has; 0 if it is none, or was written to a pipe and does not know.
+    """Return the bytes that a wav file says it has; 0 if it is not one, or was written to a pipe and does not know.
 
     libsndfile takes what is there for the whole.
     """
     size = int.from_bytes(content[4:8], "little")
     return size + 8 if content[:4] == b"RIFF" and size < 0xFFFFFFFF else 0
-
-
-def reply_of(entry: Any) -> str:
-    """Gives the reply's text; raises a fault of the kind "layout" or "empty_reply"."""
-    turns = entry.get("conversations") if isinstance(entry, dict) else None
-    is_list = isinstance(turns, list)
-    speakers = [turn.get("from") if isinstance(turn, dict) else None for turn in turns] if is_list else None
-    if speakers != ["human", "gpt"]:
-        raise _FaultError("layout", f"'conversations' must be one turn of 'human' and one of 'gpt'; found {speakers}")
-    return _reply_text(turns[1].get("value"), "the 'value' of 'gpt'")  # type: ignore[index]
-
-
-def _reply_text(reply: Any, what: str) -> str:
-    if not isinstance(reply, str) or not reply.strip():
-        raise _FaultError("empty_reply", f"{what} is empty")
-    return reply

@@ -1,10 +1,10 @@
 """Reads the on-disk layout of the released VocalNet sets: a JSON list beside folders of audio and of speech tokens."""
 
-import json
-from collections import Counter
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import soundfile
@@ -12,14 +12,16 @@ import soxr
 import torch
 
 from datamodules.batch import SpokenExample, text_states_folder
+from datamodules.formats.released_items import ReleasedItem, read_items
 from datamodules.formats.unit_files import read_units
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_positive
 
 SAMPLE_RATE = 16_000
 FIELDS = ("query", "units", "reply", "transcript", "text_states")
 
 # The key of an item that each field is read from.
-_KEYS = {"query": "speech", "units": "units", "reply": "reply_speech", "transcript": "transcript", "text_states": "id"}
+_KEYS = {"query": "speech", "units": "units", "reply": "reply_speech", "transcript": "transcript"}
 
 # Fields that other jobs write, and the argument of the data module that says where.
 _ROOTS = {
@@ -28,45 +30,61 @@ _ROOTS = {
 }
 
 
+def check_fields(fields: Sequence[str], known: Sequence[str] = FIELDS, name: str = "fields") -> tuple[str, ...]:
+    """Return the fields of a batch, all of which are known.
+
+    Args:
+        fields: What a user asks for.
+        known: What there is.
+        name: The argument, for the error.
+
+    Raises:
+        UserError: If one is unknown.
+    """
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise UserError(f"{name}: unknown {unknown}; choose among {list(known)}")
+    return tuple(fields)
+
+
 @dataclass(frozen=True)
 class IndexItem:
     """One entry of the JSON list; a path that the entry does not name is None.
 
-    Args:
-        id: its name, unique in the list.
-        reply_text: the reply.
-        query: the audio file of the query.
-        units: the `.npy` file of the reply's speech tokens.
-        reply: the audio file of the reply.
-        transcript: the query as text.
-        text_states: the `.npy` file of the thinker's states.
+    Attributes:
+        id: Its name, unique in the list.
+        reply_text: The reply.
+        text_states: The `.npy` file of the thinker's states.
+        query: The audio file of the query.
+        units: The `.npy` file of the reply's speech tokens.
+        reply: The audio file of the reply.
+        transcript: The query as text.
     """
 
     id: str
     reply_text: str
+    text_states: Path
     query: Path | None = None
     units: Path | None = None
     reply: Path | None = None
     transcript: str | None = None
-    text_states: Path | None = None
 
 
 class ReleasedLayout:
-    """One split of a corpus on disk.
+    """One split of a corpus on disk; its index is read on first use.
 
     Args:
-        index: the JSON file.
-        root: the folder that `speech` and `reply_speech` paths start from.
-        units_root: the folder that `units` paths start from; `root` if None.
-        fields: which of "query", "units", "reply", "transcript", "text_states" to read; others stay None and need not
+        index: The JSON file, a list or, as `*.jsonl`, a line for each item.
+        root: The folder that `speech` and `reply_speech` paths start from.
+        units_root: The folder that `units` paths start from; `root` if None.
+        fields: Which of "query", "units", "reply", "transcript", "text_states" to read; others stay None and need not
             be there.
-        num_codes: the size of the codebook that speech tokens must lie in; not checked if None.
-        max_examples: keeps only the first ones; all if None.
-        text_states_root: the folder that holds `<set>/text_states/<id>.npy`; `root` if None.
+        num_codes: The size of the codebook that speech tokens must lie in; not checked if None.
+        max_examples: Keeps only the first ones; all if None.
+        text_states_root: The folder that holds `<set>/text_states/<id>.npy`; `root` if None.
 
     Raises:
-        FileNotFoundError: if the index or a file that it names is missing.
-        UserError: if the index does not have the released layout, or lacks a field that is asked for.
+        UserError: If a field is unknown or a number out of range.
     """
 
     def __init__(
@@ -79,26 +97,40 @@ class ReleasedLayout:
         max_examples: int | None = None,
         text_states_root: Path | str | None = None,
     ) -> None:
-        unknown = sorted(set(fields) - set(FIELDS))
-        if unknown:
-            raise UserError(f"fields: unknown {unknown}; choose among {list(FIELDS)}")
+        require_positive(num_codes=num_codes, max_examples=max_examples)
+        self.fields = check_fields(fields)
         self.index = Path(index)
-        self.fields = tuple(fields)
-        self.num_codes = num_codes
-        states = text_states_folder(Path(text_states_root or root), self.index.parent.name)
-        self.items = _read_index(self.index, Path(root), Path(units_root or root), states)[:max_examples]
+        self.num_codes, self.max_examples = num_codes, max_examples
+        self._root, self._units_root = Path(root), Path(units_root or root)
+        self._states = text_states_folder(Path(text_states_root or root), self.index.parent.name)
+
+    def load(self) -> Self:
+        """Read the index now rather than on first use, and return this layout.
+
+        Raises:
+            FileNotFoundError: If the index or a file that it names is missing.
+            UserError: If the index does not have the released layout, or lacks a field that is asked for.
+        """
+        assert self.items, "an index holds at least one item"
+        return self
+
+    @functools.cached_property
+    def items(self) -> list[IndexItem]:
+        """The items of the index; see :meth:`load` for what is checked."""
+        items = [self._item(item) for item in read_items(self.index)[: self.max_examples]]
         for field in self.fields:
-            self._require(field)
+            self._require(field, items)
+        return items
 
     def __len__(self) -> int:
-        """The number of dialogues."""
+        """Return the number of dialogues."""
         return len(self.items)
 
     def __getitem__(self, position: int) -> SpokenExample:
-        """Reads one dialogue.
+        """Read one dialogue.
 
         Raises:
-            UserError: if one of its files is damaged, empty, or holds tokens outside of the codebook.
+            UserError: If one of its files is damaged, empty, or holds tokens outside of the codebook.
         """
         item = self.items[position]
         try:
@@ -115,18 +147,29 @@ class ReleasedLayout:
             raise type(error)(f"{self.index}, item {item.id!r}: {error}") from error
 
     def sizes(self) -> np.ndarray:
-        """How long each dialogue is, for sorting: (N,) int64.
+        """Return how long each dialogue is, for sorting, ``(N,) int64``.
 
-        The bytes of the speech tokens' file, or of the first audio that is read, or the characters of the reply: found
-        without opening a file.
+        That is the bytes of the speech tokens' file, or of the first audio that is read, or else the characters of the
+        reply: known without opening a file.
         """
         for field in ("units", "reply", "query"):
             if field in self.fields:
                 return np.array([getattr(item, field).stat().st_size for item in self.items], dtype=np.int64)
         return np.array([len(item.reply_text) for item in self.items], dtype=np.int64)
 
-    def _require(self, field: str) -> None:
-        absent = [item.id for item in self.items if getattr(item, field) is None]
+    def _item(self, item: ReleasedItem) -> IndexItem:
+        return IndexItem(
+            id=item.id,
+            reply_text=item.reply,
+            text_states=self._states / f"{item.id}.npy",
+            query=None if item.speech is None else self._root / item.speech,
+            units=None if item.units is None else self._units_root / item.units,
+            reply=None if item.reply_speech is None else self._root / item.reply_speech,
+            transcript=item.transcript,
+        )
+
+    def _require(self, field: str, items: Sequence[IndexItem]) -> None:
+        absent = [item.id for item in items if getattr(item, field) is None]
         if absent:
             raise UserError(
                 f"{self.index}, item {absent[0]!r}: has no {_KEYS[field]!r} key, nor have {len(absent) - 1} other "
@@ -134,12 +177,12 @@ class ReleasedLayout:
             )
         if field == "transcript":
             return
-        missing = [item for item in self.items if not getattr(item, field).is_file()]
+        missing = [item for item in items if not getattr(item, field).is_file()]
         if missing:
-            mend = _ROOTS.get(field, "root to the corpus")
+            fix = _ROOTS.get(field, "root to the corpus")
             raise FileNotFoundError(
                 f"{self.index}, item {missing[0].id!r}: {getattr(missing[0], field)} is missing, and so are the files "
-                f"of {len(missing) - 1} other items; set {mend}, make them anew, or leave {field!r} out of fields"
+                f"of {len(missing) - 1} other items; set {fix}, make them again, or leave {field!r} out of fields"
             )
 
     def _audio(self, field: str, path: Path | None) -> torch.Tensor | None:
@@ -154,101 +197,51 @@ class ReleasedLayout:
         assert path is not None, "checked when the index was read"
         return torch.from_numpy(read_units(path, self.num_codes))
 
-    def _text_states(self, path: Path | None) -> torch.Tensor | None:
-        if "text_states" not in self.fields:
-            return None
-        assert path is not None, "checked when the index was read"
-        return torch.from_numpy(read_text_states(path))
+    def _text_states(self, path: Path) -> torch.Tensor | None:
+        return torch.from_numpy(read_text_states(path)) if "text_states" in self.fields else None
 
 
 def read_text_states(path: Path) -> np.ndarray:
-    """Reads what a thinker says to each text token of a reply.
+    """Read what a thinker says to each text token of a reply.
 
     Args:
-        path: a `.npy` file of (N, hidden_size + embedding_size) numbers.
+        path: A `.npy` file of (N, hidden_size + embedding_size) numbers.
 
     Returns:
-        (N, hidden_size + embedding_size) float32.
+        ``(N, hidden_size + embedding_size) float32``.
 
     Raises:
-        UserError: if the file is damaged or empty, or holds anything else.
+        UserError: If the file is damaged or empty, or holds anything else.
     """
     try:
         states = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a readable .npy file of text states ({error}); write it anew") from error
+        raise UserError(f"{path}: not a readable .npy file of text states ({error}); write it again") from error
     if states.ndim != 2 or len(states) == 0 or not np.issubdtype(states.dtype, np.floating):
         raise UserError(
             f"{path}: text states have shape {states.shape} and type {states.dtype}; expected floating-point numbers, "
-            "a row for each text token; write them anew"
+            "one row per text token; write them again"
         )
     return states.astype(np.float32, copy=False)
 
 
 def read_audio(path: Path) -> np.ndarray:
-    """Reads audio of any rate and number of channels as 16 kHz mono.
+    """Read audio of any rate and number of channels as 16 kHz mono.
 
     Args:
-        path: a file that libsndfile reads (wav, flac, ogg, mp3).
+        path: A file that libsndfile reads (wav, flac, ogg, mp3).
 
     Returns:
-        (S,) float32.
+        ``(S,) float32``.
 
     Raises:
-        UserError: if the file is damaged or empty.
+        UserError: If the file is damaged or empty.
     """
     try:
         samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise UserError(f"{path}: not readable as audio ({error}); make it anew") from error
+        raise UserError(f"{path}: not readable as audio ({error}); make it again") from error
     if len(samples) == 0:
-        raise UserError(f"{path}: holds no samples; make it anew")
+        raise UserError(f"{path}: holds no samples; make it again")
     mono = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
     return mono if rate_hz == SAMPLE_RATE else soxr.resample(mono, rate_hz, SAMPLE_RATE)
-
-
-def _read_index(path: Path, root: Path, units_root: Path, states: Path) -> list[IndexItem]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such index of spoken examples; make the corpus or mend the path")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); make it anew") from error
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: expected a JSON list with at least one item")
-    items = [_parse(path, position, entry, root, units_root, states) for position, entry in enumerate(entries)]
-    name, count = Counter(item.id for item in items).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{path}, item {name!r}: the id stands there {count} times; make ids unique")
-    return items
-
-
-def _parse(path: Path, position: int, entry: object, root: Path, units_root: Path, states: Path) -> IndexItem:
-    if not isinstance(entry, dict) or "id" not in entry:
-        raise UserError(f"{path}, entry {position}: expected an object with an 'id' key")
-    where = f"{path}, item {entry['id']!r}"
-    for key in ("speech", "units", "reply_speech", "transcript"):
-        if key in entry and not (isinstance(entry[key], str) and entry[key]):
-            raise UserError(f"{where}: {key!r} must be a string that is not empty")
-    return IndexItem(
-        id=str(entry["id"]),
-        reply_text=_reply(where, entry.get("conversations")),
-        query=root / entry["speech"] if "speech" in entry else None,
-        units=units_root / entry["units"] if "units" in entry else None,
-        reply=root / entry["reply_speech"] if "reply_speech" in entry else None,
-        transcript=entry.get("transcript"),
-        text_states=states / f"{entry['id']}.npy",
-    )
-
-
-def _reply(where: str, turns: object) -> str:
-    is_single = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    speakers = [turn.get("from") for turn in turns] if is_single else None
-    if speakers != ["human", "gpt"]:
-        raise UserError(
-            f"{where}: 'conversations' must hold one turn from 'human', then one from 'gpt'; found {speakers}"
-        )
-    reply = turns[1].get("value")
-    if not isinstance(reply, str) or not reply.strip():
-        raise UserError(f"{where}: the reply (the 'value' of 'gpt') is empty; drop the item or give it a reply")
-    return reply

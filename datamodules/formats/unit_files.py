@@ -20,7 +20,7 @@ class _Type:
 
     def __init__(self, name: str, *_: object) -> None:
         if name not in NUMBERS | OBJECTS:
-            raise pickle.UnpicklingError(f"it holds the type {name!r}, which is no number")
+            raise pickle.UnpicklingError(f"it holds the type {name!r}, which is not a number")
         self.is_object, self.dtype = name in OBJECTS, np.dtype(name)
 
     def __setstate__(self, state: tuple) -> None:
@@ -39,7 +39,7 @@ class _Array:
 
 
 def _array(content: Any, dtype: Any, shape: Any) -> np.ndarray:
-    return np.frombuffer(content, dtype.dtype).reshape(shape)  # raises UserError if the sizes do not fit
+    return np.frombuffer(content, dtype.dtype).reshape(shape)  # raises ValueError if the sizes do not fit
 
 
 _BUILDERS: dict[tuple[str, str], Any] = {
@@ -58,31 +58,31 @@ class _ArraysOnly(pickle.Unpickler):
     """Unpickles arrays and tensors, and runs no other code that a file may name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Gives what stands for the few functions that rebuild arrays and tensors.
+        """Return what stands for one of the few functions that rebuild arrays and tensors.
 
         Raises:
-            pickle.UnpicklingError: if the file asks for anything else.
+            pickle.UnpicklingError: If the file asks for anything else.
         """
         builder = _BUILDERS.get((module.removeprefix("numpy.core.").removeprefix("numpy._core."), name))
         if builder is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not an array")
         return builder
 
 
 def read_units(path: Path, num_codes: int | None = None) -> np.ndarray:
-    """Reads the speech tokens of one reply.
+    """Read the speech tokens of one reply.
 
     Args:
-        path: a `.npy` file with a 1-D integer array (or one with leading dimensions of size 1), or with a pickled
+        path: A `.npy` file with a 1-D integer array (or one with leading dimensions of size 1), or with a pickled
             `{"speech_token": (1, T), "speech_token_len": ...}`.
-        num_codes: the size of the codebook; tokens are not checked if None.
+        num_codes: The size of the codebook; tokens are not checked if None.
 
     Returns:
-        (T,) int64.
+        ``(T,) int64``.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        UserError: if it does not hold speech tokens, or a token lies outside of the codebook.
+        FileNotFoundError: If there is no such file.
+        UserError: If it does not hold speech tokens, or a token lies outside of the codebook.
     """
     try:
         content = path.read_bytes()
@@ -92,29 +92,29 @@ def read_units(path: Path, num_codes: int | None = None) -> np.ndarray:
 
 
 def parse_units(content: bytes, where: str, num_codes: int | None = None) -> np.ndarray:
-    """Reads the speech tokens of one reply from the content of its file; see :func:`read_units`.
+    """Read the speech tokens of one reply from the content of its file; see :func:`read_units`.
 
     Args:
-        content: of a `.npy` file.
-        where: what to call it in an error.
-        num_codes: the size of the codebook; tokens are not checked if None.
+        content: That of a `.npy` file.
+        where: What to call it in an error.
+        num_codes: The size of the codebook; tokens are not checked if None.
 
     Returns:
-        (T,) int64.
+        ``(T,) int64``.
 
     Raises:
-        UserError: if it does not hold speech tokens, or a token lies outside of the codebook.
+        UserError: If it does not hold speech tokens, or a token lies outside of the codebook.
     """
     try:
         values = _load_array(io.BytesIO(content))
     except Exception as error:  # a damaged pickle may raise anything
-        raise UserError(f"{where}: not a readable .npy file of speech tokens ({error!r}); write it anew") from error
+        raise UserError(f"{where}: not a readable .npy file of speech tokens ({error!r}); write it again") from error
     squeezed = values.reshape(values.shape[-1:]) if values.ndim > 1 and values.size == values.shape[-1] else values
     if squeezed.ndim != 1 or squeezed.size == 0:
         raise UserError(f"{where}: speech tokens have shape {values.shape}; expected a 1-D array that is not empty")
     if not np.issubdtype(squeezed.dtype, np.integer):
         raise UserError(
-            f"{where}: speech tokens have type {squeezed.dtype}; expected integers, write them anew as int32"
+            f"{where}: speech tokens have type {squeezed.dtype}; expected integers, write them again as int32"
         )
     tokens = squeezed.astype(np.int64)
     if tokens.min() < 0 or (num_codes is not None and tokens.max() >= num_codes):

@@ -13,24 +13,24 @@ _POOL_BATCHES = 32
 def plan_training(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
 ) -> list[list[int]]:
-    """Shuffled batches of similar length, all of `batch_size`.
+    """Plan shuffled batches of similar length, all of `batch_size`.
 
     Every rank gets the same number of batches; shards of one epoch are disjoint. What does not fill a last batch on
     every rank is left out, other examples each epoch; a corpus smaller than one batch gives one smaller batch.
 
     Args:
-        lengths: (N,) what to sort by.
-        batch_size: examples in a batch of one rank.
-        seed: of the shuffling.
-        epoch: shuffles anew.
-        rank: this process.
-        world_size: how many processes train together.
+        lengths: What to sort by, ``(N,) int``.
+        batch_size: Examples in a batch of one rank.
+        seed: Seeds the shuffling.
+        epoch: Each is shuffled differently.
+        rank: This process.
+        world_size: How many processes train together.
 
     Returns:
         The batches of this rank, as lists of indices into `lengths`.
 
     Raises:
-        UserError: if there are fewer examples than ranks.
+        UserError: If there are fewer examples than ranks.
     """
     count = len(lengths)
     group_size = min(batch_size, count // world_size) * world_size
@@ -46,19 +46,19 @@ def plan_training(
 
 
 def plan_evaluation(count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-    """Batches in the order of the corpus, every example once, the same number of batches on every rank.
+    """Plan batches in the order of the corpus, every example once, the same number of batches on every rank.
 
     Args:
-        count: how many examples there are.
-        batch_size: the most examples in a batch.
-        rank: this process.
-        world_size: how many processes evaluate together.
+        count: How many examples there are.
+        batch_size: The most examples in a batch.
+        rank: This process.
+        world_size: How many processes evaluate together.
 
     Returns:
         The batches of this rank, as lists of indices below `count`.
 
     Raises:
-        UserError: if there are fewer examples than ranks.
+        UserError: If there are fewer examples than ranks.
     """
     if count < world_size:
         raise UserError(f"{count} examples are too few for {world_size} devices; use fewer devices or more examples")

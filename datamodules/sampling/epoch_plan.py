@@ -1,8 +1,8 @@
 """Which examples form which batch of which rank: pure functions of metadata, seed and epoch.
 
 An epoch is a sequence of *steps*; a step holds one batch for each rank. Batches are filled up to a budget of padded
-tokens from examples of like length, so that few positions are padding; which examples meet, and the order of the steps,
-change with every epoch.
+tokens from examples of similar length, so that few positions are padding; which examples meet, and the order of the
+steps, change with every epoch.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 
 # Sorting by length happens inside pools of this many budgets: long enough to save padding, short enough to stay random.
 POOL_BUDGETS = 4096
@@ -27,29 +28,26 @@ class BatchBudget:
         max_examples: Examples.
 
     Raises:
-        UserError: If nothing fits.
+        UserError: If a number is out of range.
     """
 
     max_tokens: int
     max_examples: int = 512
 
     def __post_init__(self) -> None:
-        """Check that something fits."""
-        if self.max_tokens < 1 or self.max_examples < 1:
-            raise UserError(
-                f"a batch of {self.max_tokens} tokens and {self.max_examples} examples is empty: raise both"
-            )
+        """Check the numbers."""
+        require_at_least(1, max_tokens=self.max_tokens, max_examples=self.max_examples)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Batches of a stretch of training, a row a step and a column a rank.
+    """Batches of a stretch of training: steps of one batch per rank.
 
     Attributes:
         members: Examples, batch after batch, step after step, ``(n,) int64``.
         bounds: Where each batch begins and the last one ends in ``members``, ``(num_steps * world_size + 1,) int64``.
         world_size: Ranks.
-        left_out: Examples that would have given some ranks one batch more, fewer than ``world_size`` in each pool and
+        left_out: Examples that would have given some ranks one more batch, fewer than ``world_size`` in each pool and
             only where no batch has room for two examples, ``(m,) int64``.
     """
 
@@ -59,29 +57,29 @@ class Steps:
     left_out: np.ndarray
 
     def __len__(self) -> int:
-        """The number of steps."""
+        """Return the number of steps."""
         return (len(self.bounds) - 1) // self.world_size
 
     def batch(self, step: int, rank: int) -> np.ndarray:
-        """Gives the examples of one rank in one step, ``(m,) int64``."""
+        """Return the examples of one rank in one step, ``(m,) int64``."""
         index = step * self.world_size + rank
         return self.members[self.bounds[index] : self.bounds[index + 1]]
 
     def examples_from(self, step: int) -> np.ndarray:
-        """Gives what is left from a step on, ``(m,) int64``."""
+        """Return the examples of a step and all after it, ``(m,) int64``."""
         return self.members[self.bounds[step * self.world_size] :]
 
 
 def draw_epoch(set_of: np.ndarray, weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
-    """Draws the examples of an epoch, each set as often as its weight says.
+    """Draw the examples of an epoch, each set as often as its weight says.
 
-    A weight of 1 takes each example of a set once, 2 twice, 0 never; of 0.25, a quarter of the set is taken, another
-    one each epoch, so that four epochs take the whole of it.
+    A weight of 1 takes each example of a set once, 2 twice, 0 never; 0.25 takes a quarter of the set, a different one
+    in each epoch, so that four epochs take the whole set.
 
     Args:
         set_of: Set that each example belongs to, ``(N,) int``.
-        weights: One a set.
-        seed: Of the shuffling.
+        weights: One per set.
+        seed: Seeds the shuffling.
         epoch: From 0.
 
     Returns:
@@ -95,7 +93,7 @@ def draw_epoch(set_of: np.ndarray, weights: Sequence[float], seed: int, epoch: i
         if weight < 0 or not np.isfinite(weight):
             raise UserError(f"set {number} has the weight {weight}: give 0 or more")
         own = np.flatnonzero(set_of == number)
-        # One shuffled round of the set after the other; an epoch is the stretch behind that of the one before.
+        # The set is shuffled round after round; each epoch takes the stretch that follows the one before.
         begin, end = (round(len(own) * weight * edge) for edge in (epoch, epoch + 1))
         rounds = range(begin // len(own), -(-end // len(own))) if len(own) else range(0)
         for turn in rounds:
@@ -115,19 +113,19 @@ def plan_steps(
     seed: Sequence[int],
     second_lengths: np.ndarray | None = None,
 ) -> Steps:
-    """Packs examples into batches and batches into steps; every example is in exactly one batch.
+    """Pack examples into batches and batches into steps; every example is in exactly one batch.
 
     Args:
         examples: In random order, ``(n,) int64``.
         lengths: Tokens of every example of the corpus, ``(N,) int``.
         budget: How much a batch may hold.
         world_size: Ranks; each has a batch in every step.
-        seed: Of the order of the steps, and of which examples of like length meet.
-        second_lengths: Another length that is padded but counts against no budget, such as that of the query, ``(N,)``;
-            among examples of about the same tokens, those meet that are alike in it, too.
+        seed: Seeds the order of the steps, and which examples of similar length meet.
+        second_lengths: Another length that is padded but does not count in the budget, such as that of the query,
+            ``(N,)``; of examples with about as many tokens, those meet that are similar in it, too.
 
     Returns:
-        The steps; batches of one step are of like length.
+        The steps; batches of one step are of similar length.
 
     Raises:
         UserError: If there are fewer examples than ranks, or one is longer than the budget.
@@ -153,13 +151,13 @@ def plan_steps(
     batches = (order_of_steps[:, None] * world_size + np.arange(world_size)).ravel()
     lengths_of = np.diff(bounds)[batches]
     new_bounds = np.concatenate([[0], np.cumsum(lengths_of)])
-    # Place of each member before: its batch's old begin plus its place in the batch.
+    # Where each member was before: the old begin of its batch plus its place in the batch.
     source = np.repeat(bounds[batches] - new_bounds[:-1], lengths_of) + np.arange(new_bounds[-1])
     return Steps(members[source], new_bounds, world_size, np.concatenate(left_out))
 
 
 def _pools(examples: np.ndarray, lengths: np.ndarray, budget: BatchBudget, world_size: int) -> list[np.ndarray]:
-    """Cuts examples into pools of about as many tokens; none is too small to give each rank an example."""
+    """Cut examples into pools of about as many tokens; none is too small to give each rank an example."""
     filled = np.cumsum(lengths[examples]) // (budget.max_tokens * POOL_BUDGETS)
     pools = np.split(examples, np.flatnonzero(np.diff(filled)) + 1)
     merged = [pools[0]]
@@ -174,7 +172,7 @@ def _pools(examples: np.ndarray, lengths: np.ndarray, budget: BatchBudget, world
 def _sorted(
     pool: np.ndarray, lengths: np.ndarray, second_lengths: np.ndarray | None, generator: np.random.Generator
 ) -> np.ndarray:
-    """Sorts a pool so that neighbours are alike in length, and in the second one too if there is one."""
+    """Sort a pool so that neighbours are similar in length, and in the second length if there is one."""
     classes = _classes(lengths[pool], TOLERANCE, generator)
     if second_lengths is None:
         return pool[np.argsort(classes, kind="stable")]
@@ -184,13 +182,13 @@ def _sorted(
 
 
 def _classes(lengths: np.ndarray, tolerance: float, generator: np.random.Generator) -> np.ndarray:
-    """Gives lengths classes of a width, with bounds a little different for each, so that others meet in each epoch."""
+    """Assign lengths to classes with bounds shifted at random for each, so that other examples meet in each epoch."""
     shift = generator.uniform(0.0, 0.5, len(lengths))
     return np.floor(np.log(np.maximum(lengths, 1e-3)) / np.log1p(tolerance) + shift)
 
 
 def _cut(lengths: np.ndarray, budget: BatchBudget) -> list[int]:
-    """Cuts a sequence of lengths into batches as large as the budget allows; gives their sizes."""
+    """Cut a sequence of lengths into batches as large as the budget allows; return their sizes."""
     sizes, size, longest = [], 0, 0
     for length in lengths.tolist():
         longest = max(longest, length)
@@ -202,9 +200,9 @@ def _cut(lengths: np.ndarray, budget: BatchBudget) -> list[int]:
 
 
 def _split_to_multiple(sizes: list[int], world_size: int) -> list[int]:
-    """Halves the batches with most examples until each rank gets as many batches as any other.
+    """Halve the batches with most examples until every rank gets the same number of batches.
 
-    Where every batch has one example only, what is too much for equal numbers is left off the end.
+    Where every batch has one example only, surplus batches are dropped from the end.
     """
     sizes = list(sizes)
     while len(sizes) % world_size:

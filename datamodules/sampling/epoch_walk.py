@@ -1,7 +1,7 @@
-"""A walk through the epochs of a corpus that goes on wherever it was left, on as many devices as there are.
+"""A walk through the epochs of a corpus that resumes wherever it was left, on any number of devices.
 
-Within an epoch, the walk is a list of *stretches*, each with a number of devices of its own. A stretch plans what those
-before it left; so whatever the devices were, each example of an epoch is handed out once.
+Within an epoch, the walk is a list of *stretches*, each with a number of devices of its own. A stretch plans what the
+stretches before it left over, so each example of an epoch is handed out once, whatever the numbers of devices were.
 """
 
 import functools
@@ -24,9 +24,9 @@ class EpochWalk:
         lengths: Tokens of each example, ``(N,) int``.
         weights: How often an epoch takes each set; see :func:`draw_epoch`.
         budget: How much a batch may hold.
-        seed: Of the shuffling.
+        seed: Seeds the shuffling.
         world_size: Devices.
-        second_lengths: Of each example, ``(N,) float``; see :func:`plan_steps`.
+        second_lengths: Another length of each example, ``(N,) float``; see :func:`plan_steps`.
 
     Raises:
         UserError: If no plan can be made; see :func:`plan_steps`.
@@ -61,7 +61,7 @@ class EpochWalk:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """Gives what the walk depends on, but for the number of devices."""
+        """What the walk depends on, but for the number of devices."""
         digest = hashlib.sha256()
         for values in (self._set_of, self._lengths):
             digest.update(np.ascontiguousarray(values, dtype=np.int64))
@@ -77,12 +77,12 @@ class EpochWalk:
         }
 
     def advance(self) -> None:
-        """Take one step: what it holds is done."""
+        """Take one step: its batches were handed out."""
         self.position += 1
         self._leave_finished_epoch()
 
     def batches(self, rank: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Gives the epoch and the examples of each batch to come on one rank, without end; does not advance."""
+        """Give the epoch and the examples of each batch to come on one rank, without end; does not advance."""
         steps, position = self._steps, self.position
         for epoch in itertools.count(self.epoch):
             for step in range(position, len(steps)):
@@ -90,7 +90,7 @@ class EpochWalk:
             steps, position = self._plan(epoch + 1, []), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives where the walk stands."""
+        """Return where the walk stands."""
         return {
             "epoch": self.epoch,
             "stretches": [*map(list, self._past), [self.world_size, self.position]],
@@ -98,10 +98,10 @@ class EpochWalk:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where another walk stood; what it left of its epoch is planned anew if the devices are not as many.
+        """Go to where another walk stood; the rest of its epoch is planned again if the number of devices is another.
 
         Args:
-            state: What its `state_dict()` gave.
+            state: What its `state_dict()` returned.
 
         Raises:
             UserError: If it walked through another corpus, or in another way.
@@ -129,7 +129,7 @@ class EpochWalk:
         return self._plan_stretch(rest, self.world_size, epoch, len(past))
 
     def _plan_stretch(self, examples: np.ndarray, world_size: int, epoch: int, number: int) -> Steps:
-        if number and len(examples) < world_size:  # of what other devices left, there is not one for each
+        if number and len(examples) < world_size:  # too few are left for one per device
             return Steps(examples[:0], np.zeros(1, dtype=np.int64), world_size, examples)
         seed = [self._seed, 3, epoch, number]
         return plan_steps(examples, self._lengths, self._budget, world_size, seed, self._second_lengths)

@@ -1,4 +1,4 @@
-"""Loaders of planned batches; the one for training goes on in the middle of an epoch."""
+"""Loaders of planned batches; the one for training resumes in the middle of an epoch."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,17 +15,17 @@ class EpochDataset(Protocol):
     """Examples that may differ from epoch to epoch, by augmentation."""
 
     def __getitem__(self, key: tuple[int, int]) -> SpokenExample:
-        """The example for (epoch, index), a pure function of both."""
+        """Return the example for (epoch, index), a pure function of both."""
 
 
 class EvaluationLoader:
-    """Loads the same batches, from the first on, each time it is iterated.
+    """Loads the same batches each time it is iterated.
 
     Args:
-        dataset: gives the example of an (epoch, index) pair; the epoch is always 0.
-        batches: lists of indices.
-        num_workers: processes that load; 0 loads in this process.
-        pin_memory: whether batches come in page-locked memory.
+        dataset: Gives the example of an (epoch, index) pair; the epoch is always 0.
+        batches: Lists of indices.
+        num_workers: Processes that load; 0 loads in this process.
+        pin_memory: Return batches in page-locked memory.
     """
 
     def __init__(
@@ -37,40 +37,40 @@ class EvaluationLoader:
         self._pin_memory = pin_memory
 
     def __len__(self) -> int:
-        """The number of batches."""
+        """Return the number of batches."""
         return len(self._keys)
 
     def __iter__(self) -> Iterator[SpokenBatch]:
-        """Gives all batches in order."""
+        """Load all batches in order."""
         return iter(_load(self._dataset, self._keys, self._num_workers, self._pin_memory))
 
 
 class Walk(Protocol):
-    """Knows which batches come next, in this epoch and those behind it."""
+    """Knows which batches come next, in this epoch and those after it."""
 
     @property
     def steps_of_epoch(self) -> int:
         """Batches of the present epoch on each rank."""
 
     def advance(self) -> None:
-        """Take one step: what it holds was handed out."""
+        """Take one step: its batches were handed out."""
 
     def batches(self, rank: int) -> Iterator[tuple[int, Sequence[int]]]:
-        """Gives the epoch and the indices of each batch to come on one rank, without end; does not advance."""
+        """Give the epoch and the indices of each batch to come on one rank, without end; does not advance."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives where the walk stands."""
+        """Return where the walk stands."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where another walk stood; raises UserError if it walked through something else."""
+        """Go to where another walk stood; raise UserError if it walked through something else."""
 
 
 class PlannedWalk:
     """A walk through epochs of equally many batches.
 
     Args:
-        plan: the batches of an epoch on a rank, as lists of indices; as many in every epoch.
-        identity: what the plan depends on (such as seed and batch size); a state of another plan is refused.
+        plan: The batches of an epoch on a rank, as lists of indices; as many in every epoch.
+        identity: What the plan depends on (such as seed and batch size); a state of another plan is refused.
     """
 
     def __init__(self, plan: Callable[[int, int], list[list[int]]], identity: dict[str, int]) -> None:
@@ -83,7 +83,7 @@ class PlannedWalk:
         self._handed_out += 1
 
     def batches(self, rank: int) -> Iterator[tuple[int, Sequence[int]]]:
-        """Gives the epoch and the indices of each batch to come."""
+        """Give the epoch and the indices of each batch to come."""
         first, position = divmod(self._handed_out, self.steps_of_epoch)
         for epoch in itertools.count(first):
             for batch in self._plan(epoch, rank)[position:]:
@@ -91,17 +91,17 @@ class PlannedWalk:
             position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives how many batches were handed out."""
+        """Return how many batches were handed out."""
         return {"handed_out": self._handed_out, "identity": dict(self._identity)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where another walk of the same plan stood."""
+        """Go to where another walk of the same plan stood."""
         refuse_other_plan(state["identity"], self._identity)
         self._handed_out = state["handed_out"]
 
 
 def refuse_other_plan(saved: dict[str, Any], present: dict[str, Any]) -> None:
-    """Raises UserError with what differs, if anything does."""
+    """Raise UserError with what differs, if anything does."""
     changed = sorted(name for name in saved.keys() | present.keys() if saved.get(name) != present.get(name))
     if changed:
         differences = ", ".join(f"{name} was {saved.get(name)} and is {present.get(name)}" for name in changed)
@@ -112,19 +112,19 @@ def refuse_other_plan(saved: dict[str, Any], present: dict[str, Any]) -> None:
 
 
 class ResumableLoader:
-    """Loads the batches of a walk, epoch after epoch, and knows how far it came.
+    """Loads the batches of a walk, epoch after epoch, and knows how far it has come.
 
     Each iteration gives as many batches as the first epoch has, beginning with the first that was not handed out yet;
     the first iteration after `load_state_dict` gives what the interrupted one had left. Lightning saves `state_dict()`
-    with each checkpoint of a fit. What counts is what was handed out, not what workers loaded ahead: the batches
+    with each checkpoint of a fit. Batches that workers loaded ahead do not count until they are handed out: the batches
     before a checkpoint and those after it are together the batches of an uninterrupted run.
 
     Args:
-        dataset: gives the example of an (epoch, index) pair.
-        walk: which batches come next.
-        rank: this process.
-        num_workers: processes that load; 0 loads in this process.
-        pin_memory: whether batches come in page-locked memory.
+        dataset: Gives the example of an (epoch, index) pair.
+        walk: Which batches come next.
+        rank: This process.
+        num_workers: Processes that load; 0 loads in this process.
+        pin_memory: Return batches in page-locked memory.
     """
 
     def __init__(
@@ -137,27 +137,27 @@ class ResumableLoader:
         self._is_loaded = False
 
     def __len__(self) -> int:
-        """Batches in an iteration, wherever this loader stands in it."""
+        """Return the number of batches in an iteration, wherever this loader stands in it."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[SpokenBatch]:
-        """Gives the batches that follow those that were handed out."""
+        """Load the batches that follow those that were handed out."""
         if not self._is_loaded or self._in_iteration >= self._num_batches:
             self._in_iteration = 0
         return self._batches()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the walk stands, and how many batches the latest iteration has handed out."""
+        """Return where the walk stands, and how many batches the latest iteration has handed out."""
         return {"walk": self._walk.state_dict(), "in_iteration": self._in_iteration}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes to where another loader of the same plan stood.
+        """Go to where another loader of the same plan stood.
 
         Args:
-            state_dict: what its `state_dict()` returned.
+            state_dict: What its `state_dict()` returned.
 
         Raises:
-            UserError: if it followed another plan.
+            UserError: If it followed another plan.
         """
         self._walk.load_state_dict(state_dict["walk"])
         self._in_iteration = state_dict["in_iteration"]

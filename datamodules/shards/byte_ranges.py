@@ -18,27 +18,28 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from datamodules.formats.atomic_files import replacing
+
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
 class RangeCache:
-    """Byte ranges kept in a folder of bounded size; the ones used least lately go first.
+    """Byte ranges kept in a folder of bounded size; those that were not used for the longest time are removed first.
 
     Several processes may share it.
 
     Args:
         folder: Where to keep them.
-        max_bytes: How much.
+        max_bytes: How many bytes to keep.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
-        folder.mkdir(parents=True, exist_ok=True)
         self._written = max_bytes  # look at the folder before the first write
 
     def get(self, name: str) -> bytes | None:
-        """Gives what is kept under a name, or None."""
+        """Return what is kept under a name, or None."""
         path = self.folder / name
         try:
             content = path.read_bytes()
@@ -48,10 +49,10 @@ class RangeCache:
         return content
 
     def put(self, name: str, content: bytes) -> None:
-        """Keeps a content, and makes room if it has become too much."""
-        partial = self.folder / f".{name}.{os.getpid()}"
-        partial.write_bytes(content)
-        os.replace(partial, self.folder / name)
+        """Keep bytes under a name, and make room if they have become too many."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / name) as partial:
+            partial.write_bytes(content)
         self._written += len(content)
         if self._written >= self.max_bytes // 10:
             self._written = 0
@@ -78,7 +79,7 @@ class ByteRanges:
 
     Args:
         url: The folder, local or remote (`s3://`, `gs://`, `http://`, ...).
-        num_attempts: Tries of a read, with longer and longer waits between them.
+        num_attempts: Attempts per read, with increasing waits between them.
         cache: Keeps what was read.
     """
 
@@ -87,11 +88,11 @@ class ByteRanges:
         self._connection: tuple[int, Any, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves the connection out: each process opens its own."""
+        """Leave the connection out: each process opens its own."""
         return {**vars(self), "_connection": None}
 
     def read(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
-        """Reads several ranges; remote ones at the same time.
+        """Read several ranges; remote ones at the same time.
 
         Args:
             ranges: Name of a file, begin and end in bytes.
@@ -100,7 +101,7 @@ class ByteRanges:
             The bytes of each, fewer if the file ends before; None where there is nothing to read.
 
         Raises:
-            OSError: If the storage cannot be reached after all tries.
+            OSError: If the storage cannot be reached after all attempts.
         """
         if self.cache is None:
             return self._fetch(ranges)
@@ -128,7 +129,7 @@ class ByteRanges:
                     failed = answer
                 elif isinstance(answer, bytes) and len(answer) > end - begin:
                     failed = OSError(
-                        "it gives more than the byte range that was asked for; use storage that knows them"
+                        "it gives more than the byte range that was asked for; use storage that supports byte ranges"
                     )
                 else:
                     answers[place] = answer if isinstance(answer, bytes) else None
@@ -139,27 +140,27 @@ class ByteRanges:
         return [answers[place] for place in range(len(ranges))]
 
     def _ask(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
-        """Reads byte ranges once, and gives what went wrong with some."""
+        """Read byte ranges once; where that fails, return the error in place of the bytes."""
         if self._connection is None or self._connection[0] != os.getpid():
             self._connection = (os.getpid(), *fsspec.core.url_to_fs(self.url))
         _, system, folder = self._connection
-        if isinstance(system, LocalFileSystem):  # a third of the time that a file object takes for an example
+        if isinstance(system, LocalFileSystem):  # takes a third of the time of a file object
             return [_read_local(f"{folder}/{path}", begin, end) for path, begin, end in ranges]
         paths, begins, ends = ([one[column] for one in ranges] for column in range(3))
         return system.cat_ranges([f"{folder}/{path}" for path in paths], begins, ends, on_error="return")
 
 
 def retry(function: Callable[[], T], num_attempts: int, url: str) -> T:
-    """Calls a function that reads from a storage until it succeeds, with longer and longer waits.
+    """Call a function that reads from a storage until it succeeds, with increasing waits.
 
     Args:
         function: What to call.
-        num_attempts: How often at most.
+        num_attempts: Most calls.
         url: What errors call the storage.
 
     Raises:
-        FileNotFoundError: If the function does.
-        OSError: If the last try fails.
+        FileNotFoundError: If the function raises it.
+        OSError: If the last attempt fails.
     """
     tries = Retrying(
         retry=retry_if_not_exception_type(FileNotFoundError),
@@ -173,7 +174,7 @@ def retry(function: Callable[[], T], num_attempts: int, url: str) -> T:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise OSError(f"{url} cannot be read after {num_attempts} tries: {error!r}") from error
+        raise OSError(f"{url} cannot be read after {num_attempts} attempts: {error!r}") from error
 
 
 def _read_local(path: str, begin: int, end: int) -> bytes | Exception:
@@ -190,6 +191,6 @@ def _read_local(path: str, begin: int, end: int) -> bytes | Exception:
 
 
 def _is_not_there(error: Exception) -> bool:
-    """Whether trying again cannot help: there is no such file, or it ends before the range."""
+    """Tell whether trying again cannot help: there is no such file, or it ends before the range."""
     ends_before = getattr(error, "status", None) == 416 or getattr(error, "errno", None) == errno.EINVAL
     return isinstance(error, FileNotFoundError) or ends_before

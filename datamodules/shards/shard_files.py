@@ -16,7 +16,7 @@ from datamodules.shards.byte_ranges import ByteRanges, RangeCache
 from datamodules.shards.shard_index import PARTS, ShardIndex, unpack_units
 from lightning_modules.errors import UserError
 
-# RIFF; format: its size, coding, channels, rate, bytes a second and a sample, bits a sample; data: its size.
+# RIFF; format: its size, coding, channels, rate, bytes per second and per sample, bits per sample; data: its size.
 _WAV_HEADER = struct.Struct("<4s4x4s 4sIHHI4xHH 4sI")
 
 
@@ -30,7 +30,7 @@ class ShardFiles:
     Args:
         url: Folder of the shards, local or remote (`s3://`, `gs://`, `http://`, ...).
         index: Where everything lies.
-        num_attempts: Tries of a read, with longer and longer waits between them.
+        num_attempts: Attempts per read, with increasing waits between them.
         cache: Keeps what was read of remote shards.
     """
 
@@ -39,7 +39,7 @@ class ShardFiles:
         self._files = ByteRanges(url, num_attempts, cache)
 
     def read(self, example: int, parts: Sequence[str] = PARTS) -> dict[str, memoryview]:
-        """Reads parts of one example; see :meth:`read_many`.
+        """Read parts of one example; see :meth:`read_many`.
 
         Raises:
             DamagedExampleError: If they differ from what was written, or are not there.
@@ -52,7 +52,7 @@ class ShardFiles:
     def read_many(
         self, examples: Sequence[int], parts: Sequence[str] = PARTS
     ) -> list[dict[str, memoryview] | DamagedExampleError]:
-        """Reads parts of several examples; remote ones at the same time.
+        """Read parts of several examples; remote ones at the same time.
 
         Args:
             examples: Their rows in the index.
@@ -62,7 +62,7 @@ class ShardFiles:
             For each example the bytes of each part, or what is wrong if they differ from what was written.
 
         Raises:
-            OSError: If the storage cannot be reached after all tries.
+            OSError: If the storage cannot be reached after all attempts.
         """
         columns = [PARTS.index(part) for part in parts]
         offsets, sizes = (values[examples][:, columns] for values in (self.index.offsets, self.index.sizes))
@@ -87,7 +87,7 @@ class ShardFiles:
 def _cut(
     content: bytes | None, parts: Sequence[str], begins: list[int], sizes: list[int], checksums: list[int]
 ) -> tuple[dict[str, memoryview], str | None]:
-    """Cuts what was read into parts; gives them and the first that is not what was written."""
+    """Cut what was read into parts; return them and the name of the first that is not what was written."""
     found, view = {}, memoryview(content or b"")
     for part, begin, size, checksum in zip(parts, begins, sizes, checksums, strict=True):
         found[part] = view[begin : begin + size]
@@ -97,8 +97,8 @@ def _cut(
 
 
 def decode_query(content: bytes | memoryview) -> tuple[Tensor, int]:
-    """Gives the samples of a query, ``(S,) int16``, and their rate."""
-    if len(content) >= _WAV_HEADER.size:  # some twenty times faster than a library for all formats
+    """Return the samples of a query, ``(S,) int16``, and their rate."""
+    if len(content) >= _WAV_HEADER.size:  # about twenty times faster than a library for all formats
         riff, wave, *layout, coding, channels, rate_hz, width, bits, data, size = _WAV_HEADER.unpack_from(content)
         start = [riff, wave, *layout, coding, channels, width, bits, data]
         if start == [b"RIFF", b"WAVE", b"fmt ", 16, 1, 1, 2, 16, b"data"]:
@@ -109,10 +109,10 @@ def decode_query(content: bytes | memoryview) -> tuple[Tensor, int]:
 
 
 def decode_units(content: bytes | memoryview) -> np.ndarray:
-    """Gives speech tokens, ``(T,) int64``."""
+    """Return speech tokens, ``(T,) int64``."""
     return unpack_units(bytes(content)).astype(np.int64)
 
 
 def decode_text(content: bytes | memoryview) -> dict[str, str]:
-    """Gives `id`, `reply` and, if it is known, `transcript`."""
+    """Return `id`, `reply` and, if it is known, `transcript`."""
     return json.loads(bytes(content))

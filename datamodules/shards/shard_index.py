@@ -1,23 +1,24 @@
 """Spoken dialogues in tar shards of the WebDataset layout, each with an index of where everything lies.
 
-An example is three members with one key, one behind the other: `<key>.wav` or `<key>.flac` (the query, the very bytes
-of its file), `<key>.npy` (the reply's speech tokens, `(T,) int32`) and `<key>.json` (`id`, `reply`, and `transcript` if
-there is one). Any tool that reads tar files can read them; with the index a part is one read of a byte range.
+An example is three consecutive members with one key: `<key>.wav` or `<key>.flac` (the query, the bytes of its file),
+`<key>.npy` (the reply's speech tokens, ``(T,) int32``) and `<key>.json` (`id`, `reply`, and `transcript` if there is
+one). Any tool that reads tar files can read them; with the index, a part is one read of a byte range.
 """
 
 import io
 import json
-import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import numpy as np
 
+from datamodules.formats.atomic_files import replacing
 from lightning_modules.errors import UserError
 
 PARTS = ("query", "units", "text")
@@ -28,7 +29,7 @@ INDEX, SHARDS = "index.npz", "shards"
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the examples of a corpus lie, and what a plan must know of them; a row an example.
+    """Where the examples of a corpus lie, and what a plan must know of them; one row per example.
 
     Attributes:
         ids: Names, ``(N,) str``.
@@ -41,7 +42,7 @@ class ShardIndex:
         checksums: Their CRC-32, ``(N, 3) uint32``.
         query_s: Seconds of the query, ``(N,) float32``.
         num_units: Speech tokens of the reply, ``(N,) int32``.
-        num_text_tokens: Text tokens of the reply, ``(N,) int32``; -1 where nobody counted them.
+        num_text_tokens: Text tokens of the reply, ``(N,) int32``; -1 where they were not counted.
     """
 
     ids: np.ndarray
@@ -57,24 +58,22 @@ class ShardIndex:
     num_text_tokens: np.ndarray
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Return the number of examples."""
         return len(self.ids)
 
     def take(self, rows: np.ndarray) -> Self:
-        """Gives the index of some examples, in their order."""
+        """Return the index of some examples, in their order."""
         of_corpus = ("shards", "sets")
         return replace(self, **{name: values[rows] for name, values in vars(self).items() if name not in of_corpus})
 
     def save(self, path: Path) -> None:
-        """Writes the index as one `.npz`, wholly or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        """Write the index as one `.npz`."""
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **vars(self))
-        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads an index.
+        """Read an index.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -84,11 +83,11 @@ class ShardIndex:
             with path.open("rb") as file:
                 return cls.read(file, str(path))
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: there is no index of shards; convert the corpus") from None
+            raise FileNotFoundError(f"{path}: no index of shards; convert the corpus") from None
 
     @classmethod
     def read(cls, file: BinaryIO, name: str) -> Self:
-        """Reads an index from an open file; `name` is what errors call it.
+        """Read an index from an open file; `name` is what errors call it.
 
         Raises:
             UserError: If it is damaged.
@@ -101,7 +100,7 @@ class ShardIndex:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Puts indices one behind the other; each has shards of its own, but they may share sets."""
+        """Concatenate indices; each has shards of its own, but they may share sets."""
         first_shards = np.cumsum([0, *(len(part.shards) for part in parts[:-1])])
         joined = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
         shard_of = [part.shard_of + first for part, first in zip(parts, first_shards, strict=True)]
@@ -112,7 +111,7 @@ class ShardIndex:
 
 
 def pack_units(units: np.ndarray) -> bytes:
-    """Gives the content of a `.npy` file of ``(T,) int32``."""
+    """Return the content of a `.npy` file of ``(T,) int32``."""
     content = io.BytesIO()
     np.save(content, units.astype("<i4"), allow_pickle=False)
     return content.getvalue()
@@ -122,10 +121,10 @@ _UNITS_HEADER = pack_units(np.zeros(0, dtype=np.int32)).split(b"(0,)")[0]
 
 
 def unpack_units(content: bytes) -> np.ndarray:
-    """Reads it; the header, which takes most of the time, is not parsed where it is as this module writes it.
+    """Read the content of a `.npy` file; a header as this module writes it is not parsed, which would take longest.
 
     Raises:
-        UserError: If it is no `.npy` file.
+        ValueError: If it is not a `.npy` file.
     """
     if content.startswith(_UNITS_HEADER):
         return np.frombuffer(content, dtype="<i4", offset=10 + int.from_bytes(content[8:10], "little"))
@@ -145,7 +144,7 @@ class PackedExample:
         units: Speech tokens, ``(T,) int32``.
         reply: The reply as text.
         transcript: The query as text, if known.
-        num_text_tokens: Text tokens of the reply; -1 if nobody counted them.
+        num_text_tokens: Text tokens of the reply; -1 if they were not counted.
     """
 
     id: str
@@ -160,17 +159,32 @@ class PackedExample:
 
 
 class ShardWriter:
-    """Writes one shard and its index; both appear when everything is written, the shard last.
+    """Appends examples to one shard and remembers where they lie; see :meth:`create`.
 
     Args:
-        path: `<name>.tar`; the index comes beside it as `<name>.npz`.
+        tar: The shard, open for writing.
+        name: The file name of the shard.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._tar = tarfile.open(self._partial, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close()
+    def __init__(self, tar: tarfile.TarFile, name: str) -> None:
+        self._tar, self._name = tar, name
         self._rows: list[tuple[str, str, list[tuple[int, int, int]], float, int, int]] = []
+
+    @classmethod
+    @contextmanager
+    def create(cls, path: Path) -> Iterator[Self]:
+        """Give a writer; its shard and index appear when the context ends without an error, the shard last.
+
+        Args:
+            path: `<name>.tar`; the index is written beside it as `<name>.npz`.
+
+        Yields:
+            The writer.
+        """
+        with replacing(path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+            writer = cls(tar, path.name)
+            yield writer
+            writer._index().save(path.with_suffix(".npz"))
 
     @property
     def num_bytes(self) -> int:
@@ -178,7 +192,7 @@ class ShardWriter:
         return self._tar.offset
 
     def write(self, key: str, example: PackedExample) -> None:
-        """Appends an example under a key without a dot, unique in the corpus."""
+        """Append an example under a key without a dot, unique in the corpus."""
         text = {"id": example.id, "reply": example.reply}
         if example.transcript is not None:
             text["transcript"] = example.transcript
@@ -198,16 +212,14 @@ class ShardWriter:
         self._tar.addfile(info, io.BytesIO(content))
         return begin, len(content), zlib.crc32(content)
 
-    def close(self) -> ShardIndex:
-        """Finishes index and shard, and gives the index."""
-        self._tar.close()
+    def _index(self) -> ShardIndex:
         columns = zip(*self._rows, strict=True) if self._rows else ([],) * 6
         ids, names, places, seconds, num_units, num_text_tokens = columns
         sets, set_of = np.unique(np.array(names, dtype=np.str_), return_inverse=True)
         begin, size, checksum = np.array(places, dtype=np.int64).reshape(-1, len(PARTS), 3).transpose(2, 0, 1)
-        index = ShardIndex(
+        return ShardIndex(
             ids=np.array(ids, dtype=np.str_),
-            shards=np.array([self.path.name]),
+            shards=np.array([self._name]),
             shard_of=np.zeros(len(ids), dtype=np.int32),
             sets=sets,
             set_of=set_of.astype(np.int32),
@@ -218,6 +230,3 @@ class ShardWriter:
             num_units=np.array(num_units, dtype=np.int32),
             num_text_tokens=np.array(num_text_tokens, dtype=np.int32),
         )
-        index.save(self.path.with_suffix(".npz"))
-        os.replace(self._partial, self.path)
-        return index

@@ -23,11 +23,11 @@ MAX_DAMAGED_IN_A_ROW = 1000
 
 
 def open_corpus(url: str, num_attempts: int = 6, cache: RangeCache | None = None) -> ShardFiles:
-    """Opens a converted corpus.
+    """Open a converted corpus.
 
     Args:
         url: Directory that the conversion wrote, local or remote.
-        num_attempts: Tries of a read.
+        num_attempts: Attempts per read.
         cache: Keeps what was read.
 
     Raises:
@@ -40,19 +40,17 @@ def open_corpus(url: str, num_attempts: int = 6, cache: RangeCache | None = None
         system, path = fsspec.core.url_to_fs(address)
         content = retry(lambda: system.cat_file(path), num_attempts, address)
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{address}: there is no index of shards; convert the corpus, or mend the url"
-        ) from None
+        raise FileNotFoundError(f"{address}: no index of shards; convert the corpus, or fix the url") from None
     return ShardFiles(f"{url.rstrip('/')}/{SHARDS}", ShardIndex.read(io.BytesIO(content), address), num_attempts, cache)
 
 
 class ShardedExamples:
-    """Examples of several corpora, numbered through; queries are int16, which takes half of the way to the device.
+    """Examples of several corpora, numbered consecutively; queries are int16, half of the bytes to move to the device.
 
     Args:
         corpora: Where they lie.
         fields: Which of "query", "units", "transcript" to read; ids and reply texts are always there.
-        augment: Changes a query, ``(S,) float32``, given its epoch and number.
+        augment: Changes a query, ``(S,) float32``, as a function of its epoch and number.
     """
 
     def __init__(
@@ -66,11 +64,11 @@ class ShardedExamples:
         self._parts = [part for part in ("query", "units") if part in fields] + ["text"]
 
     def __len__(self) -> int:
-        """The number of examples of all corpora."""
+        """Return the number of examples of all corpora."""
         return int(self._starts[-1])
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[SpokenExample]:
-        """Reads a batch, the examples of (epoch, number) pairs.
+        """Read a batch, the examples of (epoch, number) pairs.
 
         Raises:
             DamagedExampleError: If one is not what was written.
@@ -84,7 +82,7 @@ class ShardedExamples:
         return examples
 
     def read(self, keys: Sequence[tuple[int, int]]) -> list[SpokenExample | DamagedExampleError]:
-        """Reads a batch, and gives what is wrong with those that are not what was written.
+        """Read a batch; in place of a damaged example, return what is wrong with it.
 
         Raises:
             OSError: If the storage cannot be reached.
@@ -133,7 +131,7 @@ class ShardedExamples:
 class ForgivingExamples:
     """Examples of which a damaged one is left out of its batch, and named there.
 
-    A batch of damaged ones only gets the next whole example, so that all devices keep step.
+    A batch of nothing but damaged examples gets the next whole one, so that all devices take as many steps.
 
     Args:
         examples: Where to read.
@@ -146,14 +144,14 @@ class ForgivingExamples:
         self._examples = examples
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[SpokenExample | SkippedExample]:
-        """Reads a batch."""
+        """Read a batch; see :class:`ForgivingExamples`."""
         found = self._read(keys)
         epoch, number = keys[-1]
         for step in range(1, MAX_DAMAGED_IN_A_ROW):
             if any(isinstance(example, SpokenExample) for example in found):
                 return found
             found += self._read([(epoch, (number + step) % len(self._examples))])
-        raise DamagedExampleError(f"{len(found)} examples one after the other are damaged; check the corpus")
+        raise DamagedExampleError(f"{len(found)} examples in a row are damaged; check the corpus")
 
     def _read(self, keys: Sequence[tuple[int, int]]) -> list[SpokenExample | SkippedExample]:
         read = self._examples.read(keys)

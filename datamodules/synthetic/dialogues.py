@@ -10,17 +10,17 @@ from lightning_modules.errors import UserError
 
 
 def make_dialogues(num_dialogues: int, seed: int) -> list[Dialogue]:
-    """Draws dialogues with distinct replies; within a slot the values are nearly equally frequent.
+    """Draw dialogues with distinct replies; within a slot the values are nearly equally frequent.
 
     Args:
-        num_dialogues: how many to draw.
-        seed: equal seeds give equal lists.
+        num_dialogues: How many to draw.
+        seed: Equal seeds give equal lists.
 
     Returns:
         `num_dialogues` dialogues in random order. Equal queries have equal replies.
 
     Raises:
-        UserError: if the templates do not hold as many distinct replies.
+        UserError: If the templates do not hold as many distinct replies.
     """
     generator = random.Random(seed)
     intents = default_intents()
@@ -36,7 +36,7 @@ def make_dialogues(num_dialogues: int, seed: int) -> list[Dialogue]:
 
 
 def _counts(intents: tuple[Intent, ...], total: int) -> list[int]:
-    """How many dialogues each intent gives: by its share, but never more than it holds."""
+    """Return how many dialogues each intent gives: by its share, but never more than it holds."""
     capacity = sum(intent.capacity for intent in intents)
     if total > capacity:
         raise UserError(
@@ -60,7 +60,7 @@ def _counts(intents: tuple[Intent, ...], total: int) -> list[int]:
 
 
 def _balanced_choices(sizes: list[int], count: int, generator: random.Random) -> list[tuple[int, ...]]:
-    """Distinct tuples of slot indices, each slot's values nearly equally frequent."""
+    """Draw distinct tuples of slot indices, each slot's values nearly equally frequent."""
     capacity = math.prod(sizes)
     if count > capacity // 2:
         return generator.sample(list(itertools.product(*map(range, sizes))), count)
@@ -80,5 +80,5 @@ def _balanced_column(size: int, count: int, generator: random.Random) -> list[in
 
 
 def reply_words(reply: str) -> list[str]:
-    """The words of a reply, lower case, without punctuation."""
+    """Split a reply into its words, in lower case and without punctuation."""
     return reply.lower().translate(str.maketrans("", "", string.punctuation.replace("'", ""))).split()

@@ -8,8 +8,12 @@ import numpy as np
 import soxr
 
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_within
 
 SAMPLE_RATE = 16_000
+
+# What eSpeak accepts: lowest and highest speed in words per minute, lowest and highest pitch.
+RATES_WPM, PITCHES = (80, 450), (0, 99)
 
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
@@ -25,12 +29,15 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 class Voice:
     """One way of speaking.
 
-    Args:
-        language: an eSpeak language, such as "en-us" or "en-gb".
-        variant: an eSpeak voice variant, such as "m3" or "f2"; empty for the language's own voice.
-        rate_wpm: speed in words a minute, 80 to 450.
-        pitch: base pitch, 0 to 99.
-        pitch_range: how lively the melody is, 0 (monotone) to 99.
+    Attributes:
+        language: An eSpeak language, such as "en-us" or "en-gb".
+        variant: An eSpeak voice variant, such as "m3" or "f2"; empty for the language's own voice.
+        rate_wpm: Speed in words per minute, 80 to 450.
+        pitch: Base pitch, 0 to 99.
+        pitch_range: How lively the melody is, 0 (monotone) to 99.
+
+    Raises:
+        UserError: If a value lies outside of what eSpeak accepts.
     """
 
     language: str = "en-us"
@@ -40,16 +47,9 @@ class Voice:
     pitch_range: int = 50
 
     def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            UserError: if a value lies outside of what eSpeak accepts.
-        """
-        if not 80 <= self.rate_wpm <= 450:
-            raise UserError(f"Voice: rate_wpm={self.rate_wpm}, but eSpeak speaks 80 to 450 words a minute")
-        for name, value in (("pitch", self.pitch), ("pitch_range", self.pitch_range)):
-            if not 0 <= value <= 99:
-                raise UserError(f"Voice: {name}={value}, but it must lie in 0..99")
+        """Check the ranges."""
+        require_within(*RATES_WPM, rate_wpm=self.rate_wpm)
+        require_within(*PITCHES, pitch=self.pitch, pitch_range=self.pitch_range)
 
     @property
     def name(self) -> str:
@@ -58,15 +58,15 @@ class Voice:
 
 
 def trim_silence(waveform: np.ndarray, margin_s: float, threshold: float = 0.01) -> np.ndarray:
-    """Cuts the silence around speech down to a fixed margin; where there is less than that, zeros are added.
+    """Cut the silence around speech down to a fixed margin; where there is less than that, zeros are added.
 
     Args:
-        waveform: (S,) float32 at 16 kHz.
-        margin_s: seconds kept before the first and after the last sample that is louder than the threshold.
-        threshold: loudness, as a share of the peak, below which a sample is silence.
+        waveform: Speech at 16 kHz, ``(S,) float32``.
+        margin_s: Seconds that are kept before the first and after the last sample that is louder than the threshold.
+        threshold: Loudness, as a share of the peak, below which a sample is silence.
 
     Returns:
-        (S',) float32; empty if the input is silent.
+        ``(S',) float32``; empty if the input is silent.
     """
     peak = np.abs(waveform).max(initial=0.0)
     if peak == 0.0:
@@ -80,13 +80,13 @@ def trim_silence(waveform: np.ndarray, margin_s: float, threshold: float = 0.01)
 class EspeakSynthesizer:
     """Speaks text.
 
-    The library keeps its state in globals, so keep to one synthesizer a process; use more processes to go faster.
+    The library keeps its state in globals, so use one synthesizer per process, and more processes for speed.
 
     Args:
-        margin_s: silence left at both ends, in seconds.
+        margin_s: Silence left at both ends, in seconds.
 
     Raises:
-        UserError: if the library cannot be loaded or cannot read its voices.
+        UserError: If the library cannot be loaded or cannot read its voices.
     """
 
     def __init__(self, margin_s: float = 0.04) -> None:
@@ -97,10 +97,10 @@ class EspeakSynthesizer:
         self._callback = _Callback(self._collect)
 
     def reset(self) -> None:
-        """Loads the library anew, so that what follows sounds the same whatever was said before.
+        """Load the library again, so that what follows sounds the same whatever was said before.
 
         eSpeak carries some state (the phase of its voice) from one utterance to the next and has no call to reset it.
-        The library is one for the whole process; all synthesizers go on with the new one.
+        All synthesizers of the process share the library, and use the new one from now on.
         """
         global _loaded
         library, _ = _shared_library()
@@ -109,17 +109,17 @@ class EspeakSynthesizer:
         _loaded = None
 
     def synthesize(self, text: str, voice: Voice) -> np.ndarray:
-        """Speaks one text.
+        """Speak one text.
 
         Args:
-            text: what to say.
-            voice: who says it and how.
+            text: What to say.
+            voice: How to say it.
 
         Returns:
-            (S,) float32 at 16 kHz in [-1, 1].
+            ``(S,) float32`` at 16 kHz in [-1, 1].
 
         Raises:
-            UserError: if eSpeak does not know the voice, or the text gives no sound.
+            UserError: If eSpeak does not know the voice, or the text gives no sound.
         """
         library, native_rate_hz = _shared_library()
         _select(library, voice)

@@ -11,10 +11,10 @@ from datamodules.synthetic import lexicon
 class Dialogue:
     """One query and its reply.
 
-    Args:
-        intent: which template it comes from.
-        query: what the user says.
-        reply: what the assistant answers.
+    Attributes:
+        intent: The template that it comes from.
+        query: What the user says.
+        reply: What the assistant answers.
     """
 
     intent: str
@@ -26,12 +26,12 @@ class Dialogue:
 class Intent:
     """A family of dialogues.
 
-    Args:
-        name: its name.
-        share: its part of the corpus, relative to the other intents.
-        queries: phrasings with `{slot}` places; one is drawn for each dialogue.
-        reply: the one phrasing of the reply.
-        slots: each slot's values; a value is a dict from place to word, so that one slot may fill several places.
+    Attributes:
+        name: Its name.
+        share: Its part of the corpus, relative to the other intents.
+        queries: Phrasings with `{slot}` places; one is drawn for each dialogue.
+        reply: The one phrasing of the reply.
+        slots: Each slot's values; a value is a dict from place to word, so that one slot may fill several places.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Intent:
         return math.prod(len(slot) for slot in self.slots)
 
     def render(self, choice: tuple[int, ...], phrasing: str) -> Dialogue:
-        """Fills one choice of slot values into a phrasing."""
+        """Fill one choice of slot values into a phrasing."""
         words = {
             place: word for slot, index in zip(self.slots, choice, strict=True) for place, word in slot[index].items()
         }
@@ -67,7 +67,7 @@ def _successors(cycle: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def default_intents() -> tuple[Intent, ...]:
-    """The embedded templates."""
+    """Return the embedded templates."""
     names = _slot("name", lexicon.NAMES)
     rooms = _slot("room", lexicon.ROOMS)
     days = _slot("day", lexicon.DAYS)

@@ -3,10 +3,10 @@
 import functools
 import itertools
 import json
-import os
 import random
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,17 +14,18 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from datamodules.formats.atomic_files import write_json
+from datamodules.formats.atomic_files import remove_partial_files, replacing, write_json
 from datamodules.synthetic.dialogues import make_dialogues, reply_words
-from datamodules.synthetic.espeak import SAMPLE_RATE, EspeakSynthesizer, Voice
+from datamodules.synthetic.espeak import PITCHES, RATES_WPM, SAMPLE_RATE, EspeakSynthesizer, Voice
 from datamodules.synthetic.intents import Dialogue
 from datamodules.workers import map_unordered
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 
 SET_NAME = "spoken_examples"
 SPLITS = ("train", "validation", "test")
 
-# Few enough that a killed run loses little, many enough that loading the library anew for each chunk costs nothing.
+# Few enough that a killed run loses little, many enough that loading the library again for each chunk costs nothing.
 _CHUNK = 20
 
 _synthesizer: EspeakSynthesizer | None = None
@@ -50,18 +51,21 @@ class SpokenExamplesMaker:
     The files depend on the arguments only, not on the number of workers or on restarts.
 
     Args:
-        num_train: dialogues in `train.json`.
-        num_validation: dialogues in `validation.json`.
-        num_test: dialogues in `test.json`.
-        seed: draws the dialogues and the voices of the queries.
-        num_workers: processes that speak; 0 speaks in this process.
-        codec_name: names the folder that the `units` keys point into, `<codec_name>_tokens`.
-        reply_voice: the voice of all replies; the default if None.
-        query_languages: eSpeak languages of the queries; a language named twice is drawn twice as often.
-        query_variants: eSpeak voice variants of the queries.
-        query_rates_wpm: lowest and highest speed of the queries, in words a minute.
-        query_pitches: lowest and highest base pitch of the queries, 0 to 99.
-        askers_per_dialogue: voices that ask for each training dialogue, an example each; they share its spoken reply.
+        num_train: Dialogues in `train.json`.
+        num_validation: Dialogues in `validation.json`.
+        num_test: Dialogues in `test.json`.
+        seed: Draws the dialogues and the voices of the queries.
+        num_workers: Processes that speak; 0 speaks in this process.
+        codec_name: Names the folder that the `units` keys point into, `<codec_name>_tokens`.
+        reply_voice: The voice of all replies; the default if None.
+        query_languages: Languages of the queries, as eSpeak names them; a language named twice is drawn twice as often.
+        query_variants: Voices of the queries, as eSpeak names its variants.
+        query_rates_wpm: Lowest and highest speed of the queries, in words per minute.
+        query_pitches: Lowest and highest base pitch of the queries, 0 to 99.
+        askers_per_dialogue: Voices that ask for each training dialogue, one example each; they share its spoken reply.
+
+    Raises:
+        UserError: If a number is out of range, or there is no language or variant to draw from.
     """
 
     def __init__(
@@ -82,11 +86,18 @@ class SpokenExamplesMaker:
         query_pitches: tuple[int, int] | list[int] = (30, 70),
         askers_per_dialogue: int = 1,
     ) -> None:
-        for name, value in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
-            if value < 1:
-                raise UserError(f"SpokenExamplesMaker: {name}={value}, but each split needs at least one example")
-        if askers_per_dialogue < 1:
-            raise UserError(f"SpokenExamplesMaker: askers_per_dialogue={askers_per_dialogue}, but somebody must ask")
+        require_at_least(1, num_train=num_train, num_validation=num_validation, num_test=num_test)
+        require_at_least(1, askers_per_dialogue=askers_per_dialogue)
+        require_at_least(0, seed=seed, num_workers=num_workers)
+        _require_range("query_rates_wpm", query_rates_wpm, *RATES_WPM)
+        _require_range("query_pitches", query_pitches, *PITCHES)
+        if not query_languages or not query_variants:
+            raise UserError(
+                f"query_languages={list(query_languages)}, query_variants={list(query_variants)}: name at least one of "
+                "each; the variant '' is the language's own voice"
+            )
+        if not codec_name or "/" in codec_name:
+            raise UserError(f"codec_name is {codec_name!r}; give a name for a folder, without a slash")
         self.num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
         self.seed = seed
         self.num_workers = num_workers
@@ -99,22 +110,23 @@ class SpokenExamplesMaker:
         self.askers_per_dialogue = askers_per_dialogue
 
     def run(self, output_dir: Path | str) -> dict[str, float]:
-        """Writes `<output_dir>/spoken_examples/{train,validation,test}.json` and the wav files.
+        """Write `<output_dir>/spoken_examples/{train,validation,test}.json` and the wav files.
 
         Args:
-            output_dir: the run directory.
+            output_dir: The run directory.
 
         Returns:
             Counts, hours of audio, reply lengths in seconds and the statistics of the reply lexicon.
 
         Raises:
-            UserError: if more dialogues are asked for than the templates hold, or eSpeak does not know a voice.
+            UserError: If more dialogues are asked for than the templates hold, or eSpeak does not know a voice.
         """
         root = Path(output_dir)
         splits = self._plan()
         tasks = [task for split in splits.values() for task in split]
-        for folder in ("audios", "replies"):
-            (root / SET_NAME / folder).mkdir(parents=True, exist_ok=True)
+        for folder in (root / SET_NAME / "audios", root / SET_NAME / "replies"):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_partial_files(folder)
         is_continued = self._is_continued(root, tasks)
         size = _CHUNK * self.askers_per_dialogue  # those who share a reply are in one chunk
         chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
@@ -129,7 +141,7 @@ class SpokenExamplesMaker:
         return self._metrics(splits, durations)
 
     def _plan(self) -> dict[str, list[_Task]]:
-        """Which examples each split holds; a pure function of the constructor's arguments."""
+        """List the examples of each split; a pure function of the constructor's arguments."""
         dialogues = iter(make_dialogues(sum(self.num_examples.values()), self.seed))
         askers = {"train": self.askers_per_dialogue}
         return {
@@ -168,10 +180,10 @@ class SpokenExamplesMaker:
         }
 
     def _is_continued(self, root: Path, tasks: list[_Task]) -> bool:
-        """Whether files found here belong to this very plan; writes the plan down for the next start."""
+        """Tell whether the files found here belong to this very plan; write the plan down for the next start."""
         path = root / SET_NAME / "plan.json"
         plan = [asdict(task) for task in tasks]
-        if path.exists() and json.loads(path.read_text()) == plan:
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
             return True
         for split in SPLITS:
             (root / SET_NAME / f"{split}.json").unlink(missing_ok=True)
@@ -203,9 +215,9 @@ class SpokenExamplesMaker:
 
 
 def _speak_chunk(root: Path, tasks: list[_Task], keep_existing: bool) -> dict[str, tuple[float, float]]:
-    """Writes the files of some examples and returns the seconds of query and reply by id.
+    """Write the files of some examples and return the seconds of query and reply by id.
 
-    The library starts anew with each chunk and a chunk is spoken whole, so that its files do not depend on what this
+    The library is loaded again for each chunk and a chunk is spoken whole, so that its files do not depend on what this
     process spoke before.
     """
     global _synthesizer
@@ -228,7 +240,7 @@ def _speak_chunk(root: Path, tasks: list[_Task], keep_existing: bool) -> dict[st
 
 
 def _write_speech(path: Path, waveform: np.ndarray) -> float:
-    """Writes a file and gives its seconds."""
+    """Write a file and return its seconds."""
     _write_wav(path, waveform)
     return waveform.size / SAMPLE_RATE
 
@@ -248,6 +260,10 @@ def _duration_s(path: Path) -> float:
 
 
 def _write_wav(path: Path, waveform: np.ndarray) -> None:
-    partial = path.with_suffix(".partial")
-    soundfile.write(partial, waveform, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        soundfile.write(partial, waveform, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+
+
+def _require_range(name: str, found: Sequence[int], low: int, high: int) -> None:
+    if len(found) != 2 or not low <= found[0] <= found[1] <= high:
+        raise UserError(f"{name}={list(found)}: give the lowest and the highest, from {low} to {high}")

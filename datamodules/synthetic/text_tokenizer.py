@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.formats.released_layout import IndexItem, ReleasedLayout
 from datamodules.synthetic.dialogues import reply_words
-from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -24,8 +24,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# A word or a number with the space before it; a spelled letter with its comma, or spelling would need twice the tokens
-# of other speech; anything else by itself.
+# A word or a number with the space before it; a spelled letter with its comma, because spelling would otherwise need
+# twice the tokens of other speech; anything else by itself.
 _PIECES = r" ?[A-Z],(?= )| ?[A-Za-z']+| ?[0-9]+| ?[^\sA-Za-z0-9']+|\s"
 
 
@@ -33,11 +33,14 @@ class TextTokenizerTrainer:
     """A job that trains a byte-level BPE: a frequent word is one token, and any text survives encode and decode.
 
     Args:
-        root: the folder of the corpus.
-        set_name: the folder of the set inside `root`.
-        train_index: the JSON file whose replies, and transcripts of queries if there are any, are learnt from.
-        vocab_size: the most tokens there may be, of which 256 are bytes.
-        min_frequency: how often a pair must occur to become a token.
+        root: The folder of the corpus.
+        set_name: The folder of the set inside `root`.
+        train_index: The JSON file whose replies, and transcripts of queries if there are any, are learned from.
+        vocab_size: The most tokens there may be, at least 300, of which 256 are bytes.
+        min_frequency: How often a pair must occur to become a token.
+
+    Raises:
+        UserError: If a number is out of range.
     """
 
     def __init__(
@@ -48,8 +51,8 @@ class TextTokenizerTrainer:
         vocab_size: int = 2048,
         min_frequency: int = 20,
     ) -> None:
-        if vocab_size < 300:
-            raise UserError(f"vocab_size={vocab_size}: must be at least 300, of which 256 are bytes")
+        require_at_least(300, vocab_size=vocab_size)
+        require_at_least(1, min_frequency=min_frequency)
         self.root = Path(root)
         self.set_name = set_name
         self.train_index = train_index
@@ -57,18 +60,18 @@ class TextTokenizerTrainer:
         self.min_frequency = min_frequency
 
     def run(self, output_dir: Path | str) -> dict[str, float]:
-        """Writes `<output_dir>/tokenizer`, which `AutoTokenizer.from_pretrained` reads.
+        """Write `<output_dir>/tokenizer`, which `AutoTokenizer.from_pretrained` reads.
 
         Args:
-            output_dir: the run directory.
+            output_dir: The run directory.
 
         Returns:
-            The size of the vocabulary, tokens a reply, the share of distinct words that are one token and, where the
-            corpus holds reply speech, text tokens a second of it.
+            The size of the vocabulary, tokens per reply, the share of distinct words that are one token and, where the
+            corpus holds reply speech, text tokens per second of it.
 
         Raises:
-            FileNotFoundError: if there is no such corpus.
-            UserError: if its index does not have the released layout.
+            FileNotFoundError: If there is no such corpus.
+            UserError: If its index does not have the released layout.
         """
         items = ReleasedLayout(self.root / self.set_name / self.train_index, self.root, fields=()).items
         replies = [item.reply_text for item in items]
@@ -79,12 +82,12 @@ class TextTokenizerTrainer:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int, min_frequency: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE with ChatML roles and an audio placeholder.
+    """Train a byte-level BPE with ChatML roles and an audio placeholder.
 
     Args:
-        texts: what to learn from.
-        vocab_size: the most tokens there may be.
-        min_frequency: how often a pair must occur to become a token.
+        texts: What to learn from.
+        vocab_size: The most tokens there may be.
+        min_frequency: How often a pair must occur to become a token.
 
     Returns:
         A tokenizer whose `decode(encode(text))` is `text` for every text; `<|im_end|>` ends a turn and

@@ -1,8 +1,7 @@
-"""A job that writes the speech tokens of a corpus' replies, one `.npy` an example, as the released sets store them."""
+"""A job that writes the speech tokens of a corpus' replies, one `.npy` per reply, as the released sets store them."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from lightning_modules.array_files import write_array
+from datamodules.formats.atomic_files import remove_partial_files, write_array, write_json
+from datamodules.formats.released_items import read_items
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 from lightning_modules.speech_codec import SpeechCodec
 
 SPLITS = ("train", "validation", "test")
@@ -27,7 +28,10 @@ class SpeechTokenWriter:
         corpus_root: Run directory of the corpus; holds `<set_name>/{train,validation,test}.json` and the reply audio.
         set_name: Folder of the set inside the corpus.
         splits: Which JSON lists to read.
-        batch_size: Replies encoded together, of like length.
+        batch_size: Replies encoded together, of similar length.
+
+    Raises:
+        UserError: If the batch size is out of range.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class SpeechTokenWriter:
         splits: tuple[str, ...] | list[str] = SPLITS,
         batch_size: int = 32,
     ) -> None:
+        require_at_least(1, batch_size=batch_size)
         self.codec = codec.eval()
         self.corpus_root = Path(corpus_root)
         self.set_name = set_name
@@ -45,7 +50,7 @@ class SpeechTokenWriter:
         self.batch_size = batch_size
 
     def run(self, output_dir: Path) -> dict[str, Any]:
-        """Writes `<output_dir>/<units>` for the `units` path of every item.
+        """Write `<output_dir>/<units>` for the `units` path of every item.
 
         Args:
             output_dir: The run directory of this job.
@@ -54,29 +59,31 @@ class SpeechTokenWriter:
             `<split>/<name>` for the names of `token_statistics`, also written to `<output_dir>/speech_tokens.json`.
 
         Raises:
-            FileNotFoundError: The corpus or one of its reply files is missing.
-            UserError: An item lacks `units` or `reply_speech`, or its audio is not 16 kHz mono.
+            FileNotFoundError: If the corpus or one of its reply files is missing.
+            UserError: If an item has no `units` or `reply_speech` key, or its audio does not have the codec's format.
         """
         report: dict[str, Any] = {}
         for split in self.splits:
             tokens = self._write_split(split, Path(output_dir))
             report |= {f"{split}/{name}": value for name, value in token_statistics(tokens, self.codec).items()}
-        (Path(output_dir) / "speech_tokens.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_json(Path(output_dir) / "speech_tokens.json", report)
         return report
 
     def _write_split(self, split: str, output_dir: Path) -> list[np.ndarray]:
         pending = []
         paths: set[Path] = set()
-        for item in self._items(split):
-            path = output_dir / item["units"]
+        for item in read_items(self.corpus_root / self.set_name / f"{split}.json", ("units", "reply_speech")):
+            assert item.units is not None and item.reply_speech is not None, "both are required"
+            path = output_dir / item.units
             if path not in paths and not path.is_file():
-                audio = self.corpus_root / item["reply_speech"]
+                audio = self.corpus_root / item.reply_speech
                 if not audio.is_file():
-                    raise FileNotFoundError(f"{audio}: the reply of {item['id']!r} is missing; make the corpus anew")
+                    raise FileNotFoundError(f"{audio}: the reply of {item.id!r} is missing; make the corpus again")
                 pending.append((audio.stat().st_size, audio, path))
             paths.add(path)  # examples may share a reply
         for folder in {path.parent for path in paths}:
             folder.mkdir(parents=True, exist_ok=True)
+            remove_partial_files(folder)
         pending.sort(key=lambda entry: entry[0])
         with tqdm(total=len(pending), desc=f"speech tokens of {split}", unit="reply") as progress:
             for batch in _batched(pending, self.batch_size):
@@ -93,31 +100,17 @@ class SpeechTokenWriter:
         for path, row, length in zip(paths, tokens.cpu(), token_lengths.tolist(), strict=True):
             write_array(path, row[:length].numpy().astype(np.int32))
 
-    def _items(self, split: str) -> list[Mapping[str, Any]]:
-        index = self.corpus_root / self.set_name / f"{split}.json"
-        if not index.is_file():
-            raise FileNotFoundError(f"{index}: no such index of spoken examples; make the corpus or mend corpus_root")
-        items = json.loads(index.read_text(encoding="utf-8"))
-        for item in items:
-            absent = [key for key in ("units", "reply_speech") if key not in item]
-            if absent:
-                raise UserError(
-                    f"{index}, item {item.get('id')!r}: lacks {absent}; tokens are made from the audio named by "
-                    "'reply_speech' and stored where 'units' says"
-                )
-        return items
-
 
 def token_statistics(tokens: list[np.ndarray], codec: SpeechCodec) -> dict[str, float]:
-    """Lengths, codebook use and predictability of token sequences.
+    """Measure lengths, codebook use and predictability of token sequences.
 
     Args:
-        tokens: (T,) int arrays.
+        tokens: Sequences, each ``(T,) int``.
         codec: Their codec, for its codebook size and frame rate.
 
     Returns:
         `num_replies`, `num_tokens`, `hours`, `tokens_mean`, `tokens_max`, `codebook_share` (codes that occur at all),
-        `entropy_bits` of a token and `entropy_given_previous_bits`.
+        `entropy_bits` per token and `entropy_given_previous_bits`.
     """
     lengths = [len(row) for row in tokens]
     singles = Counter(int(token) for row in tokens for token in row)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datamodules.batch import SpokenBatch, from_pcm
+from datamodules.formats.atomic_files import write_json, write_text
+from datamodules.formats.released_items import read_items
 from datamodules.formats.released_layout import SAMPLE_RATE
 from datamodules.sampling.epoch_plan import BatchBudget
 from datamodules.sampling.epoch_walk import EpochWalk
@@ -28,7 +29,7 @@ from datamodules.sampling.resumable_loader import ResumableLoader
 from datamodules.sharded_dialogues import ShardedDialogueDataModule, ShardedSet
 from datamodules.shards.shard_index import INDEX, ShardIndex
 from lightning_modules.acoustics.log_mel import LogMel
-from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 
 PAPER_EXAMPLES = 730_000
 NUM_MEMORIES = 100
@@ -37,7 +38,7 @@ NUM_MEMORIES = 100
 BOTH = "shards", "plain"
 COMPARED = (
     ("examples/s (least to most)", "{examples_per_s:.0f} ({examples_per_s_min:.0f} to {examples_per_s_max:.0f})"),
-    ("hours of queries a second", "{hours_per_s:.2f}"),
+    ("hours of queries per second", "{hours_per_s:.2f}"),
     ("padding of queries", "{query_padding:.1%}"),
     ("padding of speech tokens", "{padding:.1%}"),
 )
@@ -54,9 +55,12 @@ SINGLE = (
     ("resident memory before the index was read", "{rss_begin_mb:.0f} MB"),
     ("at most in the first half of an epoch", "{rss_first_mb:.0f} MB"),
     ("at most in the second half", "{rss_second_mb:.0f} MB"),
-    ("a reading process of its own, at most in either half", "{worker_first_mb:.0f} and {worker_second_mb:.0f} MB"),
+    (
+        "memory of a reading process, at most in either half",
+        "{worker_first_mb:.0f} and {worker_second_mb:.0f} MB",
+    ),
     ("log-mel of a query, one by one on one thread", "{log_mel_rows_ms:.2f} ms"),
-    ("log-mel of a query, by the batch in the model", "{log_mel_batches_ms:.2f} ms"),
+    ("log-mel of a query, in batches as in the model", "{log_mel_batches_ms:.2f} ms"),
 )
 
 
@@ -73,10 +77,11 @@ class _Read:
 
 
 class StreamBenchmark:
-    """Reads a corpus in turn from its shards and from the loose files that it was made of, and says how fast.
+    """Reads a corpus in turn from its shards and from the loose files that it was made of, and measures how fast.
 
-    The plain Dataset is what one writes first: it opens the two files of an example, and a DataLoader shuffles and pads
-    batches of a fixed size, as many examples as the streamed ones have on average. Both have the same processes.
+    The plain Dataset is the simplest code for the task: it opens the two files of an example, and a DataLoader shuffles
+    and pads batches of a fixed size, as many examples as the streamed batches have on average. Both use as many
+    processes.
 
     Args:
         corpus: Directory that the conversion wrote.
@@ -87,7 +92,7 @@ class StreamBenchmark:
         max_tokens: Padded speech tokens of a batch.
         num_examples: Examples of one measurement.
         num_rounds: Measurements of each.
-        seed: Of the shuffling.
+        seed: Seeds the shuffling.
 
     Raises:
         UserError: If a number is out of range.
@@ -105,18 +110,15 @@ class StreamBenchmark:
         num_rounds: int = 7,
         seed: int = 0,
     ) -> None:
-        if min(max_tokens, num_examples, num_rounds) < 1 or num_workers < 0:
-            raise UserError(
-                f"max_tokens={max_tokens}, num_examples={num_examples}, num_rounds={num_rounds}, "
-                f"num_workers={num_workers}: the last must not be negative, the others must be positive"
-            )
+        require_at_least(1, max_tokens=max_tokens, num_examples=num_examples, num_rounds=num_rounds)
+        require_at_least(0, num_workers=num_workers, seed=seed)
         self.corpus, self.index = corpus, Path(index)
         self.query_root, self.units_root = Path(query_root), Path(units_root)
         self.num_workers, self.max_tokens, self.seed = num_workers, max_tokens, seed
         self.num_examples, self.num_rounds = num_examples, num_rounds
 
     def run(self, output_dir: Path) -> dict[str, float]:
-        """Writes `results.md` and `measured.json`.
+        """Write `results.md` and `measured.json`.
 
         Args:
             output_dir: The run directory.
@@ -126,6 +128,7 @@ class StreamBenchmark:
 
         Raises:
             FileNotFoundError: If a corpus is missing.
+            UserError: If its index is damaged.
         """
         measured: dict[str, float] = {"rss_begin_mb": _memory_mb()[0]}
         index, index_s = _timed(lambda: ShardIndex.load(Path(self.corpus) / INDEX))
@@ -144,8 +147,8 @@ class StreamBenchmark:
         measured["speedup"] = statistics.median(speedups)
         measured |= {"speedup_min": min(speedups), "speedup_max": max(speedups)}
         measured |= self._features()
-        (Path(output_dir) / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
-        (Path(output_dir) / "results.md").write_text(_table(measured))
+        write_json(Path(output_dir) / "measured.json", measured)
+        write_text(Path(output_dir) / "results.md", _table(measured))
         return measured
 
     def _data(self) -> ShardedDialogueDataModule:
@@ -161,7 +164,7 @@ class StreamBenchmark:
         return EpochWalk(set_of, lengths, [1.0], BatchBudget(self.max_tokens, 4096), self.seed, 1, query_s)
 
     def _resume(self, index: ShardIndex) -> float:
-        """Gives the seconds from a checkpoint's state to the first batch, at the worst of several places."""
+        """Return the seconds from a checkpoint's state to the first batch, the most of several places."""
         num_steps = self._walk(index.num_units, index.query_s).steps_of_epoch
         seconds = []
         for share in np.linspace(0.05, 0.95, self.num_rounds):
@@ -174,7 +177,7 @@ class StreamBenchmark:
         return max(seconds)
 
     def _remember(self, loader: ResumableLoader) -> dict[str, float]:
-        """Reads an epoch, and gives the most memory held in each half of it."""
+        """Read an epoch, and return the most memory held in each half of it."""
         found: dict[str, float] = {}
         for step, _ in enumerate(tqdm(_stream(loader), "an epoch", len(loader), unit="batch")):
             if step % max(1, len(loader) // NUM_MEMORIES) == 0:
@@ -185,8 +188,8 @@ class StreamBenchmark:
 
     def _read(self, loader: ResumableLoader, num_examples: int) -> tuple[list[_Read], list[_Read]]:
         per_batch = round(num_examples / len(loader))
-        entries = json.loads(self.index.read_text(encoding="utf-8"))
-        files = [(self.query_root / entry["speech"], self.units_root / entry["units"]) for entry in entries]
+        items = read_items(self.index, ("speech", "units"))
+        files = [(self.query_root / str(item.speech), self.units_root / str(item.units)) for item in items]
         generator = torch.Generator().manual_seed(self.seed)
         plain = DataLoader(
             _LooseFiles(files), per_batch, shuffle=True, collate_fn=_pad, num_workers=self.num_workers,
@@ -194,7 +197,7 @@ class StreamBenchmark:
         )  # fmt: skip
         reads: tuple[list[_Read], list[_Read]] = ([], [])
         num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # others would spin where the reading processes need their cores
+        torch.set_num_threads(1)  # more threads would spin on the cores that the reading processes need
         with tqdm(total=2 * self.num_rounds, desc="reading", unit="measurement") as progress:
             sources = (lambda: _stream(loader)), (lambda: iter(plain))
             for turn in range(self.num_rounds):
@@ -205,7 +208,7 @@ class StreamBenchmark:
         return reads
 
     def _measure(self, batches: Iterator[dict[str, Any]]) -> _Read:
-        """Reads so many examples, up to float32 queries in this process.
+        """Read `num_examples` examples, up to float32 queries in this process.
 
         The first batch, which waits for processes to start, does not count.
         """
@@ -223,7 +226,7 @@ class StreamBenchmark:
         return _Read(time.perf_counter() - start, num_examples, query_samples, query_places, num_tokens, num_places)
 
     def _features(self) -> dict[str, float]:
-        """Times log-mel one by one on one thread, as a reading process would, and by batches, as the model does."""
+        """Time log-mel one by one on one thread, as a reading process would, and by batches, as the model does."""
         loader = self._data().train_dataloader()
         batches = [from_pcm(batch.query) for batch in itertools.islice(loader, 8) if batch.query is not None]
         log_mel, num_threads = LogMel(), torch.get_num_threads()
@@ -242,7 +245,7 @@ def _stream(loader: ResumableLoader) -> Iterator[dict[str, Any]]:
 
 
 class _LooseFiles(Dataset):
-    """What one writes first: two files an example."""
+    """Examples from two files each, opened when they are asked for."""
 
     def __init__(self, files: list[tuple[Path, Path]]) -> None:
         self.files = files
@@ -283,7 +286,7 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _memory_mb() -> tuple[float, float]:
-    """Gives the resident memory of this process, and the most that one of those that it started holds of its own."""
+    """Return the resident memory of this process, and the most that a process it started holds by itself."""
     process = psutil.Process()
     workers = [worker.memory_full_info().uss for worker in process.children()]
     return process.memory_info().rss / 1e6, max(workers, default=0) / 1e6

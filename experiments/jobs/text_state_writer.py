@@ -9,7 +9,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from datamodules.batch import text_states_folder
-from lightning_modules.array_files import write_array
+from datamodules.formats.atomic_files import remove_partial_files, write_array
+from datamodules.formats.released_layout import ReleasedLayout
+from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 from lightning_modules.thinker.thinker import Thinker
 
 
@@ -18,35 +21,41 @@ class TextStateWriter:
 
     States that are already there are kept, so it may be killed and run again.
 
-    A file `<set_name>/text_states/<id>.npy` holds (N, hidden_size + embedding_size) float32: for each text token of the
-    reply the hidden state that predicted it, then its input embedding.
+    A file `<set_name>/text_states/<id>.npy` holds ``(N, hidden_size + embedding_size) float32``: for each text token of
+    the reply the hidden state that predicted it, then its input embedding.
 
     Args:
         thinker: A trained thinker.
-        splits: By name, what gives a `SpokenExample` with its query for each index, has a length and `sizes()`, such as
-            `datamodules.formats.released_layout.ReleasedLayout`.
+        splits: Corpora by name, with their queries.
         set_name: Folder of the set to write to.
-        batch_size: Queries run together, of like length.
+        batch_size: Queries run together, of similar length.
         bfloat16: Run under bfloat16 autocast.
+
+    Raises:
+        UserError: If the batch size is out of range, or a split does not read queries.
     """
 
     def __init__(
         self,
         thinker: Thinker,
-        splits: dict[str, Any],
+        splits: dict[str, ReleasedLayout],
         set_name: str = "spoken_examples",
         batch_size: int = 32,
         bfloat16: bool = True,
     ) -> None:
+        require_at_least(1, batch_size=batch_size)
+        for name, examples in splits.items():
+            if "query" not in examples.fields:
+                raise UserError(f"splits.{name}: reads {list(examples.fields)}, but a thinker needs fields=[query]")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.thinker = thinker.eval().to(self.device)
+        self.thinker = thinker
         self.splits = splits
         self.set_name = set_name
         self.batch_size = batch_size
         self.bfloat16 = bfloat16
 
     def run(self, output_dir: Path) -> dict[str, Any]:
-        """Writes the states of all splits.
+        """Write the states of all splits.
 
         Args:
             output_dir: The run directory of this job.
@@ -55,10 +64,13 @@ class TextStateWriter:
             `<split>/num_replies` and `<split>/num_text_tokens`.
 
         Raises:
-            UserError: A query or a reply is damaged, empty or too long.
+            FileNotFoundError: If an index or a query is missing.
+            UserError: If a query or a reply is damaged, empty or too long.
         """
         folder = text_states_folder(Path(output_dir), self.set_name)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_partial_files(folder)
+        self.thinker.eval().to(self.device)
         report: dict[str, Any] = {}
         for split, examples in self.splits.items():
             order = np.argsort(examples.sizes(), kind="stable").tolist()
@@ -70,18 +82,19 @@ class TextStateWriter:
             report |= {f"{split}/num_replies": len(order), f"{split}/num_text_tokens": num_tokens}
         return report
 
-    def _write(self, folder: Path, examples: Any, indices: list[int]) -> int:
-        """Writes a batch unless it is there, whole; gives its number of text tokens."""
+    def _write(self, folder: Path, examples: ReleasedLayout, indices: list[int]) -> int:
+        """Write a batch unless all of it is there; return its number of text tokens."""
         paths = [folder / f"{examples.items[index].id}.npy" for index in indices]
         if all(path.is_file() for path in paths):
             return sum(len(np.load(path, mmap_mode="r")) for path in paths)
         batch = [examples[index] for index in indices]
-        queries = [example.query for example in batch]
+        queries = [example.query for example in batch if example.query is not None]
         lengths = torch.tensor([len(query) for query in queries], device=self.device)
         padded = pad_sequence(queries, batch_first=True).to(self.device)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             output = self.thinker(padded, lengths, [example.reply_text for example in batch])
         states = torch.cat([output.hidden.float(), output.embedding.float()], dim=-1).cpu().numpy()
         for path, row, length in zip(paths, states, output.lengths.tolist(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)  # an id may hold a slash
             write_array(path, row[:length])
         return int(output.lengths.sum())

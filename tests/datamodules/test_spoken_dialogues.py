@@ -1,4 +1,4 @@
-"""The DataModule: batches for every stage, crops that depend on seed, epoch and example alone, shards for ranks."""
+"""The DataModule: batches for every stage, crops that depend on seed, epoch and example alone, shares for ranks."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,11 +95,16 @@ def test_state_goes_through_the_data_module(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0: must be positive"),
-        ({"max_test_examples": 0}, "max_test_examples=0"),
-        ({"num_workers": -1}, "num_workers=-1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_test_examples": 0}, "max_test_examples is 0"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"eval_batch_size": 0}, "eval_batch_size is 0"),
+        ({"num_codes": 0}, "num_codes is 0"),
+        ({"fields": ["speech"]}, r"fields: unknown \['speech'\]"),
+        ({"test_fields": ["speech"]}, r"test_fields: unknown \['speech'\]"),
         ({"reply_crop_s": 1.0}, "hold no 'reply' to crop"),
-        ({"reply_crop_s": 0.0, "fields": ["reply"]}, "reply_crop_s=0.0: must be positive"),
+        ({"reply_crop_s": 0.0, "fields": ["reply"]}, "reply_crop_s is 0.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:

@@ -10,7 +10,7 @@ from datamodules.formats.released_layout import SAMPLE_RATE
 
 
 def write_split(root: Path, split: str, count: int, seed: int = 0, num_codes: int = 50) -> list[dict]:
-    """Writes a split of `count` items with replies of 4 to 20 tokens and returns its JSON list."""
+    """Write a split of `count` items with replies of 4 to 20 tokens and return its JSON list."""
     generator = np.random.default_rng([seed, len(split)])
     folder = root / "spoken_examples"
     for name in ("audios", "replies", "codec_tokens"):
@@ -36,7 +36,7 @@ def write_split(root: Path, split: str, count: int, seed: int = 0, num_codes: in
 
 
 def write_index(root: Path, split: str, items: list[dict]) -> Path:
-    """Writes the JSON list of a split and returns its path."""
+    """Write the JSON list of a split and return its path."""
     path = root / "spoken_examples" / f"{split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(items), encoding="utf-8")
@@ -44,6 +44,6 @@ def write_index(root: Path, split: str, items: list[dict]) -> Path:
 
 
 def write_wav(path: Path, samples: np.ndarray, rate_hz: int = SAMPLE_RATE) -> None:
-    """Writes (S,) or (S, channels) samples as 16-bit PCM."""
+    """Write ``(S,)`` or ``(S, channels)`` samples as 16-bit PCM."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, rate_hz, subtype="PCM_16")

@@ -1,4 +1,4 @@
-"""Conversion keeps what is good, names what is not, goes on after a kill, and any tool can read its shards."""
+"""Conversion keeps what is good, names what is not, resumes after a kill, and any tool can read its shards."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from datamodules.batch import from_pcm
 from datamodules.conversion.corpus_converter import CorpusConverter
 from datamodules.conversion.packing import Fault, Packer, PackingRules
-from datamodules.formats.corpus_sources import CorpusFiles
+from datamodules.formats.corpus_files import CorpusFiles
 from datamodules.shards.shard_files import DamagedExampleError, ShardFiles, decode_query, decode_text, decode_units
 from datamodules.shards.shard_index import PackedExample, ShardIndex
 from tests.datamodules.tiny_corpus import write_index, write_split, write_wav
@@ -40,7 +40,7 @@ def convert(tmp_path: Path, corpus: Path, name: str = "out", **settings: object)
 
 
 def contents(out: Path) -> dict[str, tuple[bytes, list[int], str]]:
-    """What every example holds, read through the index."""
+    """Return what every example holds, read through the index."""
     index = ShardIndex.load(out / "index.npz")
     files = ShardFiles(str(out / "shards"), index)
     found = {}
@@ -73,7 +73,7 @@ def test_a_table_says_what_it_did(tmp_path: Path) -> None:
     assert (rows["examples"], rows["shards"], rows["processes"]) == ("6", "3", "0")
     assert rows["speech tokens"] == str(index.num_units.sum())
     assert rows["items left out"] == "1 (1 missing_query)"
-    assert rows["items converted in the last run"].startswith("7 in ") and float(rows["items a second"]) > 0
+    assert rows["items converted in the last run"].startswith("7 in ") and float(rows["items per second"]) > 0
 
 
 def test_any_tool_can_read_the_shards(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_any_tool_can_read_the_shards(tmp_path: Path) -> None:
     assert first["id"] == items[0]["id"]
 
 
-def test_a_shard_that_was_deleted_is_made_anew(tmp_path: Path) -> None:
+def test_a_shard_that_was_deleted_is_written_again(tmp_path: Path) -> None:
     write_split(tmp_path / "corpus", "train", 7)
     _, _, out = convert(tmp_path, tmp_path / "corpus", examples_per_group=3)
     expected, shards = contents(out), sorted((out / "shards").glob("*.tar"))
@@ -163,7 +163,7 @@ def test_each_fault_is_listed_by_id_and_kind_and_the_rest_is_kept(tmp_path: Path
     assert len(contents(out)) == 3
 
 
-def test_a_line_that_is_no_json_is_a_fault(tmp_path: Path) -> None:
+def test_a_line_that_is_not_json_is_a_fault(tmp_path: Path) -> None:
     items = write_split(tmp_path / "corpus", "train", 3)
     lines = tmp_path / "train.jsonl"
     lines.write_text("\n".join([json.dumps(items[0]), json.dumps(items[1])[:-9], json.dumps(items[2])]))
@@ -314,7 +314,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_killed_conversion_goes_on_and_gives_the_same(tmp_path: Path, num_workers: int) -> None:
+def test_a_killed_conversion_resumes_and_gives_the_same(tmp_path: Path, num_workers: int) -> None:
     corpus = tmp_path / "corpus"
     write_split(corpus, "train", 400)
     expected = contents(convert(tmp_path, corpus, examples_per_group=2)[2])
@@ -331,5 +331,5 @@ def test_a_killed_conversion_goes_on_and_gives_the_same(tmp_path: Path, num_work
     kept = {path: path.stat().st_mtime_ns for path in (out / "shards").glob("*.json")}
     subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)
     assert contents(out) == expected
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was done is not done anew"
-    assert not io.StringIO("".join(path.name for path in out.rglob("*.partial"))).read()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was done is not done again"
+    assert not list(out.rglob("*.partial"))

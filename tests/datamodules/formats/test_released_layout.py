@@ -14,7 +14,7 @@ ALL = ("query", "units", "reply", "transcript")
 
 
 def released_item(name: str) -> dict:
-    """An item with the keys of the released sets and no others."""
+    """Return an item with the keys of the released sets and no others."""
     return {
         "id": name,
         "speech": f"VoiceAssistant-430K-vocalnet/audios/{name}.wav",
@@ -55,7 +55,7 @@ def test_tokens_may_lie_elsewhere(tmp_path: Path) -> None:
     layout = ReleasedLayout(index, tmp_path / "corpus", tmp_path / "tokens", fields=("units",))
     assert layout[0].units.tolist() == np.load(elsewhere).tolist()
     with pytest.raises(FileNotFoundError, match="set units_root"):
-        ReleasedLayout(index, tmp_path / "corpus", fields=("units",))
+        ReleasedLayout(index, tmp_path / "corpus", fields=("units",)).load()
 
 
 def test_sizes_grow_with_length(tmp_path: Path) -> None:
@@ -101,26 +101,26 @@ def missing_file(item: dict) -> None:
         (missing_file, FileNotFoundError, r"'train_1'.*absent\.wav is missing"),
     ],
 )
-def test_damaged_index_names_item_and_mend(tmp_path: Path, damage, error: type, message: str) -> None:
+def test_damaged_index_names_the_item_and_the_fix(tmp_path: Path, damage, error: type, message: str) -> None:
     items = write_split(tmp_path, "train", 3)
     damage(items[1])
     index = write_index(tmp_path, "train", items)
     with pytest.raises(error, match=message) as caught:
-        ReleasedLayout(index, tmp_path)
+        ReleasedLayout(index, tmp_path).load()
     assert str(index) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[{", '["a"]'])
-def test_what_is_no_index_is_refused(tmp_path: Path, text: str) -> None:
+def test_what_is_not_an_index_is_refused(tmp_path: Path, text: str) -> None:
     index = tmp_path / "train.json"
     index.write_text(text)
     with pytest.raises(ValueError, match=r"train\.json"):
-        ReleasedLayout(index, tmp_path)
+        ReleasedLayout(index, tmp_path).load()
 
 
 def test_missing_index_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.json: no such index"):
-        ReleasedLayout(tmp_path / "absent.json", tmp_path)
+        ReleasedLayout(tmp_path / "absent.json", tmp_path).load()
 
 
 def test_unknown_field_is_refused(tmp_path: Path) -> None:
@@ -128,11 +128,11 @@ def test_unknown_field_is_refused(tmp_path: Path) -> None:
         ReleasedLayout(tmp_path / "train.json", tmp_path, fields=("speech",))
 
 
-def test_damaged_file_names_item_file_and_mend(tmp_path: Path) -> None:
+def test_damaged_file_names_the_item_the_file_and_the_fix(tmp_path: Path) -> None:
     items = write_split(tmp_path, "train", 2)
     (tmp_path / items[1]["speech"]).write_bytes(b"no audio")
     layout = ReleasedLayout(tmp_path / "spoken_examples/train.json", tmp_path, fields=("query",))
-    with pytest.raises(ValueError, match=r"'train_1'.*train_1\.wav: not readable as audio.*make it anew"):
+    with pytest.raises(ValueError, match=r"'train_1'.*train_1\.wav: not readable as audio.*make it again"):
         layout[1]
 
 

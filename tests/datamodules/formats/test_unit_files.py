@@ -70,13 +70,13 @@ def test_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, cut
     np.save(buffer, np.array(TOKENS, np.int32))
     path = tmp_path_factory.mktemp("cut") / "units.npy"
     path.write_bytes(buffer.getvalue()[:cut])
-    with pytest.raises(ValueError, match="write it anew"):
+    with pytest.raises(ValueError, match="write it again"):
         read_units(path)
 
 
-def test_a_type_that_is_no_number_is_refused(tmp_path: Path) -> None:
+def test_a_type_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, {"speech_token": np.array(TOKENS, "m8[s]")})
-    with pytest.raises(ValueError, match="'m8', which is no number"):
+    with pytest.raises(ValueError, match="'m8', which is not a number"):
         read_units(path)
 
 
@@ -93,7 +93,7 @@ class Harmful:
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     target = tmp_path / "harmed"
     path = save(tmp_path, {"speech_token": Harmful(target)})
-    with pytest.raises(ValueError, match="which is no array"):
+    with pytest.raises(ValueError, match="which is not an array"):
         read_units(path)
     assert not target.exists()
     pickle.loads(pickle.dumps(Harmful(target)))

@@ -111,7 +111,7 @@ def padding(steps: Steps, lengths: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("budget", "message"), [((0, 4), "raise both"), ((50, 0), "raise both"), ((59, 4), "raise the budget")]
+    ("budget", "message"), [((0, 4), "max_tokens is 0"), ((50, 0), "max_examples is 0"), ((59, 4), "raise the budget")]
 )
 def test_impossible_budgets_are_refused(budget: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The corpus job: the released layout, disjoint splits, equal files however often it is killed and by how many made."""
+"""The corpus job: the released layout, disjoint splits, the same files after any kill and by any number of workers."""
 
 import json
 from pathlib import Path
@@ -71,12 +71,12 @@ def test_workers_write_the_same_files(corpus: Path, tmp_path: Path) -> None:
     assert contents(tmp_path) == contents(corpus)
 
 
-def test_killed_run_goes_on_to_the_same_files(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_run_resumes_to_the_same_files(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, written = spoken_examples._write_wav, []
 
     def fail_at_the_60th(path: Path, waveform) -> None:
         if len(written) == 60:
-            path.with_suffix(".partial").write_bytes(b"half a file")
+            path.with_name(f".{path.name}.999.partial").write_bytes(b"half a file, left by a process that was killed")
             raise KeyboardInterrupt
         written.append(path)
         write(path, waveform)
@@ -92,7 +92,7 @@ def test_killed_run_goes_on_to_the_same_files(corpus: Path, tmp_path: Path, monk
     assert written[0].stat().st_mtime_ns == kept
 
 
-def test_finished_run_speaks_nothing_and_mends_a_damaged_file(corpus: Path, tmp_path: Path) -> None:
+def test_finished_run_speaks_nothing_and_replaces_a_damaged_file(corpus: Path, tmp_path: Path) -> None:
     first = make(tmp_path)
     damaged = tmp_path / "spoken_examples/replies/train_00007.wav"
     damaged.write_bytes(b"no audio")
@@ -126,11 +126,22 @@ def test_several_may_ask_for_one_dialogue_and_share_its_reply(corpus: Path, tmp_
     ReleasedLayout(tmp_path / "spoken_examples/train.json", tmp_path, fields=("query", "reply"))
 
 
-def test_nobody_asking_is_refused() -> None:
-    with pytest.raises(ValueError, match="askers_per_dialogue=0"):
-        SpokenExamplesMaker(askers_per_dialogue=0)
-
-
-def test_empty_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_test=0"):
-        SpokenExamplesMaker(num_test=0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"askers_per_dialogue": 0}, "askers_per_dialogue is 0"),
+        ({"num_test": 0}, "num_test is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"query_rates_wpm": [200, 140]}, r"query_rates_wpm=\[200, 140\]"),
+        ({"query_rates_wpm": [79, 140]}, "from 80 to 450"),
+        ({"query_pitches": [30]}, r"query_pitches=\[30\]"),
+        ({"query_pitches": [30, 100]}, "from 0 to 99"),
+        ({"query_languages": []}, "name at least one of each"),
+        ({"query_variants": []}, "name at least one of each"),
+        ({"codec_name": "a/b"}, "without a slash"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpokenExamplesMaker(**settings)

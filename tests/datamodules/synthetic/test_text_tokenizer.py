@@ -69,5 +69,5 @@ def test_saved_tokenizer_knows_turns_and_audio(tmp_path: Path) -> None:
 
 
 def test_vocabulary_too_small_for_bytes_is_refused() -> None:
-    with pytest.raises(ValueError, match="vocab_size=100"):
+    with pytest.raises(ValueError, match="vocab_size is 100"):
         TextTokenizerTrainer("nowhere", vocab_size=100)

@@ -1,4 +1,4 @@
-"""The job that writes speech tokens: complete, repeatable, and it goes on where it was killed."""
+"""The job that writes speech tokens: complete, repeatable, and it resumes where it was killed."""
 
 import json
 
@@ -27,7 +27,12 @@ def corpus(tmp_path):
     for index, samples in enumerate([5_000, 641, 3_200]):
         soundfile.write(folder / "replies" / f"{index}.wav", 0.1 * generator.standard_normal(samples), 16_000)
         items.append(
-            {"id": str(index), "units": f"spoken/t_tokens/{index}.npy", "reply_speech": f"spoken/replies/{index}.wav"}
+            {
+                "id": str(index),
+                "conversations": [{"from": "human", "value": "<speech>"}, {"from": "gpt", "value": "Yes."}],
+                "units": f"spoken/t_tokens/{index}.npy",
+                "reply_speech": f"spoken/replies/{index}.wav",
+            }
         )
     (folder / "train.json").write_text(json.dumps(items))
     return tmp_path / "corpus"
@@ -51,7 +56,7 @@ def test_tokens_are_those_of_each_reply_alone(codec, corpus, tmp_path):
         assert np.load(tmp_path / f"out/spoken/t_tokens/{index}.npy").tolist() == alone[0].tolist()
 
 
-def test_goes_on_where_it_was_killed(codec, corpus, tmp_path):
+def test_it_resumes_where_it_was_killed(codec, corpus, tmp_path):
     whole = write(codec, corpus, tmp_path / "out")
     kept = tmp_path / "out/spoken/t_tokens/0.npy"
     time = kept.stat().st_mtime_ns
@@ -79,5 +84,18 @@ def test_errors_name_the_file(codec, corpus, tmp_path):
     items = json.loads((corpus / "spoken/train.json").read_text())
     del items[2]["units"]
     (corpus / "spoken/train.json").write_text(json.dumps(items))
-    with pytest.raises(ValueError, match=r"'2': lacks \['units'\]"):
+    with pytest.raises(ValueError, match="'2': has no 'units' key"):
         write(codec, corpus, tmp_path / "out3")
+
+
+def test_tokens_are_not_written_outside_of_the_run(codec, corpus, tmp_path):
+    items = json.loads((corpus / "spoken/train.json").read_text())
+    items[1]["units"] = "../../elsewhere.npy"
+    (corpus / "spoken/train.json").write_text(json.dumps(items))
+    with pytest.raises(ValueError, match=r"'1': 'units' leads out of the corpus \(../../elsewhere.npy\)"):
+        write(codec, corpus, tmp_path / "out")
+
+
+def test_an_empty_batch_is_refused(codec):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        SpeechTokenWriter(codec, "nowhere", batch_size=0)

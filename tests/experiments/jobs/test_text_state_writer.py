@@ -1,4 +1,4 @@
-"""The job that writes text states: what the thinker gives, complete, and it goes on where it was killed."""
+"""The job that writes text states: what the thinker gives, complete, and it resumes where it was killed."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_states_are_those_of_each_example_alone_and_can_be_read_back(examples: R
     assert report == {"train/num_replies": 5, "train/num_text_tokens": num_tokens}
 
 
-def test_it_goes_on_where_it_was_killed(examples: ReleasedLayout, tmp_path: Path) -> None:
+def test_it_resumes_where_it_was_killed(examples: ReleasedLayout, tmp_path: Path) -> None:
     whole = write(examples, tmp_path / "out")
     folder = tmp_path / "out" / "spoken_examples" / "text_states"
     files = sorted(folder.iterdir())
@@ -49,7 +49,7 @@ def test_it_goes_on_where_it_was_killed(examples: ReleasedLayout, tmp_path: Path
     files[0].unlink()
     assert write(examples, tmp_path / "out") == whole
     kept = [file for file in files if file.stat().st_mtime_ns == before[file][0]]
-    assert 3 <= len(kept) < 5, "only the batch of the missing file is done anew"
+    assert 3 <= len(kept) < 5, "only the batch of the missing file is run again"
     for file in files:
         np.testing.assert_array_equal(np.load(file), before[file][1])
 
@@ -68,4 +68,4 @@ def test_states_of_another_kind_are_refused_by_name(examples: ReleasedLayout, tm
         ReleasedLayout(index, index.parent.parent, **settings)[0]
     file.unlink()
     with pytest.raises(FileNotFoundError, match="text_states_root to the run that wrote the text states"):
-        ReleasedLayout(index, index.parent.parent, **settings)
+        ReleasedLayout(index, index.parent.parent, **settings).load()

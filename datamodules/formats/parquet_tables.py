@@ -1,0 +1,68 @@
+"""Corpora as Parquet tables that hold the audio themselves."""
+
+from pathlib import Path
+from typing import Any
+
+from pyarrow import ArrowException, Table
+from pyarrow.parquet import ParquetFile
+
+from lightning_modules.errors import UserError
+
+TABLES = ".parquet"
+
+
+def read_places(folder: Path) -> list[dict[str, Any]]:
+    """List the rows of all tables in a folder, without reading their audio.
+
+    Args:
+        folder: Holds tables with the columns `id`, `audio` (a struct with `bytes`), `units` and `conversations`, or
+            `reply` in place of the last; `transcript` may be there.
+
+    Returns:
+        The `id` of each row, and its place: `table`, `group` and `row`.
+
+    Raises:
+        FileNotFoundError: If there is no table.
+        UserError: If one cannot be read, or has no column `id`.
+    """
+    paths = sorted(folder.rglob(f"*{TABLES}"))
+    if not paths:
+        raise FileNotFoundError(f"{folder}: holds no {TABLES} file; fix the path")
+    places: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            table = ParquetFile(path)
+        except (OSError, ArrowException) as error:
+            raise UserError(f"{path}: not a readable Parquet table ({error}); fetch it again") from error
+        if "id" not in table.schema_arrow.names:
+            raise UserError(f"{path}: has the columns {table.schema_arrow.names}, but no 'id'; add it")
+        for group in range(table.num_row_groups):
+            ids = table.read_row_group(group, columns=["id"])["id"].to_pylist()
+            places += [{"id": name, "table": str(path), "group": group, "row": row} for row, name in enumerate(ids)]
+    return places
+
+
+class TableRows:
+    """Reads rows of tables; fast in the order of the tables, because the latest group of rows is kept."""
+
+    def __init__(self) -> None:
+        self._place: tuple[str, int] | None = None
+        self._rows: Table | None = None
+
+    def read(self, place: dict[str, Any]) -> dict[str, Any]:
+        """Read a row.
+
+        Args:
+            place: One that :func:`read_places` returned.
+
+        Returns:
+            Its values by column.
+
+        Raises:
+            OSError: If the table cannot be read.
+            pyarrow.ArrowException: If it is damaged.
+        """
+        group = place["table"], place["group"]
+        if self._rows is None or group != self._place:
+            self._place, self._rows = group, ParquetFile(place["table"]).read_row_group(place["group"])
+        return self._rows.slice(place["row"], 1).to_pylist()[0]
