@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
             if parsed.list:
                 print(config.describe_shipped())
                 return 0
-            plan = make_plan(config.find_file(parsed.file, Path.cwd()), parsed.overrides)
+            plan = make_plan(config.find_file(parsed.file, Path.cwd()), parsed.overrides, redo=parsed.force)
             if parsed.print_config:
                 print(plan.to_yaml(), end="")
                 return 0

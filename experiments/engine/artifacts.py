@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import operator
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +24,17 @@ from lightning_modules.errors import UserError
 
 Config = dict[str, Any]
 LEFT_OUT = "left_out"
-_planned: ContextVar[Mapping[Path, Config] | None] = ContextVar("planned", default=None)
+
+
+@dataclass
+class _Planned:
+    """Configurations by run directory, and the parts that were built from them already."""
+
+    configs: Mapping[Path, Config]
+    parts: dict[tuple[Path, str | None], Any] = field(default_factory=dict)
+
+
+_planned: ContextVar[_Planned | None] = ContextVar("planned", default=None)
 
 
 def load_trained(run: Path, attribute: str | None = None) -> Any:
@@ -45,23 +57,12 @@ def load_trained(run: Path, attribute: str | None = None) -> Any:
     """
     run = Path(run)
     planned = _planned.get()
-    config = planned[run] if planned is not None and run in planned else _read_config(run)
-    if not config.get("module"):
-        raise UserError(f"{run} is the run of a job and holds no module; give the run of a training stage")
-    names = attribute.split(".") if attribute is not None else []
-    try:
-        node, path, depth = _nearest_node(config["module"], names)
-        with torch.random.fork_rng(devices=[]):
-            part = build(node, path)
-    except ConfigError as error:
-        raise UserError(f"{run / 'config.yaml'}: {error}") from error
     if planned is None:
-        load_weights(part, Run(run, config["fingerprint"]), "".join(f"{name}." for name in names[:depth]))
-    try:
-        part = operator.attrgetter(".".join(names[depth:]))(part) if names[depth:] else part
-    except AttributeError as error:
-        raise UserError(f"the module of {run} has no {attribute}: {error}; name one of its parts") from error
-    return part.eval() if isinstance(part, nn.Module) else part
+        return _part_of(run, _read_config(run), attribute, is_trained=True)
+    if (run, attribute) not in planned.parts:
+        config = planned.configs[run] if run in planned.configs else _read_config(run)
+        planned.parts[run, attribute] = _part_of(run, config, attribute, is_trained=False)
+    return copy.deepcopy(planned.parts[run, attribute])  # whoever gets a part may change it
 
 
 @contextlib.contextmanager
@@ -72,11 +73,31 @@ def without_weights(planned: Mapping[Path, Config]) -> Iterator[None]:
         planned: Resolved configurations by run directory, for runs that need not be there yet; any other run is built
             from its saved configuration.
     """
-    token = _planned.set(planned)
+    token = _planned.set(_Planned(planned))
     try:
         yield
     finally:
         _planned.reset(token)
+
+
+def _part_of(run: Path, config: Config, attribute: str | None, is_trained: bool) -> Any:
+    name = run if is_trained else run.name  # the directory of a planned run need not be there to look into
+    if not config.get("module"):
+        raise UserError(f"{name} is the run of a job and holds no module; give the run of a training stage")
+    names = attribute.split(".") if attribute is not None else []
+    try:
+        node, path, depth = _nearest_node(config["module"], names)
+        with torch.random.fork_rng(devices=[]):
+            part = build(node, path)
+    except ConfigError as error:
+        raise UserError(f"{name}: {error}") from error
+    if is_trained:
+        load_weights(part, Run(run, config["fingerprint"]), "".join(f"{one}." for one in names[:depth]))
+    try:
+        part = operator.attrgetter(".".join(names[depth:]))(part) if names[depth:] else part
+    except AttributeError as error:
+        raise UserError(f"the module of {name} has no {attribute}: {error}; name one of its parts") from error
+    return part.eval() if isinstance(part, nn.Module) else part
 
 
 def load_weights(module: Any, run: Run, prefix: str = "") -> None:

@@ -1,15 +1,53 @@
-"""Checks of the stages of a plan that need their classes."""
+"""Checks of the stages of a plan before any of them runs: of every argument, and by building without weights.
+
+Constructors refuse what does not fit together, so all of them are run up front: on the meta device, where tensors have
+shapes but no content, and with parts of runs that are still to come built from their planned configuration.
+"""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
 
+from experiments.engine.artifacts import without_weights
+from experiments.engine.builder import build
 from experiments.engine.checks import check_arguments, check_spec, check_value
-from experiments.engine.errors import ConfigError, join
+from experiments.engine.errors import ConfigError, is_users_mistake, join, text_of
+from experiments.engine.plan import PlannedStage
+from experiments.engine.stage import make_trainer, quiet
 
 OWN_TRAINER_KEYS = ("logger", "callbacks", "default_root_dir", "enable_checkpointing")
+# what a split is for, as a key of the stage
+SPLITS = {"train": "fit", "validation": "fit", "test": "test"}
+PROBE = {key: False for key in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+WRONG_ARGUMENTS = re.compile(r"unexpected keyword argument|required (positional|keyword-only) argument|positional arg")
+
+
+def check_stages(stages: Sequence[PlannedStage], redo: bool = False) -> None:
+    """Check every stage, and build without weights each one that is to run.
+
+    Args:
+        stages: Stages in order; `world_size`, `max_steps` and `unchecked` of those that are to run are set.
+        redo: Whether finished stages are to run, too.
+
+    Raises:
+        ConfigError: The first mistake found.
+    """
+    for planned in stages:
+        check_stage(planned.config, planned.stage.path)
+    to_run = [planned for planned in stages if redo or not planned.run.is_finished]
+    not_there = [str(planned.run.directory) for planned in to_run]
+    with _undisturbed(), without_weights({planned.run.directory: planned.config for planned in stages}):
+        for planned in to_run:
+            _DryBuild(planned, not_there).run()
 
 
 def check_stage(config: dict[str, Any], path: str) -> None:
@@ -59,3 +97,82 @@ def _check_part(config: dict[str, Any], key: str, path: str, kind: type) -> Any:
         raise ConfigError(path, f"expected class_path and init_args, got {node!r}")
     check_value(node, kind, path)
     return check_spec(node, path)
+
+
+class _DryBuild:
+    """Builds one stage without weights; what depends on files that are not there yet is left for its turn."""
+
+    def __init__(self, planned: PlannedStage, not_there: Sequence[str]) -> None:
+        """Create it.
+
+        Args:
+            planned: The stage.
+            not_there: Run directories of the stages that are still to run.
+        """
+        self._planned, self._not_there = planned, not_there
+
+    def run(self) -> None:
+        """Build all parts and let them check each other."""
+        config, path = self._planned.config, self._planned.stage.path
+        if config["job"] is not None:
+            self._build(config["job"], join(path, "job"))
+            return
+        trainer = make_trainer(config["trainer"], join(path, "trainer"), **PROBE)
+        self._planned.world_size = trainer.world_size
+        self._planned.max_steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
+        datamodule = self._build(config["datamodule"], join(path, "datamodule"))
+        module = self._build(config["module"], join(path, "module"))
+        callbacks_path = join(path, "callbacks")
+        callbacks = {name: self._build(node, join(callbacks_path, name)) for name, node in config["callbacks"].items()}
+        if module is None:
+            return
+        for name, callback in callbacks.items():
+            if hasattr(callback, "check"):
+                self._try(lambda one=callback: one.check(module, self._planned.max_steps), join(callbacks_path, name))
+        if hasattr(module, "check_data") and hasattr(datamodule, "fields"):
+            fields = (
+                datamodule.fields
+                if isinstance(datamodule.fields, Mapping)
+                else dict.fromkeys(SPLITS, datamodule.fields)
+            )
+            used = {split: fields[split] for split, key in SPLITS.items() if config[key] and split in fields}
+            self._try(lambda: module.check_data(used), join(path, "datamodule"))
+
+    def _build(self, node: Any, path: str) -> Any:
+        def on_meta() -> Any:
+            with torch.device("meta"):
+                return build(node, path)
+
+        return self._try(on_meta, path)
+
+    def _try(self, action: Callable[[], Any], path: str) -> Any:
+        """Return what an action returns, None if its failure says nothing about the experiment yet.
+
+        Objects of libraries may not live on the meta device, and fail in any way.
+        """
+        try:
+            return action()
+        except Exception as error:
+            if self._is_mistake(error):
+                raise error if isinstance(error, ConfigError) else ConfigError(path, text_of(error)) from error
+            self._planned.unchecked.append(path)
+            return None
+
+    def _is_mistake(self, error: Exception) -> bool:
+        if any(directory in f"{error} {text_of(error)}" for directory in self._not_there):
+            return False
+        if isinstance(error, TypeError):
+            return WRONG_ARGUMENTS.search(str(error)) is not None
+        cause = error.__cause__ if isinstance(error, ConfigError) and error.__cause__ is not None else error
+        return is_users_mistake(cause) or isinstance(cause, MisconfigurationException)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep the random state and the choice of algorithms from what is built in this context."""
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    with quiet(), isolate_rng(include_cuda=False):
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(is_deterministic)

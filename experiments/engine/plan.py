@@ -6,6 +6,7 @@ their arguments, `dry_build`, import them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,18 @@ class PlannedStage:
         stage: The stage as composed.
         config: Its resolved configuration.
         run: Its run directory.
+        world_size: Number of processes that train it together.
+        max_steps: Where its training ends, in steps; infinite if only epochs or a time are given.
+        unchecked: YAML paths of parts that could not be built before their turn, for example since they read what an
+            earlier stage writes.
     """
 
     stage: Stage
     config: dict[str, Any]
     run: Run
+    world_size: int = 1
+    max_steps: float = math.inf
+    unchecked: list[str] = field(default_factory=list)
 
     @property
     def state(self) -> str:
@@ -64,13 +72,14 @@ class Plan:
         return OmegaConf.to_yaml(OmegaConf.create({**head, "stages": stages}))
 
 
-def make_plan(file: Path, overrides: list[str], check: bool = True) -> Plan:
+def make_plan(file: Path, overrides: list[str], check: bool = True, redo: bool = False) -> Plan:
     """Compose, resolve and check an experiment without running anything.
 
     Args:
         file: The experiment file.
         overrides: `key=value` texts.
-        check: Whether to import the classes and check every argument.
+        check: Whether to import the classes, check every argument, and build without weights each stage that is to run.
+        redo: Whether finished stages are to run, too.
 
     Returns:
         The stages in order, each with its run directory.
@@ -88,10 +97,9 @@ def make_plan(file: Path, overrides: list[str], check: bool = True) -> Plan:
         run = Run(plan.directory / f"{stage.name}-{fingerprint[:8]}", fingerprint)
         plan.stages.append(PlannedStage(stage, resolved, run))
     if check:
-        from experiments.engine.dry_build import check_stage
+        from experiments.engine.dry_build import check_stages  # imports torch
 
-        for planned in plan.stages:
-            check_stage(planned.config, planned.stage.path)
+        check_stages(plan.stages, redo)
     return plan
 
 

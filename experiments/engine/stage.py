@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,11 +69,7 @@ def run_stage(name: str, config: dict[str, Any], run: Run, path: str = "") -> St
     start = time.monotonic()
     write_config(run.config_file, {**without_empty(config), "fingerprint": run.fingerprint})
     torch.set_num_threads(config["threads"] or DEFAULT_NUM_THREADS)
-    for logger in QUIET_LOGGERS:
-        logging.getLogger(logger).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PossibleUserWarning)
-        warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    with quiet():
         seed_everything(config["seed"], workers=True, verbose=False)
         if config["job"] is not None:
             job = build(config["job"], join(path, "job"))
@@ -105,17 +103,42 @@ def _fit_and_test(name: str, config: dict[str, Any], run: Run, path: str) -> tup
 def _build_trainer(name: str, config: dict[str, Any], run: Run, path: str, module: LightningModule) -> Trainer:
     checkpoint = LastCheckpoint(run.checkpoint_file, **config["checkpoint"])
     callbacks = list(build(config["callbacks"], join(path, "callbacks")).values())
-    run_names = getattr(module, "run_names", [name])
-    arguments = {**TRAINER_DEFAULTS, **build(config["trainer"], join(path, "trainer"))}
-    if arguments.get("enable_progress_bar", True):
+    if config["trainer"].get("enable_progress_bar", True):
         callbacks.append(StepProgress(label=name))
     directory = run.directory / "tensorboard"
+    return make_trainer(
+        config["trainer"],
+        join(path, "trainer"),
+        logger=[TensorBoardLogger(directory, name=one, version="") for one in getattr(module, "run_names", [name])],
+        callbacks=[*callbacks, InterruptHandler(checkpoint), checkpoint],
+        default_root_dir=run.directory,
+    )
+
+
+def make_trainer(config: dict[str, Any], path: str, **own: Any) -> Trainer:
+    """Make a Trainer; nothing is launched yet.
+
+    Args:
+        config: The `trainer` of a stage.
+        path: Its YAML path for errors.
+        own: Arguments that are not the user's to choose.
+
+    Raises:
+        ConfigError: Lightning refuses an argument, or the machine lacks what it asks for.
+    """
+    arguments = {**TRAINER_DEFAULTS, **build(config, path), **own}
     try:
-        return Trainer(
-            **arguments,
-            logger=[TensorBoardLogger(directory, name=run_name, version="") for run_name in run_names],
-            callbacks=[*callbacks, InterruptHandler(checkpoint), checkpoint],
-            default_root_dir=run.directory,
-        )
+        return Trainer(**arguments)
     except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
-        raise ConfigError(join(path, "trainer"), str(error)) from error
+        raise ConfigError(path, str(error)) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within this context, keep Lightning from advising and from announcing devices."""
+    for logger in QUIET_LOGGERS:
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+        yield

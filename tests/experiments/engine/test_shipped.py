@@ -1,4 +1,4 @@
-"""Every shipped experiment composes, and all its classes and arguments exist."""
+"""Every shipped experiment composes, its classes and arguments exist, and all its objects can be built without weights."""
 
 from pathlib import Path
 
@@ -11,13 +11,14 @@ FILES = shipped_files()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_it_composes_and_validates(file: Path, tmp_path: Path) -> None:
+def test_it_composes_and_builds_without_weights(file: Path, tmp_path: Path) -> None:
     content = read_file(file)
     inputs = [f"inputs.{name}={tmp_path}" for name, value in (content.get("inputs") or {}).items() if value == "???"]
     plan = make_plan(file, [*inputs, f"runs_dir={tmp_path}"])
     assert plan.pipeline.description, "say in one line what it is, in `description`"
     assert "\n" not in plan.pipeline.description
     assert len({planned.run.directory for planned in plan.stages}) == len(plan.stages)
+    assert [path for planned in plan.stages for path in planned.unchecked] == []
     assert plan.to_yaml()
 
 
