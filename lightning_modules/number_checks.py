@@ -13,7 +13,7 @@ def require_at_least(minimum: float, **values: float | None) -> None:
         values: The numbers by the names of their settings.
 
     Raises:
-        UserError: A number is too small or not finite.
+        UserError: If a number is too small or not finite.
     """
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and value >= minimum):
@@ -27,7 +27,7 @@ def require_positive(**values: float | None) -> None:
         values: The numbers by the names of their settings.
 
     Raises:
-        UserError: A number is not positive or not finite.
+        UserError: If a number is not positive or not finite.
     """
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -43,7 +43,7 @@ def require_within(low: float, high: float, **values: float | None) -> None:
         values: The numbers by the names of their settings.
 
     Raises:
-        UserError: A number lies outside.
+        UserError: If a number lies outside.
     """
     for name, value in values.items():
         if value is not None and not low <= value <= high:
@@ -57,7 +57,7 @@ def require_below_one(**values: float | None) -> None:
         values: The numbers by the names of their settings.
 
     Raises:
-        UserError: A number is negative, 1 or more.
+        UserError: If a number is negative, 1 or more.
     """
     for name, value in values.items():
         if value is not None and not 0.0 <= value < 1.0:
@@ -74,7 +74,7 @@ def require_divisible(width_name: str, width: int, parts_name: str, num_parts: i
         num_parts: Equal parts, at least 1.
 
     Raises:
-        UserError: The width is no multiple of the number of parts.
+        UserError: If the width is no multiple of the number of parts.
     """
     if width % num_parts:
         raise UserError(

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from vector_quantize_pytorch import FSQ
 
 from lightning_modules.acoustics.conv_blocks import CausalConv, ResidualConv, Upsample
 from lightning_modules.acoustics.log_mel import HOP_SAMPLES, NUM_MELS, SAMPLE_RATE, LogMel, zero_beyond
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least, require_within
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
+from lightning_modules.training.optimizer_settings import check_optimizer_settings
 from lightning_modules.training.seeding import derive_generator
 
 if TYPE_CHECKING:
@@ -24,10 +27,11 @@ if TYPE_CHECKING:
 FRAMES_PER_TOKEN = 4
 SAMPLES_PER_TOKEN = FRAMES_PER_TOKEN * HOP_SAMPLES
 ENCODER_REACH_TOKENS = 2
+MAX_LOOKAHEAD_TOKENS = 6  # what the decoder's convolutions can see
 
 
 class TokenEncoder(nn.Module):
-    """Log-mel at 100 Hz to FSQ coordinates at 25 Hz; a coordinate sees 8 frames (80 ms) on each side of its token."""
+    """Log-mel at 100 Hz to FSQ coordinates at 25 Hz, each of which sees 8 frames (80 ms) on each side of its token."""
 
     def __init__(self, channels: Sequence[int], num_coordinates: int) -> None:
         super().__init__()
@@ -46,12 +50,12 @@ class TokenEncoder(nn.Module):
         )
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        """Maps (B, 80, 4 T) to (B, D, T)."""
+        """Map ``(B, 80, 4 T)`` to ``(B, D, T)``."""
         return self.layers(log_mel)
 
 
 class MelDecoder(nn.Module):
-    """FSQ coordinates at 25 Hz to log-mel at 100 Hz: a causal stack that runs `lookahead_tokens` behind its input."""
+    """FSQ coordinates at 25 Hz to log-mel at 100 Hz: a causal stack that runs ``lookahead_tokens`` behind its input."""
 
     def __init__(self, channels: Sequence[int], num_coordinates: int, lookahead_tokens: int) -> None:
         super().__init__()
@@ -78,7 +82,7 @@ class MelDecoder(nn.Module):
         return 9 - self.lookahead_tokens
 
     def forward(self, coordinates: Tensor) -> Tensor:
-        """Maps (B, D, T) to (B, 80, 4 T)."""
+        """Map ``(B, D, T)`` to ``(B, 80, 4 T)``."""
         delay = self.lookahead_tokens
         return self.layers(F.pad(coordinates, (0, delay)))[:, :, delay * FRAMES_PER_TOKEN :]
 
@@ -86,21 +90,21 @@ class MelDecoder(nn.Module):
 class SpeechCodec(L.LightningModule):
     """Speech to tokens and back to log-mel, trained to restore the log-mel of replies.
 
-    Token t stands for samples 640 t .. 640 t + 639. Its encoder hears 100 ms on each side of it (window included), so
-    that equal sounds get equal tokens wherever they stand; its decoder needs `lookahead_tokens` tokens after it.
+    Token t stands for samples ``640 t .. 640 t + 639``. It depends on 100 ms on each side of them (analysis window
+    included), so that equal sounds get equal tokens wherever they are.
 
     Args:
-        levels: Quantisation levels of the FSQ coordinates; their product is the codebook size.
+        levels: Quantisation levels of the FSQ coordinates, whose product is the codebook size.
         channels: Widths at 100, 50 and 25 Hz.
         lookahead_tokens: Tokens after t that the mel frames of t may depend on.
         crop_s: Length of the random training crops in seconds; a multiple of 0.04.
-        seed: Seed of the crops, which are a pure function of (seed, global step, rank).
+        seed: Seed of the crops, which are a pure function of seed, global step and rank.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         warmup_steps: Steps of linear warm-up before the cosine decay.
 
     Raises:
-        UserError: A constructor value is out of its range.
+        UserError: If a constructor value is out of its range.
 
     Reference: Finite Scalar Quantization, arXiv 2309.15505.
     """
@@ -122,14 +126,15 @@ class SpeechCodec(L.LightningModule):
     ) -> None:
         super().__init__()
         if not levels or min(levels) < 3:
-            raise UserError(f"levels: every FSQ coordinate needs at least 3 levels, got {list(levels)}")
+            raise UserError(f"levels is {list(levels)}; give at least 3 levels to every FSQ coordinate")
         if len(channels) != 3 or min(channels) < 1:
-            raise UserError(f"channels: three positive widths (100, 50, 25 Hz) are needed, got {list(channels)}")
-        if not 0 <= lookahead_tokens <= 6:
-            raise UserError(f"lookahead_tokens must lie in 0..6, the decoder's reach, got {lookahead_tokens}")
+            raise UserError(f"channels is {list(channels)}; give three positive widths, for 100, 50 and 25 Hz")
+        require_within(0, MAX_LOOKAHEAD_TOKENS, lookahead_tokens=lookahead_tokens)
+        require_at_least(1 / self.frame_rate_hz, crop_s=crop_s)
+        check_optimizer_settings({"learning_rate": learning_rate}, weight_decay, warmup_steps, seed)
         self.crop_tokens = round(crop_s * self.frame_rate_hz)
-        if self.crop_tokens < 1:
-            raise UserError(f"crop_s must be at least one token, 0.04 s, got {crop_s}")
+        if abs(self.crop_tokens - crop_s * self.frame_rate_hz) > 1e-6:
+            raise UserError(f"crop_s is {crop_s}; give a multiple of 0.04 s, a token")
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -139,6 +144,8 @@ class SpeechCodec(L.LightningModule):
         with torch.device("cpu"):  # FSQ reads its codebook size off a tensor, which the meta device does not allow
             self.quantizer = FSQ(list(levels))
         self.decoder = MelDecoder(channels, len(levels), lookahead_tokens)
+        # Lightning's own weighted means round the weights to whole numbers on several devices.
+        self._mel_l1, self._codebook_share = MeanMetric(), MeanMetric()
 
     @property
     def codebook_size(self) -> int:
@@ -161,17 +168,17 @@ class SpeechCodec(L.LightningModule):
 
     @torch.no_grad()
     def encode(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokenizes speech.
+        """Tokenize speech.
 
         Args:
-            waveform: (B, S) float, 16 kHz.
-            lengths: (B,) int64 samples; None means that all rows are full.
+            waveform: ``(B, S) float``, 16 kHz.
+            lengths: ``(B,) int64`` samples; None means that all rows are full.
 
         Returns:
-            Tokens (B, ceil(S / 640)) int64, 0 beyond each row's own number, and those numbers (B,) int64.
+            Tokens ``(B, ceil(S / 640)) int64``, 0 beyond each row's own number, and those numbers ``(B,) int64``.
 
         Raises:
-            UserError: The waveform is not (B, S), or a length exceeds it.
+            UserError: If the waveform is not ``(B, S)``, or a length exceeds it.
         """
         if waveform.dim() != 2:
             raise UserError(f"waveform must be (batch, samples), got shape {tuple(waveform.shape)}")
@@ -180,24 +187,24 @@ class SpeechCodec(L.LightningModule):
         margin = ENCODER_REACH_TOKENS * SAMPLES_PER_TOKEN
         tail = -waveform.shape[1] % SAMPLES_PER_TOKEN
         heard = F.pad(zero_beyond(waveform, lengths), (margin, margin + tail))
-        # Always in float32: a token must not depend on the precision of whoever asks for it.
+        # Always in float32: a token must not depend on the precision of the caller.
         with torch.autocast(waveform.device.type, enabled=False):
             _, tokens = self._quantize(self.log_mel(heard))
         token_lengths = self.token_lengths(lengths.to(waveform.device))
         return zero_beyond(tokens, token_lengths), token_lengths
 
     def decode_mel(self, tokens: Tensor, token_lengths: Tensor | None = None) -> Tensor:
-        """Log-mel of tokens.
+        """Decode tokens to log-mel.
 
         Args:
-            tokens: (B, T) int, 0 .. codebook_size - 1.
-            token_lengths: (B,) int64; None means that all rows are full. What lies beyond counts as no token.
+            tokens: ``(B, T) int``, 0 .. codebook_size - 1.
+            token_lengths: ``(B,) int64``; None means that all rows are full. Tokens beyond are ignored.
 
         Returns:
-            (B, 80, 4 T) float32; frames beyond a row's own length mean nothing.
+            ``(B, 80, 4 T) float32``; frames beyond a row's own length mean nothing.
 
         Raises:
-            UserError: A token is outside the codebook.
+            UserError: If a token is outside the codebook.
         """
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.codebook_size:
             raise UserError(
@@ -212,17 +219,17 @@ class SpeechCodec(L.LightningModule):
 
     @torch.no_grad()
     def reconstruct(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The log-mel (B, 80, 4 T) that survives encoding and decoding of waveform (B, S)."""
+        """Encode and decode a waveform ``(B, S)``, to log-mel ``(B, 80, 4 T)``."""
         return self.decode_mel(*self.encode(waveform, lengths))
 
     def _quantize(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
-        """FSQ codes (B, T, D) and tokens (B, T) of log-mel (B, 80, 4 (T + 2 R)) that has R = 2 tokens of margin."""
+        """Quantize log-mel ``(B, 80, 4 (T + 2 R))`` with margins of R = 2 tokens to codes ``(B, T, D)`` and tokens."""
         reach = ENCODER_REACH_TOKENS
         codes, tokens = self.quantizer(self.encoder(log_mel)[:, :, reach:-reach].transpose(1, 2).float())
         return codes, tokens.long()
 
     def _crops(self, reply: Tensor, lengths: Tensor) -> Tensor:
-        """One random crop with margins of each row of (B, S), from 0.2 s before it to 0.2 s after it."""
+        """Draw one crop with margins from each row of ``(B, S)``; it may reach 0.2 s beyond both ends of the row."""
         size = (self.crop_tokens + 2 * ENCODER_REACH_TOKENS) * SAMPLES_PER_TOKEN
         margin = SAMPLE_RATE // 5
         generator = derive_generator("cpu", self.seed, self.global_step, self.global_rank)
@@ -233,7 +240,7 @@ class SpeechCodec(L.LightningModule):
         return padded.gather(1, starts[:, None] + torch.arange(size, device=reply.device))
 
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
-        """L1 between the log-mel of random reply crops and their restoration."""
+        """Compute the L1 between the log-mel of random reply crops and their restoration."""
         reply, lengths = self._replies(batch)
         log_mel = self.log_mel(self._crops(zero_beyond(reply, lengths), lengths))
         codes, _ = self._quantize(log_mel)
@@ -243,23 +250,27 @@ class SpeechCodec(L.LightningModule):
         return loss
 
     def validation_step(self, batch: SpokenBatch, batch_idx: int) -> None:
-        """Logs the L1 over whole replies and how evenly the codebook is used."""
+        """Log the L1 over whole replies, all tokens of all devices alike, and the share of the codebook in use."""
         reply, lengths = self._replies(batch)
         reply = zero_beyond(reply, lengths)
         tokens, token_lengths = self.encode(reply, lengths)
         log_mel = self.log_mel(F.pad(reply, (0, -reply.shape[1] % SAMPLES_PER_TOKEN)))
         error = (self.decode_mel(tokens, token_lengths) - log_mel).abs().mean(1)
         is_inside = torch.arange(error.shape[1], device=error.device) < FRAMES_PER_TOKEN * token_lengths[:, None]
-        self.log("val/mel_l1", error[is_inside].mean(), prog_bar=True, batch_size=int(token_lengths.sum()))
+        self._mel_l1.update(error[is_inside].mean(), token_lengths.sum())
+        self.log("val/mel_l1", self._mel_l1, prog_bar=True)
         spoken = tokens[is_inside[:, ::FRAMES_PER_TOKEN]]
-        self.log("val/codebook_share", len(spoken.unique()) / self.codebook_size, batch_size=len(lengths))
+        self._codebook_share.update(len(spoken.unique()) / self.codebook_size, len(lengths))
+        self.log("val/codebook_share", self._codebook_share)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine decay to the trainer's last step."""
+        """Make AdamW with warm-up and cosine decay to the trainer's last step."""
         return optimizer_with_warmup_cosine(self, [(self, self.learning_rate)], self.weight_decay, self.warmup_steps)
 
     @staticmethod
     def _replies(batch: SpokenBatch) -> tuple[Tensor, Tensor]:
         if batch.reply is None or batch.reply_lengths is None:
-            raise UserError("the codec learns from reply audio, which this batch lacks: add 'reply' to its fields")
+            raise UserError(
+                "the codec learns from reply audio, which this batch lacks; add 'reply' to the data module's fields"
+            )
         return batch.reply, batch.reply_lengths

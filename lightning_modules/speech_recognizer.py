@@ -1,4 +1,4 @@
-"""The embedded speech recognizer: a CTC model over characters that hears waveforms, the judge of word errors."""
+"""The embedded speech recognizer: a CTC model from waveforms to characters, which judges word errors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lightning_modules.acoustics.log_mel import SAMPLE_RATE
 from lightning_modules.errors import UserError
 from lightning_modules.evaluation.text_normalization import normalize_text
 from lightning_modules.evaluation.word_error_rate import word_error_rates
 from lightning_modules.thinker.transcription import best_transcripts
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
+from lightning_modules.training.optimizer_settings import check_optimizer_settings
+from lightning_modules.training.reduction import gather_over_ranks
 from lightning_modules.training.seeding import derive_generator
 
 if TYPE_CHECKING:
@@ -28,20 +31,26 @@ class SpeechRecognizer(L.LightningModule):
     """Characters from waveforms, by connectionist temporal classification with greedy decoding (no language model).
 
     Args:
-        encoder: Maps (waveform (B, S), lengths (B,)) to (frames (B, F, D), frame lengths (B,)); `output_size` is D.
-        augmentation: Maps (waveform (B, S), generator) to (B, S) in training; None for none.
-        source: What it learns to transcribe: "reply" (reply audio, reply text) or "query" (query audio, transcript).
-        characters: What normalised text consists of, without the blank.
-        seed: Seed of the augmentation, which is a pure function of (seed, global step, rank).
+        encoder: Maps waveforms ``(B, S)`` and lengths ``(B,)`` to frames ``(B, F, D)`` and lengths ``(B,)``; its
+            ``output_size`` is D.
+        augmentation: Maps a waveform ``(B, S)`` and a generator to ``(B, S)`` in training; None for none.
+        source: Speech that it learns from: "reply" (reply audio, reply text) or "query" (query audio, transcript).
+        characters: Characters of normalised text, without the blank.
+        seed: Seed of the augmentation, which is a pure function of seed, global step and rank.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         warmup_steps: Steps of linear warm-up before the cosine decay.
 
+    Attributes:
+        sample_rate: Samples per second of the speech that it takes.
+
     Raises:
-        UserError: `source` or `characters` cannot be used.
+        UserError: If ``source`` or ``characters`` cannot be used, or a number is out of range.
 
     Reference: Connectionist Temporal Classification, ICML 2006.
     """
+
+    sample_rate = SAMPLE_RATE
 
     def __init__(
         self,
@@ -56,9 +65,10 @@ class SpeechRecognizer(L.LightningModule):
     ) -> None:
         super().__init__()
         if source not in ("reply", "query"):
-            raise UserError(f"source must be 'reply' or 'query', got {source!r}")
+            raise UserError(f"source is {source!r}; choose 'reply' or 'query'")
         if not characters or len(set(characters)) != len(characters):
-            raise UserError(f"characters must be distinct and not empty, got {characters!r}")
+            raise UserError(f"characters is {characters!r}; give at least one, each once")
+        check_optimizer_settings({"learning_rate": learning_rate}, weight_decay, warmup_steps, seed)
         self.encoder = encoder
         self.augmentation = augmentation
         self.source = source
@@ -72,23 +82,23 @@ class SpeechRecognizer(L.LightningModule):
         self._heard: list[tuple[str, str]] = []
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of characters over time.
+        """Compute the log-probabilities of characters over time.
 
         Args:
-            waveform: (B, S) float, 16 kHz.
-            lengths: (B,) int64 samples.
+            waveform: ``(B, S) float``, 16 kHz.
+            lengths: ``(B,) int64`` samples.
 
         Returns:
-            (B, F, 1 + characters) float32, blank first, and the frames of each row (B,) int64.
+            ``(B, F, 1 + characters) float32``, blank first, and the frames of each row ``(B,) int64``.
         """
         frames, frame_lengths = self.encoder(waveform, lengths)
         return self.head(frames).float().log_softmax(-1), frame_lengths
 
     def encode_text(self, text: str) -> list[int]:
-        """Character ids of a text, normalised first.
+        """Turn a text into character ids, normalised first.
 
         Raises:
-            UserError: The normalised text holds a character that this recognizer does not know.
+            UserError: If the normalised text holds a character that this recognizer does not know.
         """
         normal = normalize_text(text)
         unknown = sorted(set(normal) - set(self._ids))
@@ -98,21 +108,21 @@ class SpeechRecognizer(L.LightningModule):
 
     @torch.no_grad()
     def transcribe(self, waveforms: Tensor | Sequence[Tensor], lengths: Tensor | None = None) -> list[str]:
-        """What is heard in each waveform.
+        """Transcribe waveforms.
 
         Args:
-            waveforms: (B, S) float, 16 kHz, or a list of B waveforms (S_b,); rows of no samples are heard as "".
-            lengths: (B,) int64 samples of the rows of a (B, S) tensor; None means that all are full.
+            waveforms: ``(B, S) float`` at ``sample_rate``, or a list of B waveforms ``(S_b,)``; empty rows give "".
+            lengths: ``(B,) int64`` samples of the rows of a ``(B, S)`` tensor; None means that all are full.
 
         Returns:
             B normalised texts.
 
         Raises:
-            UserError: The waveforms are neither (B, S) nor a list of (S_b,).
+            UserError: If the waveforms are neither ``(B, S)`` nor a list of ``(S_b,)``.
         """
         if not isinstance(waveforms, Tensor):
             if any(waveform.dim() != 1 for waveform in waveforms):
-                raise UserError("a list of waveforms must hold rows (S,), one an utterance")
+                raise UserError("a list of waveforms must hold rows (samples,), one per utterance")
             lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.long)
             rows = [torch.zeros(0), *waveforms]
             waveforms = nn.utils.rnn.pad_sequence(rows, batch_first=True)[1:]
@@ -131,12 +141,12 @@ class SpeechRecognizer(L.LightningModule):
         return texts
 
     def _greedy(self, log_probs: Tensor, frame_lengths: Tensor) -> list[str]:
-        """Best path, repeats merged, blanks dropped."""
+        """Decode the best path: merge repeats, drop blanks."""
         rows = best_transcripts(log_probs, frame_lengths, blank_id=0)
         return [normalize_text("".join(self.characters[index - 1] for index in row)) for row in rows]
 
     def _loss(self, log_probs: Tensor, frame_lengths: Tensor, texts: Sequence[str]) -> Tensor:
-        """CTC, nats a character; rows whose text cannot fit into their frames count nothing."""
+        """Compute the CTC loss in nats per character; a row whose text does not fit into its frames counts as 0."""
         targets = [self.encode_text(text) for text in texts]
         target_lengths = torch.tensor([len(target) for target in targets])
         flat = torch.tensor([index for target in targets for index in target])
@@ -151,7 +161,7 @@ class SpeechRecognizer(L.LightningModule):
         return losses.sum() / target_lengths.sum().clamp(min=1)
 
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
-        """CTC loss on augmented speech."""
+        """Compute the CTC loss on augmented speech."""
         waveform, lengths, texts = self._pairs(batch)
         if self.augmentation is not None:
             generator = derive_generator(waveform.device, self.seed, self.global_step, self.global_rank)
@@ -162,31 +172,35 @@ class SpeechRecognizer(L.LightningModule):
         return loss
 
     def validation_step(self, batch: SpokenBatch, batch_idx: int) -> None:
-        """Logs the loss and collects what is heard."""
+        """Log the loss and collect the transcripts."""
         waveform, lengths, texts = self._pairs(batch)
         log_probs, frame_lengths = self(waveform, lengths)
         self.log("val/loss", self._loss(log_probs, frame_lengths, texts), batch_size=len(texts), sync_dist=True)
         self._heard += zip(texts, self._greedy(log_probs, frame_lengths), strict=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the word error rates over all validation utterances."""
-        if self._heard:
-            rates = word_error_rates(*zip(*self._heard, strict=True))
+        """Log the word error rates over the validation utterances of all devices."""
+        gathered = gather_over_ranks(self._heard, self.trainer.world_size)
+        self._heard = []
+        pairs = [pair for heard in gathered for pair in heard]
+        if pairs:  # the same on every device, so that their mean is the rate itself
+            rates = word_error_rates(*zip(*pairs, strict=True))
             self.log("val/wer", rates.micro, prog_bar=True, sync_dist=True)
             self.log("val/wer_macro", rates.macro, sync_dist=True)
-        self._heard = []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine decay to the trainer's last step."""
+        """Make AdamW with warm-up and cosine decay to the trainer's last step."""
         return optimizer_with_warmup_cosine(self, [(self, self.learning_rate)], self.weight_decay, self.warmup_steps)
 
     def _pairs(self, batch: SpokenBatch) -> tuple[Tensor, Tensor, Sequence[str]]:
-        """Waveform, lengths and texts of the configured source."""
+        """Take waveform, lengths and texts of the configured source from a batch."""
         texts: Sequence[str] | None = batch.reply_texts
         waveform, lengths, needs = batch.reply, batch.reply_lengths, "'reply'"
         if self.source == "query":
             texts = batch.transcripts
             waveform, lengths, needs = batch.query, batch.query_lengths, "'query' and 'transcript'"
         if waveform is None or lengths is None or texts is None:
-            raise UserError(f"source {self.source!r} needs {needs}, which this batch lacks: add them to its fields")
+            raise UserError(
+                f"source {self.source!r} needs {needs}, which this batch lacks; add them to the data module's fields"
+            )
         return waveform, lengths, texts

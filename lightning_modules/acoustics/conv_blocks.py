@@ -5,26 +5,26 @@ from torch import Tensor, nn
 
 
 class CausalConv(nn.Conv1d):
-    """A convolution whose output at t sees inputs up to t only."""
+    """A convolution whose output at t depends on inputs up to t only."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, T) to (B, C', T)."""
+        """Map ``(B, C, T)`` to ``(B, C', T)``."""
         return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (B, C, T), each time step on its own."""
+    """Layer norm over the channels of ``(B, C, T)``, each time step on its own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, T) to the same shape."""
+        """Map ``(B, C, T)`` to the same shape."""
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
 class ResidualConv(nn.Module):
-    """x + conv_1(gelu(conv_k(gelu(x)))): one look at k neighbours and one mix of the channels."""
+    """``x + conv_1(gelu(conv_k(gelu(x))))``: a convolution over k steps, then one over the channels."""
 
     def __init__(self, channels: int, kernel_size: int, causal: bool = False) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class ResidualConv(nn.Module):
         self.mix = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, T) to the same shape."""
+        """Map ``(B, C, T)`` to the same shape."""
         return x + self.mix(F.gelu(self.wide(F.gelu(x))))
 
 
 class Upsample(nn.Module):
-    """Writes `factor` output steps from each input step (a causal transposed convolution without overlap)."""
+    """Gives ``factor`` output steps for each input step: a causal transposed convolution without overlap."""
 
     def __init__(self, in_channels: int, out_channels: int, factor: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Upsample(nn.Module):
         self.expand = nn.Conv1d(in_channels, out_channels * factor, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, T) to (B, C', T * factor)."""
+        """Map ``(B, C, T)`` to ``(B, C', T * factor)``."""
         batch, _, steps = x.shape
         parts = self.expand(x).reshape(batch, -1, self.factor, steps)
         return parts.transpose(2, 3).reshape(batch, -1, steps * self.factor)

@@ -1,4 +1,4 @@
-"""Log-mel features at 100 Hz: frame f is centred on sample 160 f + 80, so S samples give ceil(S / 160) frames."""
+"""Log-mel features at 100 Hz: frame f is centred on sample ``160 f + 80``, so S samples give ``ceil(S / 160)``."""
 
 import librosa
 import torch
@@ -20,7 +20,7 @@ class LogMel(nn.Module):
     """Normalised log-mel spectrogram, in which a full-scale sine has magnitude 1 and the floor is -80 dB.
 
     Samples beyond the ends count as digital silence, so a zero-padded row gives the same frames as the row alone,
-    followed by frames of `silence`.
+    followed by frames of ``silence``.
     """
 
     hop_samples = HOP_SAMPLES
@@ -29,7 +29,7 @@ class LogMel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # On the CPU also where the weights are on the meta device: the vocoder computes constants from them.
+        # On the CPU even under torch.device("meta"): constants are computed from them, here and in the vocoder.
         window = torch.hann_window(WINDOW_SAMPLES, device="cpu")
         filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=WINDOW_SAMPLES, n_mels=NUM_MELS, fmin=0.0, norm=None)
         self.register_buffer("window", window, persistent=False)
@@ -42,17 +42,17 @@ class LogMel(nn.Module):
         return float((torch.tensor(FLOOR, device="cpu").log() - LOG_MEAN) / LOG_STD)
 
     def num_frames(self, lengths: Tensor) -> Tensor:
-        """Frames that cover the given numbers of samples."""
+        """Count the frames that cover the given numbers of samples."""
         return torch.div(lengths + HOP_SAMPLES - 1, HOP_SAMPLES, rounding_mode="floor")
 
     def magnitude(self, waveform: Tensor) -> Tensor:
-        """Linear magnitude spectrogram.
+        """Compute the linear magnitude spectrogram.
 
         Args:
-            waveform: (B, S) float, 16 kHz.
+            waveform: ``(B, S) float``, 16 kHz.
 
         Returns:
-            (B, WINDOW_SAMPLES // 2 + 1, ceil(S / 160)) float32.
+            ``(B, WINDOW_SAMPLES // 2 + 1, ceil(S / 160)) float32``.
         """
         waveform = waveform.float()
         tail = -waveform.shape[-1] % HOP_SAMPLES
@@ -65,35 +65,35 @@ class LogMel(nn.Module):
             return spectrum.abs() * self.magnitude_scale
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Normalised log-mel.
+        """Compute the normalised log-mel.
 
         Args:
-            waveform: (B, S) float, 16 kHz, zero beyond each row's own length.
+            waveform: ``(B, S) float``, 16 kHz, zero beyond each row's own length.
 
         Returns:
-            (B, 80, ceil(S / 160)) float32, about zero mean and unit variance in speech.
+            ``(B, 80, ceil(S / 160)) float32``, with a mean near 0 and a variance near 1 in speech.
         """
         magnitude = self.magnitude(waveform)
         with torch.autocast(waveform.device.type, enabled=False):
             return ((self.filters @ magnitude).clamp(min=FLOOR).log() - LOG_MEAN) / LOG_STD
 
     def mel_magnitude(self, log_mel: Tensor) -> Tensor:
-        """Undoes the logarithm and the normalisation: (..., 80, F) to linear mel magnitudes, 0 at the floor."""
+        """Undo the logarithm and the normalisation: ``(..., 80, F)`` to linear mel magnitudes, 0 at the floor."""
         return (log_mel.float() * LOG_STD + LOG_MEAN).exp() - FLOOR
 
 
 def zero_beyond(rows: Tensor, lengths: Tensor) -> Tensor:
-    """Zeroes each row beyond its length.
+    """Zero each row beyond its length.
 
     Args:
-        rows: (B, S) or (B, S, D).
-        lengths: (B,) int64.
+        rows: ``(B, S)`` or ``(B, S, D)``.
+        lengths: ``(B,) int64``.
 
     Returns:
-        A tensor of the shape of `rows`.
+        A tensor of the shape of ``rows``.
 
     Raises:
-        UserError: A length is negative or exceeds the rows.
+        UserError: If a length is negative or exceeds the rows.
     """
     size = rows.shape[1]
     if int(lengths.max()) > size or int(lengths.min()) < 0:

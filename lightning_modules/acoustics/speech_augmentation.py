@@ -1,5 +1,6 @@
-"""Random damage to speech that leaves its words: level, noise, and a spectrum that is blurred, rippled and masked."""
+"""Random distortion of speech that keeps its words: level, noise, and a blurred, rippled and masked spectrum."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least, require_within
 
 FFT_SAMPLES = 512
 HOP_SAMPLES = 256
@@ -15,20 +17,20 @@ HOP_SAMPLES = 256
 class SpeechAugmentation(nn.Module):
     """Changes magnitudes of the short-time spectrum, keeps its phases, and adds noise; each row draws its own amounts.
 
-    Blur and ripple stand for what any lossy resynthesis does to speech; no codec or vocoder takes part.
+    Blur and ripple imitate what any lossy resynthesis does to speech, without the use of a codec or vocoder.
 
     Args:
-        gain_db: A row is made louder or softer by up to this.
-        noise_db: White noise lies below a row's own level by a draw from this range.
+        gain_db: Largest change of a row's level, up or down.
+        noise_db: Least and largest distance of white noise below a row's own level.
         blur: Largest weight of magnitudes averaged over 48 ms and 156 Hz against the sharp ones, 0 to 1.
         ripple_db: Largest standard deviation of a random smooth (48 ms, 250 Hz) change of level.
-        num_time_masks: Spans of up to `time_mask_s` that are silenced.
+        num_time_masks: Spans of up to ``time_mask_s`` that are set to silence.
         time_mask_s: Longest such span in seconds.
-        num_frequency_masks: Bands of up to `frequency_mask_hz` that are silenced.
-        frequency_mask_hz: Widest such band.
+        num_frequency_masks: Bands of up to ``frequency_mask_hz`` that are set to silence.
+        frequency_mask_hz: Widest such band in Hz.
 
     Raises:
-        UserError: `blur` is not a share.
+        UserError: If a number is negative or not finite, ``blur`` is above 1, or ``noise_db`` is no range.
 
     Reference: SpecAugment, arXiv 1904.08779.
     """
@@ -45,8 +47,18 @@ class SpeechAugmentation(nn.Module):
         frequency_mask_hz: float = 800.0,
     ) -> None:
         super().__init__()
-        if not 0.0 <= blur <= 1.0:
-            raise UserError(f"blur is a share, 0 to 1, got {blur}")
+        require_at_least(
+            0,
+            gain_db=gain_db,
+            ripple_db=ripple_db,
+            num_time_masks=num_time_masks,
+            time_mask_s=time_mask_s,
+            num_frequency_masks=num_frequency_masks,
+            frequency_mask_hz=frequency_mask_hz,
+        )
+        require_within(0, 1, blur=blur)
+        if len(noise_db) != 2 or not -math.inf < noise_db[0] <= noise_db[1] < math.inf:
+            raise UserError(f"noise_db is {list(noise_db)}; give two finite numbers, the smaller one first")
         self.gain_db = gain_db
         self.noise_db = (float(noise_db[0]), float(noise_db[1]))
         self.blur = blur
@@ -61,14 +73,14 @@ class SpeechAugmentation(nn.Module):
 
     @torch.no_grad()
     def forward(self, waveform: Tensor, generator: torch.Generator) -> Tensor:
-        """Damages speech.
+        """Distort speech.
 
         Args:
-            waveform: (B, S) float, 16 kHz.
+            waveform: ``(B, S) float``, 16 kHz.
             generator: Source of all randomness, on the device of the waveform.
 
         Returns:
-            (B, S) float32, a pure function of both.
+            ``(B, S) float32``, a pure function of waveform and generator.
         """
         waveform = waveform.float()
         with torch.autocast(waveform.device.type, enabled=False):
@@ -83,7 +95,7 @@ class SpeechAugmentation(nn.Module):
             return damaged * 10 ** (gain_db / 20)
 
     def _change(self, magnitude: Tensor, generator: torch.Generator) -> Tensor:
-        """Factors (B, K, F) for magnitudes (B, K, F)."""
+        """Draw factors ``(B, K, F)`` for magnitudes ``(B, K, F)``."""
         rows, bins, frames = magnitude.shape
         blurred = F.avg_pool2d(magnitude[:, None], (5, 3), ceil_mode=True)
         blurred = F.interpolate(blurred, (bins, frames), mode="bilinear")[:, 0]
@@ -101,7 +113,7 @@ class SpeechAugmentation(nn.Module):
         return change
 
     def _mask(self, rows: int, size: int, widest: float, generator: torch.Generator) -> Tensor:
-        """(B, size) of ones with one run of zeros in each row, up to `widest` long."""
+        """Draw ones ``(B, size)`` with one run of zeros in each row, up to ``widest`` long."""
         width = widest * self._uniform(generator, rows, 1)
         start = (size - width) * self._uniform(generator, rows, 1)
         position = torch.arange(size, device=width.device)

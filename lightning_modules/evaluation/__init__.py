@@ -1,1 +1,1 @@
-"""How replies are judged: word error rate and the text normalisation named beside it."""
+"""How replies are judged: word error rate, and the text normalisation that it depends on."""

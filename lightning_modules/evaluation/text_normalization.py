@@ -1,4 +1,4 @@
-"""How text is compared with what was heard: the normaliser named beside every word error rate."""
+"""The text normaliser that is named beside every word error rate."""
 
 import re
 import unicodedata
@@ -9,10 +9,10 @@ _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 
 
 def normalize_text(text: str) -> str:
-    """Brings text to the form in which words are compared: `NORMALIZER_NAME`.
+    """Bring text to the form in which words are compared, described by ``NORMALIZER_NAME``.
 
-    Accents are dropped (`é` becomes `e`), curly apostrophes straightened, every other character parts words;
-    apostrophes that do not stand inside a word go. Numbers stay as they are written: 7 and seven differ.
+    Accents are dropped (``é`` becomes ``e``) and curly apostrophes straightened; every other character separates words.
+    Apostrophes outside words are dropped. Numbers stay as they are written: 7 and seven differ.
 
     Args:
         text: Any text.

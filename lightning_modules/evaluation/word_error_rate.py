@@ -11,7 +11,7 @@ from lightning_modules.evaluation.text_normalization import NORMALIZER_NAME, nor
 
 @dataclass(frozen=True)
 class WordErrorRates:
-    """Word error rates as shares, 1.0 = as many errors as words.
+    """Word error rates as shares: 1.0 means as many errors as words.
 
     Attributes:
         micro: Errors of all utterances over words of all utterances.
@@ -27,20 +27,20 @@ class WordErrorRates:
 
 
 def word_error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrorRates:
-    """Compares what should be heard with what was heard, word by word, after `normalize_text`.
+    """Compare what was said with what was heard, word by word, after :func:`normalize_text`.
 
-    An empty hypothesis is all wrong. An empty reference counts each heard word as one error; its own rate is 1 if
-    anything was heard and 0 if not.
+    For an empty hypothesis every word is an error. For an empty reference each heard word is an error, and its own rate
+    is 1 if anything was heard and 0 if not.
 
     Args:
-        references: What should be heard, one text an utterance.
+        references: What was said, one text per utterance.
         hypotheses: What was heard, in the same order.
 
     Returns:
         The rates.
 
     Raises:
-        UserError: There are no utterances, or not as many hypotheses as references.
+        UserError: If there are no utterances, or not as many hypotheses as references.
     """
     if len(references) != len(hypotheses):
         raise UserError(f"{len(references)} references but {len(hypotheses)} hypotheses: give one for each")

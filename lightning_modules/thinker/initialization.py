@@ -6,15 +6,15 @@ from torch import nn
 
 @torch.no_grad()
 def initialize_by_fan_in(module: nn.Module, residual_outputs: list[nn.Linear]) -> None:
-    """Draws the weights of linear and convolutional layers with a variance of 1 / fan-in.
+    """Draw the weights of linear and convolutional layers with a variance of 1 / fan-in.
 
     The configurations of transformers draw every weight with a standard deviation of 0.02, which suits a width of
-    2,500; at a width of 128 it leaves the audio a tenth as loud as the position embeddings, and a speech recognizer
+    2,500. At a width of 128 it makes the audio ten times weaker than the position embeddings, and a speech recognizer
     needs several times as many steps.
 
     Args:
-        module: whose layers to draw again; embeddings and norms stay as they are.
-        residual_outputs: the layers that write into the residual stream; they are divided by the square root of their
+        module: The module whose layers are drawn again; embeddings and norms stay as they are.
+        residual_outputs: The layers that write into the residual stream; they are divided by the square root of their
             number, so that the stream does not grow with depth.
     """
     for layer in module.modules():

@@ -10,17 +10,24 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel, Qwen3Config
 
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least, require_below_one, require_divisible, require_positive
 from lightning_modules.thinker.initialization import initialize_by_fan_in
-from lightning_modules.thinker.pretrained import dtype_from_name, is_on_meta, load_pretrained, read_config
+from lightning_modules.thinker.pretrained import (
+    check_attention,
+    dtype_from_name,
+    is_on_meta,
+    load_pretrained,
+    read_config,
+)
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class LanguageModel(nn.Module):
-    """A causal LM seen as three maps: token to embedding, embeddings to hidden states, hidden state to logits.
+    """A causal LM as three maps: token to embedding, embeddings to hidden states, hidden state to logits.
 
     Args:
-        model: a causal LM of transformers, or a PeftModel around one.
+        model: A causal LM of transformers, or a PeftModel around one.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
@@ -40,19 +47,36 @@ class LanguageModel(nn.Module):
         tie_embeddings: bool = True,
         attention: str = "sdpa",
     ) -> "LanguageModel":
-        """Builds an untrained Qwen3.
+        """Build an untrained Qwen3.
 
         Args:
-            vocab_size: at least the size of the tokenizer.
-            width: hidden size D.
-            num_layers: transformer layers.
-            num_heads: attention heads; divides `width`.
-            num_key_value_heads: heads of keys and values, None for `num_heads`.
-            feed_forward_width: inner size of the feed-forward layers.
-            max_positions: longest sequence, prompt and reply, in tokens.
-            tie_embeddings: whether input embedding and output projection share their weights.
-            attention: implementation of transformers, "sdpa", "eager" or another of its names.
+            vocab_size: At least the size of the tokenizer.
+            width: Hidden size D.
+            num_layers: Transformer layers.
+            num_heads: Attention heads; twice their number divides ``width``.
+            num_key_value_heads: Heads of keys and values, which divide ``num_heads``; None for as many.
+            feed_forward_width: Inner size of the feed-forward layers.
+            max_positions: Longest sequence, prompt and reply, in tokens.
+            tie_embeddings: Whether input embedding and output projection share their weights.
+            attention: Implementation of attention in transformers, "sdpa", "eager" or another of its names.
+
+        Raises:
+            UserError: If a number is below 1, or the heads do not divide the width or each other.
         """
+        require_at_least(
+            1,
+            vocab_size=vocab_size,
+            width=width,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_key_value_heads=num_key_value_heads,
+            feed_forward_width=feed_forward_width,
+            max_positions=max_positions,
+        )
+        # Rotary positions turn pairs of dimensions of a head.
+        require_divisible("width", width, "2 x num_heads =", 2 * num_heads)
+        require_divisible("num_heads", num_heads, "num_key_value_heads", num_key_value_heads or num_heads)
+        check_attention(attention)
         config = Qwen3Config(
             vocab_size=vocab_size,
             hidden_size=width,
@@ -81,22 +105,23 @@ class LanguageModel(nn.Module):
         lora_targets: Sequence[str] = LORA_TARGETS,
         attention: str = "sdpa",
     ) -> "LanguageModel":
-        """Loads a pretrained causal LM, frozen under trainable LoRA weights if `lora_rank` is given.
+        """Load a pretrained causal LM, frozen under trainable LoRA weights if ``lora_rank`` is given.
 
         Args:
-            path: a directory written by `save_pretrained`, or a published name ("Qwen/Qwen3-8B").
-            dtype: of the weights, "float32", "bfloat16" or "float16".
-            lora_rank: rank of the LoRA matrices; None trains all weights instead.
+            path: A directory written by ``save_pretrained``, or a published name ("Qwen/Qwen3-8B").
+            dtype: Dtype of the weights, "float32", "bfloat16" or "float16".
+            lora_rank: Rank of the LoRA matrices; None trains all weights instead.
             lora_alpha: LoRA scale, None for twice the rank.
-            lora_dropout: dropout before the LoRA matrices.
-            lora_targets: names of the linear layers that get LoRA matrices.
-            attention: implementation of transformers.
+            lora_dropout: Dropout before the LoRA matrices.
+            lora_targets: Names of the linear layers that get LoRA matrices.
+            attention: Implementation of attention in transformers.
 
         Raises:
-            FileNotFoundError: if nothing can be loaded from `path`.
-            UserError: if a LoRA target is no layer of the model.
+            FileNotFoundError: If nothing can be loaded from ``path``.
+            UserError: If a LoRA target is no layer of the model, or a number is out of range.
         """
         torch_dtype = dtype_from_name(dtype)
+        check_attention(attention)
         settings = {"dtype": torch_dtype, "attn_implementation": attention}
         if is_on_meta():
             config = read_config(_base_of(path), "language model")
@@ -117,19 +142,22 @@ class LanguageModel(nn.Module):
         dropout: float = 0.0,
         targets: Sequence[str] = LORA_TARGETS,
     ) -> None:
-        """Freezes the model and puts trainable LoRA matrices beside its linear layers.
+        """Freeze the model and put trainable LoRA matrices beside its linear layers.
 
         Reference: arXiv 2106.09685.
 
         Args:
-            rank: rank of the matrices.
-            alpha: scale, None for twice the rank.
-            dropout: before the matrices.
-            targets: names of the linear layers.
+            rank: Rank of the matrices.
+            alpha: Scale, None for twice the rank.
+            dropout: Dropout before the matrices.
+            targets: Names of the linear layers.
 
         Raises:
-            UserError: if a target is no layer of the model, or the model has LoRA already.
+            UserError: If a target is no layer of the model, the model has LoRA already, or a number is out of range.
         """
+        require_at_least(1, lora_rank=rank)
+        require_positive(lora_alpha=alpha)
+        require_below_one(lora_dropout=dropout)
         if isinstance(self.model, PeftModel):
             raise UserError("the language model has LoRA matrices already; merge them first with merge_lora().")
         modules = self.model.named_modules()
@@ -147,12 +175,12 @@ class LanguageModel(nn.Module):
         self.model = get_peft_model(self.model, config)
 
     def merge_lora(self) -> None:
-        """Adds the LoRA matrices into the weights that they stand beside; nothing to do without LoRA."""
+        """Add the LoRA matrices to the weights beside them; without LoRA, do nothing."""
         if isinstance(self.model, PeftModel):
             self.model = self.model.merge_and_unload()
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes the LoRA matrices alone if there are any, else the whole model, in the format of the libraries."""
+        """Write the LoRA matrices alone if there are any, else the whole model, as peft and transformers do."""
         self.model.save_pretrained(str(path))
 
     @property
@@ -186,38 +214,34 @@ class LanguageModel(nn.Module):
         return cast(nn.Embedding, self.causal_lm.get_input_embeddings())
 
     def new_cache(self) -> Cache:
-        """An empty cache of keys and values for `forward`."""
+        """Make an empty cache of keys and values for ``forward``."""
         return DynamicCache(config=self.causal_lm.config)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Looks up input embeddings: (...) int64 to (..., embedding_size)."""
+        """Look up input embeddings: ``(...) int64`` to ``(..., embedding_size)``."""
         return self._input_embedding(token_ids)
 
     def forward(self, embeddings: Tensor, cache: Cache | None = None) -> Tensor:
-        """Computes the last hidden states, after the final norm.
+        """Compute the last hidden states, after the final norm.
 
         Args:
-            embeddings: (B, L, embedding_size), rows padded on the right, where causal attention hides the padding.
-            cache: keys and values of earlier positions, extended in place; None for a whole sequence.
+            embeddings: ``(B, L, embedding_size)``, rows padded on the right, where causal attention hides the padding.
+            cache: Keys and values of earlier positions, extended in place; None for a whole sequence.
 
         Returns:
-            (B, L, hidden_size).
+            ``(B, L, hidden_size)``.
         """
         backbone = self.causal_lm.base_model
         outputs = backbone(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None)
         return outputs.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores the next token: (..., hidden_size) to (..., vocab_size)."""
+        """Score the next token: ``(..., hidden_size)`` to ``(..., vocab_size)``."""
         return self.causal_lm.get_output_embeddings()(hidden)
-
-    def freeze(self) -> None:
-        """Stops all training of this part."""
-        self.requires_grad_(False)
 
 
 def _base_of(path: str | Path) -> str | Path:
-    """Give the path of the model that the LoRA matrices in `path` belong to; `path` itself if it holds a model."""
+    """Give the path of the model that the LoRA matrices in ``path`` belong to; ``path`` itself if it holds a model."""
     if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
         return str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path)
     return path

@@ -4,16 +4,21 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
+from lightning_modules.number_checks import require_at_least
+
 SAMPLE_RATE_HZ = 16000
 HOP_SAMPLES = 160
 WINDOW_SAMPLES = 400
 
 
 class WhisperLogMel(nn.Module):
-    """Waveform to log-mel at 100 Hz with the numbers of transformers' `WhisperFeatureExtractor`.
+    """Waveform to log-mel at 100 Hz with the numbers of transformers' ``WhisperFeatureExtractor``.
 
     Args:
-        num_mel_bins: mel bands, 80 for most Whisper checkpoints and 128 for large-v3.
+        num_mel_bins: Mel bands, 80 for most Whisper checkpoints and 128 for large-v3.
+
+    Raises:
+        UserError: If there are no mel bands.
     """
 
     window: Tensor
@@ -21,6 +26,7 @@ class WhisperLogMel(nn.Module):
 
     def __init__(self, num_mel_bins: int = 80) -> None:
         super().__init__()
+        require_at_least(1, num_mel_bins=num_mel_bins)
         filters = mel_filter_bank(
             num_frequency_bins=1 + WINDOW_SAMPLES // 2,
             num_mel_filters=num_mel_bins,
@@ -34,16 +40,16 @@ class WhisperLogMel(nn.Module):
         self.register_buffer("mel_filters", torch.from_numpy(filters).float().T.contiguous(), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Computes features whose range is 2 (8 decades of power) below each row's loudest value.
+        """Compute features whose range is 2 (8 decades of power) below each row's loudest value.
 
-        What follows a row's end should be zeros, at least one window of them: zeros never are the loudest, so padding
-        a row with more of them changes none of its features.
+        At least one window of zeros should follow the end of a row. Zeros are never the loudest, so more padding
+        changes none of the row's features.
 
         Args:
-            waveform: (B, S) float, 16 kHz, S at least 201.
+            waveform: ``(B, S) float``, 16 kHz, S at least 201.
 
         Returns:
-            (B, num_mel_bins, S // 160) float32.
+            ``(B, num_mel_bins, S // 160) float32``.
         """
         with torch.autocast(waveform.device.type, enabled=False):
             spectrum = torch.stft(

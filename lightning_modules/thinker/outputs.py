@@ -1,4 +1,4 @@
-"""What a thinker gives: to training, to a streamed reply, to the talkers."""
+"""Outputs of a thinker: for training, for a streamed reply, for the talkers."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ThinkerOutput:
-    """What a teacher-forced pass over gold replies y_1..N gives; N leaves out the end-of-turn token.
+    """Result of a teacher-forced pass over gold replies ``y_1..N``; N does not count the end-of-turn token.
 
     Attributes:
-        loss: () mean cross-entropy over the reply tokens and their end-of-turn tokens.
-        num_scored_tokens: ``()`` int64, the tokens that `loss` averages over.
-        token_ids: (B, N) int64 y_j, zero past a row's length.
-        lengths: (B,) int64 reply tokens of each row.
-        hidden: (B, N, hidden_size) last hidden state that predicted y_j, zero past a row's length.
-        embedding: (B, N, embedding_size) input embedding of y_j, zero past a row's length.
-        is_exact: (B,) bool, whether every token and the end of turn is the most probable one; greedy decoding then
-            gives exactly this reply.
-        transcript_loss: () negative log-likelihood of the query transcripts, in nats a token; None without transcripts.
+        loss: Mean cross-entropy ``()`` over the reply tokens and their end-of-turn tokens.
+        num_scored_tokens: Tokens that ``loss`` averages over, replies and ends of turn, ``() int64``.
+        token_ids: ``y_j``, ``(B, N) int64``, zero past a row's length.
+        lengths: Reply tokens of each row, ``(B,) int64``.
+        hidden: Last hidden state that predicted ``y_j``, ``(B, N, hidden_size)``, zero past a row's length.
+        embedding: Input embedding of ``y_j``, ``(B, N, embedding_size)``, zero past a row's length.
+        is_exact: Whether every token and the end of turn is the most probable one, so that greedy decoding gives this
+            very reply, ``(B,) bool``.
+        transcript_loss: Negative log-likelihood of the query transcripts, in nats per token, ``()``; None without
+            transcripts.
     """
 
     loss: Tensor
@@ -36,7 +37,7 @@ class ThinkerPrompt:
     """A query that has been encoded.
 
     Attributes:
-        embeddings: (1, P, embedding_size) input embeddings of the language model, audio and template together.
+        embeddings: Input embeddings of the language model, audio and template together, ``(1, P, embedding_size)``.
     """
 
     embeddings: Tensor
@@ -47,9 +48,9 @@ class ThinkerToken:
     """One token of a streamed reply.
 
     Attributes:
-        token_id: y_j.
-        hidden: (hidden_size,) last hidden state that predicted y_j.
-        embedding: (embedding_size,) input embedding of y_j.
+        token_id: Token ``y_j``.
+        hidden: Last hidden state that predicted ``y_j``, ``(hidden_size,)``.
+        embedding: Input embedding of ``y_j``, ``(embedding_size,)``.
     """
 
     token_id: int

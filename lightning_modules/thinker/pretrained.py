@@ -1,4 +1,4 @@
-"""Loading of pretrained parts with errors that a user can act upon."""
+"""Loading of pretrained parts, with errors that say how to fix the setting."""
 
 import re
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lightning_modules.errors import UserError
 
@@ -16,18 +17,18 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_pretrained(load: Callable[[str], Loaded], path: str | Path, what: str) -> Loaded:
-    """Calls `load(path)` and explains a failure.
+    """Call ``load(path)`` and explain a failure.
 
     Args:
-        load: the library's loader, such as `AutoTokenizer.from_pretrained`.
-        path: a directory written by `save_pretrained`, or the name of a model in the local hub cache or on the hub.
-        what: what is being loaded, for the error: "speech encoder", "tokenizer".
+        load: The library's loader, such as ``AutoTokenizer.from_pretrained``.
+        path: A directory written by ``save_pretrained``, or the name of a model in the local hub cache or on the hub.
+        what: What is being loaded, for the error: "speech encoder", "tokenizer".
 
     Returns:
-        What `load` returns.
+        What ``load`` returns.
 
     Raises:
-        FileNotFoundError: if there is no such directory, or the loader finds nothing that it can read there.
+        FileNotFoundError: If there is no such directory, or the loader finds nothing that it can read there.
     """
     if not Path(path).is_dir() and not _HUB_NAME.fullmatch(str(path)):
         raise FileNotFoundError(
@@ -53,20 +54,31 @@ def read_config(path: str | Path, what: str) -> PreTrainedConfig:
     """Read the configuration of a pretrained part, but not its weights.
 
     Args:
-        path: A directory written by `save_pretrained`, or a published name.
+        path: A directory written by ``save_pretrained``, or a published name.
         what: What it is part of, for the error.
 
     Raises:
-        FileNotFoundError: Nothing can be loaded from `path`.
+        FileNotFoundError: If nothing can be loaded from ``path``.
     """
     return load_pretrained(AutoConfig.from_pretrained, path, what)
 
 
-def dtype_from_name(name: str) -> torch.dtype:
-    """Turns "float32", "bfloat16" or "float16" into a torch dtype.
+def check_attention(name: str) -> None:
+    """Refuse an implementation of attention that transformers does not have; "organisation/name" is fetched by it.
 
     Raises:
-        UserError: for any other name.
+        UserError: If the name is unknown.
+    """
+    names = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if name not in names and "/" not in name:
+        raise UserError(f"attention {name!r} is unknown; choose one of {', '.join(sorted(set(names)))}.")
+
+
+def dtype_from_name(name: str) -> torch.dtype:
+    """Turn "float32", "bfloat16" or "float16" into a torch dtype.
+
+    Raises:
+        UserError: If the name is another.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in names:

@@ -27,13 +27,13 @@ class ChatPrompt:
     settings are checked before an earlier stage has written the tokenizer, a missing directory waits for its first use.
 
     Args:
-        tokenizer: A directory written by `save_pretrained`, a published name, or the tokenizer itself.
+        tokenizer: A directory written by ``save_pretrained``, a published name, or the tokenizer itself.
         audio_token: The placeholder, one special token of the tokenizer.
         system_prompt: Text of the system's turn; None leaves that turn to the template.
 
     Raises:
-        FileNotFoundError: Nothing can be loaded from `tokenizer`.
-        UserError: The tokenizer has no such audio token, no chat template or no end-of-turn token.
+        FileNotFoundError: If nothing can be loaded from ``tokenizer``.
+        UserError: If the tokenizer has no such audio token, no chat template or no end-of-turn token.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ChatPrompt:
         """Token id that stands for "nothing new" in a transcription: the padding token, which no text holds.
 
         Raises:
-            UserError: The tokenizer has no padding token.
+            UserError: If the tokenizer has no padding token.
         """
         if self.tokenizer.pad_token_id is None:
             raise UserError(
@@ -121,7 +121,7 @@ class ChatPrompt:
         """Turn reply texts into token ids, without an end-of-turn token.
 
         Raises:
-            UserError: A reply has no tokens, or holds the text of a special token or an unknown word.
+            UserError: If a reply has no tokens, or holds the text of a special token or an unknown word.
         """
         return self._encode(replies, "reply")
 
@@ -129,7 +129,7 @@ class ChatPrompt:
         """Turn query transcripts into token ids, with the tokens that their words have inside a sentence.
 
         Raises:
-            UserError: A transcript is empty, or holds the text of a special token or an unknown word.
+            UserError: If a transcript is empty, or holds the text of a special token or an unknown word.
         """
         return self._encode([transcript and " " + transcript for transcript in transcripts], "transcript")
 

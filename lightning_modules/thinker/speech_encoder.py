@@ -9,9 +9,16 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperModel
 
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least, require_below_one, require_divisible, require_positive
 from lightning_modules.thinker.initialization import initialize_by_fan_in
 from lightning_modules.thinker.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, WhisperLogMel
-from lightning_modules.thinker.pretrained import dtype_from_name, is_on_meta, load_pretrained, read_config
+from lightning_modules.thinker.pretrained import (
+    check_attention,
+    dtype_from_name,
+    is_on_meta,
+    load_pretrained,
+    read_config,
+)
 
 FRAME_SAMPLES = 2 * HOP_SAMPLES
 _MEL_CONTEXT_FRAMES = 4  # silence kept after the longest row: two convolutions and one analysis window look ahead
@@ -20,18 +27,18 @@ _MEL_CONTEXT_FRAMES = 4  # silence kept after the longest row: two convolutions 
 class SpeechEncoder(nn.Module):
     """Whisper's encoder, for rows of any length.
 
-    With `pad_to_s: null` a row costs what it lasts: rows of a batch are padded to the longest, and padding is masked in
-    the attention, so that a row's frames do not depend on its neighbours. With `pad_to_s: 30` every row is padded with
-    silence to 30 s that the attention sees, as Whisper was trained; the frames of the padding are cut off afterwards.
+    With ``pad_to_s: null`` the rows of a batch are padded to the longest one, and the attention does not see padding:
+    a row's frames do not depend on its neighbours. With ``pad_to_s: 30`` every row is padded to 30 s with silence that
+    the attention sees, as in Whisper's training; the frames of the padding are cut off afterwards.
 
     Reference: arXiv 2212.04356.
 
     Args:
-        encoder: the transformers module.
-        pad_to_s: seconds of audio to pad each row to, or None to pad to the longest row of the batch.
+        encoder: The transformers module.
+        pad_to_s: Seconds of audio to pad each row to, or None to pad to the longest row of the batch.
 
     Raises:
-        UserError: if `pad_to_s` is longer than the positions of the encoder.
+        UserError: If ``pad_to_s`` is not positive, or longer than the positions of the encoder.
     """
 
     def __init__(self, encoder: WhisperEncoder, pad_to_s: float | None = None) -> None:
@@ -39,6 +46,7 @@ class SpeechEncoder(nn.Module):
         self.encoder = encoder
         self.log_mel = WhisperLogMel(encoder.config.num_mel_bins)
         self.pad_to_samples: int | None = None
+        require_positive(pad_to_s=pad_to_s)
         if pad_to_s is not None:
             self.pad_to_samples = FRAME_SAMPLES * round(pad_to_s * SAMPLE_RATE_HZ / FRAME_SAMPLES)
         if self.pad_to_samples is not None and self.pad_to_samples > self.max_samples:
@@ -60,20 +68,37 @@ class SpeechEncoder(nn.Module):
         pad_to_s: float | None = None,
         attention: str = "sdpa",
     ) -> "SpeechEncoder":
-        """Builds an untrained encoder.
+        """Build an untrained encoder.
 
         Args:
-            width: hidden size D of the frames.
-            num_layers: transformer layers.
-            num_heads: attention heads; divides `width`.
-            feed_forward_width: inner size of the feed-forward layers.
-            num_mel_bins: mel bands of the input features.
-            max_positions: longest input in frames of 20 ms.
-            dropout: after the embedding and inside each layer.
-            pad_to_s: see the class.
-            attention: implementation of transformers, "sdpa", "eager" or another of its names; under bfloat16
-                autocast on a CPU a step with "eager" takes a quarter less time.
+            width: Hidden size D of the frames.
+            num_layers: Transformer layers.
+            num_heads: Attention heads, which divide ``width``.
+            feed_forward_width: Inner size of the feed-forward layers.
+            num_mel_bins: Mel bands of the input features.
+            max_positions: Longest input in frames of 20 ms.
+            dropout: Dropout after the embedding and inside each layer.
+            pad_to_s: See the class.
+            attention: Implementation of attention in transformers, "sdpa", "eager" or another of its names. Under
+                bfloat16 autocast on a CPU a step with "eager" takes a quarter less time.
+
+        Raises:
+            UserError: If a number is out of range, or the heads do not divide the width.
         """
+        require_at_least(
+            1,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            feed_forward_width=feed_forward_width,
+            num_mel_bins=num_mel_bins,
+            max_positions=max_positions,
+        )
+        require_at_least(4, width=width)  # the sinusoids of the positions need two frequencies
+        require_divisible("width", width, "num_heads", num_heads)
+        if width % 2:
+            raise UserError(f"width is {width}; give an even number, for a sine and a cosine of each frequency")
+        require_below_one(dropout=dropout)
+        check_attention(attention)
         config = WhisperConfig(
             d_model=width,
             encoder_layers=num_layers,
@@ -93,18 +118,20 @@ class SpeechEncoder(nn.Module):
     def from_pretrained(
         cls, path: str | Path, dtype: str = "float32", pad_to_s: float | None = 30.0, attention: str = "sdpa"
     ) -> "SpeechEncoder":
-        """Loads the encoder of a pretrained Whisper.
+        """Load the encoder of a pretrained Whisper.
 
         Args:
-            path: a directory written by `save_pretrained`, or a published name ("openai/whisper-large-v3").
-            dtype: of the weights, "float32", "bfloat16" or "float16".
-            pad_to_s: see the class.
-            attention: implementation of transformers.
+            path: A directory written by ``save_pretrained``, or a published name ("openai/whisper-large-v3").
+            dtype: Dtype of the weights, "float32", "bfloat16" or "float16".
+            pad_to_s: See the class.
+            attention: Implementation of attention in transformers.
 
         Raises:
-            FileNotFoundError: if nothing can be loaded from `path`.
+            FileNotFoundError: If nothing can be loaded from ``path``.
+            UserError: If it is no Whisper, or ``pad_to_s`` does not fit its positions.
         """
         torch_dtype = dtype_from_name(dtype)
+        check_attention(attention)
         config = read_config(path, "speech encoder")
         if not isinstance(config, WhisperConfig):
             raise UserError(f"speech encoder: {str(path)!r} holds a {config.model_type} model; give a Whisper.")
@@ -129,17 +156,18 @@ class SpeechEncoder(nn.Module):
         return FRAME_SAMPLES * int(self.encoder.config.max_source_positions)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes speech.
+        """Encode speech.
 
         Args:
-            waveform: (B, S) float, 16 kHz, in [-1, 1]; what lies past a row's length is ignored.
-            lengths: (B,) int64, samples of each row.
+            waveform: ``(B, S) float``, 16 kHz, in [-1, 1]; what lies past a row's length is ignored.
+            lengths: ``(B,) int64``, samples of each row.
 
         Returns:
-            frames (B, F, D) at 50 Hz, zero past a row's length, and their lengths (B,) int64, ceil(samples / 320).
+            Frames ``(B, F, D)`` at 50 Hz, zero past a row's length, and their numbers ``(B,) int64``,
+            ``ceil(samples / 320)``.
 
         Raises:
-            UserError: if a row is empty or longer than the encoder's positions.
+            UserError: If a row is empty or longer than the encoder's positions.
         """
         self._check_lengths(lengths, waveform.shape[1])
         frame_lengths = (lengths + FRAME_SAMPLES - 1) // FRAME_SAMPLES
@@ -157,15 +185,15 @@ class SpeechEncoder(nn.Module):
         return frames * is_frame[..., None].to(frames.dtype), frame_lengths
 
     def encode_log_mel(self, log_mel: Tensor, frame_lengths: Tensor | None, num_frames: int | None) -> Tensor:
-        """Runs the convolutions and the transformer.
+        """Run the convolutions and the transformer.
 
         Args:
-            log_mel: (B, num_mel_bins, M) features at 100 Hz.
-            frame_lengths: (B,) int64, frames of 20 ms that the attention may see; None for all.
-            num_frames: frames of 20 ms to keep after the convolutions; None for all.
+            log_mel: ``(B, num_mel_bins, M)`` features at 100 Hz.
+            frame_lengths: ``(B,) int64``, frames of 20 ms that the attention may see; None for all.
+            num_frames: Frames of 20 ms to keep after the convolutions; None for all.
 
         Returns:
-            (B, F, D) frames.
+            ``(B, F, D)`` frames.
         """
         encoder = self.encoder
         hidden = nn.functional.gelu(encoder.conv1(log_mel.to(encoder.conv1.weight.dtype)))

@@ -24,17 +24,17 @@ class Thinker(nn.Module):
     """Speech encoder, adaptor and language model in one chat template.
 
     Args:
-        speech_encoder: waveform to frames.
-        adaptor: frames to input embeddings of the language model.
-        language_model: embeddings to hidden states and logits.
-        tokenizer: of the language model: a directory, a published name, or the object.
-        audio_token: special token that marks the place of the audio in the chat template.
-        system_prompt: text of the system's turn, None for what the template does without.
+        speech_encoder: Maps waveforms to frames.
+        adaptor: Maps frames to input embeddings of the language model.
+        language_model: Maps embeddings to hidden states and logits.
+        tokenizer: The language model's tokenizer: a directory, a published name, or the object.
+        audio_token: Special token that marks the place of the audio in the chat template.
+        system_prompt: Text of the system's turn; None leaves that turn to the template.
         train_speech_encoder: False freezes the speech encoder (and its dropout).
 
     Raises:
-        FileNotFoundError: if no tokenizer can be loaded.
-        UserError: if the parts do not fit each other.
+        FileNotFoundError: If no tokenizer can be loaded.
+        UserError: If the parts do not fit each other.
     """
 
     def __init__(
@@ -61,23 +61,23 @@ class Thinker(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        """Width of `hidden` in the outputs."""
+        """Width of ``hidden`` in the outputs."""
         return self.language_model.hidden_size
 
     @property
     def embedding_size(self) -> int:
-        """Width of `embedding` in the outputs."""
+        """Width of ``embedding`` in the outputs."""
         return self.language_model.embedding_size
 
     def train(self, mode: bool = True) -> "Thinker":
-        """Sets the training mode, except in a frozen speech encoder."""
+        """Set the training mode, except in a frozen speech encoder."""
         super().train(mode)
         if not self.train_speech_encoder:
             self.speech_encoder.eval()
         return self
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters that require a gradient, by part: "speech_encoder", "adaptor", "language_model"."""
+        """Give the parameters that require a gradient, by part: "speech_encoder", "adaptor", "language_model"."""
         return {
             name: [parameter for parameter in part.parameters() if parameter.requires_grad]
             for name, part in self.named_children()
@@ -90,19 +90,19 @@ class Thinker(nn.Module):
         reply_texts: Sequence[str],
         transcripts: Sequence[str] | None = None,
     ) -> ThinkerOutput:
-        """Reads gold replies to spoken queries.
+        """Read gold replies to spoken queries.
 
         Args:
-            query: (B, S) float, 16 kHz.
-            query_lengths: (B,) int64 samples.
+            query: ``(B, S) float``, 16 kHz.
+            query_lengths: ``(B,) int64`` samples.
             reply_texts: B texts.
-            transcripts: B texts of the queries, for `transcript_loss`.
+            transcripts: B texts of the queries, for ``transcript_loss``.
 
         Returns:
             Losses, tokens and hidden states.
 
         Raises:
-            UserError: if a query or a text is empty, or a query is too long.
+            UserError: If a query or a text is empty, or a query is too long.
         """
         audio, audio_lengths = self._embed_audio(query, query_lengths)
         output = self._reply(audio, audio_lengths, reply_texts)
@@ -111,9 +111,10 @@ class Thinker(nn.Module):
         return replace(output, transcript_loss=self._transcription(audio, audio_lengths, transcripts))
 
     def read(self, transcripts: Sequence[str], reply_texts: Sequence[str]) -> ThinkerOutput:
-        """Reads gold replies to written queries, whose text stands in the place of the audio.
+        """Read gold replies to written queries, whose text stands in the place of the audio.
 
-        It teaches the language model to answer at a fraction of the cost; `listen` gives the audio the same embeddings.
+        This teaches the language model to answer at a fraction of the cost; :meth:`listen` teaches the audio embeddings
+        to equal those of the text.
 
         Args:
             transcripts: B texts of the queries.
@@ -123,7 +124,7 @@ class Thinker(nn.Module):
             Loss, tokens and hidden states.
 
         Raises:
-            UserError: if a text is empty.
+            UserError: If a text is empty.
         """
         device = self.adaptor.up.weight.device
         rows = [torch.tensor(ids, device=device) for ids in self.prompt.encode_transcripts(transcripts)]
@@ -160,42 +161,50 @@ class Thinker(nn.Module):
         )
 
     def listen(self, query: Tensor, query_lengths: Tensor, transcripts: Sequence[str]) -> Tensor:
-        """Transcribes queries without a pass of the language model, to teach speech encoder and adaptor first.
+        """Transcribe queries without a pass of the language model, to teach speech encoder and adaptor first.
 
         Args:
-            query: (B, S) float, 16 kHz.
-            query_lengths: (B,) int64 samples.
+            query: ``(B, S) float``, 16 kHz.
+            query_lengths: ``(B,) int64`` samples.
             transcripts: B texts of the queries.
 
         Returns:
-            () loss, equal to `transcript_loss` of `forward`.
+            Loss, equal to ``transcript_loss`` of :meth:`forward`, a scalar.
 
         Raises:
-            UserError: if a query or a transcript is empty, or a query is too long.
+            UserError: If a query or a transcript is empty, or a query is too long.
         """
         return self._transcription(*self._embed_audio(query, query_lengths), transcripts)
 
     @torch.no_grad()
     def transcribe(self, query: Tensor, query_lengths: Tensor) -> list[str]:
-        """Writes what is heard in queries (B, S) of (B,) samples, token by token and without a language model."""
+        """Write what is heard in queries, without a pass of the language model.
+
+        Args:
+            query: ``(B, S) float``, 16 kHz.
+            query_lengths: ``(B,) int64`` samples.
+
+        Returns:
+            B texts.
+        """
         audio, audio_lengths = self._embed_audio(query, query_lengths)
         rows = best_transcripts(self._score_audio(audio), audio_lengths, self.prompt.blank_id)
         return [self.prompt.decode(row).strip() for row in rows]
 
     @torch.no_grad()
     def encode(self, query: Tensor) -> ThinkerPrompt:
-        """Runs speech encoder and adaptor on one query (S,) of 16 kHz."""
+        """Run speech encoder and adaptor on one query ``(S,)`` of 16 kHz."""
         lengths = torch.tensor([query.shape[0]], device=query.device)
         audio, audio_lengths = self._embed_audio(query[None], lengths)
         return ThinkerPrompt(torch.stack(self._prompt_rows(audio, audio_lengths)))
 
     @torch.no_grad()
     def stream(self, prompt: ThinkerPrompt, max_new_tokens: int) -> Iterator[ThinkerToken]:
-        """Writes a reply greedily, with a cache of keys and values.
+        """Write a reply greedily, with a cache of keys and values.
 
         Args:
-            prompt: from `encode`.
-            max_new_tokens: upper limit of tokens.
+            prompt: Result of :meth:`encode`.
+            max_new_tokens: Upper limit of tokens.
 
         Yields:
             Each token as soon as it is known; the end-of-turn token ends the stream and is not yielded.
@@ -212,7 +221,7 @@ class Thinker(nn.Module):
             yield ThinkerToken(token_id, hidden[0], embeddings[0, 0])
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Turns the ids of a streamed reply into text."""
+        """Turn the ids of a streamed reply into text."""
         return self.prompt.decode(token_ids)
 
     def _embed_audio(self, query: Tensor, query_lengths: Tensor) -> tuple[Tensor, Tensor]:

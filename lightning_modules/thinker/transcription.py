@@ -1,8 +1,8 @@
 """Transcription of the query at the adaptor, by connectionist temporal classification over the text tokens.
 
-The adaptor's outputs are scored with the output embedding of the language model, as if it had no layers. An audio
-embedding that is heard as a word then lies close to that word's token embedding, so that the language model copies what
-it hears as easily as what it reads; a small one that is trained from scratch hardly learns to copy otherwise.
+The adaptor's outputs are scored with the output embedding of the language model, as if it had no layers. The audio
+embedding of a word then lies close to that word's token embedding, so that the language model copies what it hears as
+easily as what it reads. A small model that is trained from scratch hardly learns to copy otherwise.
 
 Reference: Graves et al., Connectionist Temporal Classification, ICML 2006.
 """
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 
 def transcription_loss(logits: Tensor, lengths: Tensor, transcripts: Sequence[Sequence[int]], blank_id: int) -> Tensor:
-    """Negative log-likelihood of the transcripts, in nats a token.
+    """Compute the negative log-likelihood of the transcripts, in nats per token.
 
     Args:
-        logits: (B, A, V) token scores of A audio embeddings.
-        lengths: (B,) int64 audio embeddings of each row.
-        transcripts: B rows of token ids; a row with more tokens than audio embeddings counts zero, with a warning.
-        blank_id: token id that stands for "nothing new".
+        logits: ``(B, A, V)`` token scores of A audio embeddings.
+        lengths: ``(B,) int64`` audio embeddings of each row.
+        transcripts: B rows of token ids; a row with more tokens than audio embeddings counts as zero, with a warning.
+        blank_id: Token id that stands for "nothing new".
 
     Returns:
-        () float32, mean over the rows.
+        ``() float32``, mean over the rows.
     """
     targets = torch.tensor([token_id for row in transcripts for token_id in row], device=logits.device)
     target_lengths = torch.tensor([len(row) for row in transcripts], device=logits.device)
@@ -40,12 +40,12 @@ def transcription_loss(logits: Tensor, lengths: Tensor, transcripts: Sequence[Se
 
 
 def best_transcripts(logits: Tensor, lengths: Tensor, blank_id: int) -> list[list[int]]:
-    """Takes the best token everywhere, merges repeats and drops blanks.
+    """Take the best token of each audio embedding, merge repeats and drop blanks.
 
     Args:
-        logits: (B, A, V) token scores of A audio embeddings.
-        lengths: (B,) int64 audio embeddings of each row.
-        blank_id: token id that stands for "nothing new".
+        logits: ``(B, A, V)`` token scores of A audio embeddings.
+        lengths: ``(B,) int64`` audio embeddings of each row.
+        blank_id: Token id that stands for "nothing new".
 
     Returns:
         B rows of token ids.

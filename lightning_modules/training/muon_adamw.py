@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
-# An output head is a matrix by shape but a list of class vectors by meaning, as an embedding is.
+# The weight of an output head is a list of class vectors, as an embedding is, and not a map between hidden states.
 HEADS = ("head", "lm_head")
 
 
@@ -18,7 +18,7 @@ def split_hidden_matrices(part: nn.Module) -> tuple[list[nn.Parameter], list[nn.
         part: Any module.
 
     Returns:
-        The weights of its linear layers but output heads, and all other parameters.
+        The weights of its linear layers except output heads, and all other parameters.
     """
     hidden = {
         id(layer.weight)
@@ -31,15 +31,15 @@ def split_hidden_matrices(part: nn.Module) -> tuple[list[nn.Parameter], list[nn.
 
 
 class MuonAdamW(Optimizer):
-    """One optimizer to Lightning and to schedulers, two inside; they share their parameter groups with it.
+    """One optimizer for Lightning and schedulers that holds two, which share their parameter groups with it.
 
     Muon's updates are scaled to the size of AdamW's, so that both take the same learning rates.
 
     Args:
         muon_groups: Parameter groups of matrices, each with ``lr`` and ``weight_decay``.
-        adamw_groups: Parameter groups of anything else, likewise.
-        betas: Of AdamW.
-        fused: Let AdamW run in one kernel.
+        adamw_groups: Parameter groups of all else, each with ``lr`` and ``weight_decay``.
+        betas: Decay rates of AdamW's running means.
+        fused: Run AdamW in one kernel.
 
     Reference: Muon, as in torch.optim; the scaling is that of arXiv 2502.16982.
     """
@@ -57,7 +57,7 @@ class MuonAdamW(Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        """Let the inner optimizers hold the very groups that schedulers change here."""
+        """Give the inner optimizers the groups that schedulers change."""
         count = len(self.muon.param_groups)
         self.muon.param_groups, self.adamw.param_groups = self.param_groups[:count], self.param_groups[count:]
 

@@ -16,7 +16,7 @@ BETAS = (0.9, 0.98)
 
 
 def warmup_cosine(step: int, warmup_steps: int, max_steps: int, final_share: float = 0.0) -> float:
-    """Share of the peak learning rate at a step: linear up to 1, then cosine down to `final_share` at max_steps."""
+    """Give the share of the peak learning rate at a step: linear up to 1, then cosine to ``final_share`` at the end."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
@@ -32,14 +32,14 @@ def optimizer_with_warmup_cosine(
     final_share: float = 0.0,
     fused: bool = False,
 ) -> OptimizerLRScheduler:
-    """What `configure_optimizers` returns: matrices decay, biases and norms do not; the trainer tells the length.
+    """Make optimizer and schedule for ``configure_optimizers``: matrices decay, biases and norms do not.
 
     Args:
-        module: The attached module, whose trainer knows the number of optimiser steps.
-        parts: What trains, disjoint parts of the module or the module itself, each with its peak learning rate.
+        module: The attached module, whose trainer knows the number of optimizer steps.
+        parts: Disjoint parts of the module that train, or the module itself, each with its peak learning rate.
         weight_decay: Decoupled weight decay of the parameters with two or more dimensions.
         warmup_steps: Steps of linear warm-up.
-        muon: Let Muon train the matrices of hidden layers; AdamW trains all else.
+        muon: Train the matrices of hidden layers with Muon, all else with AdamW.
         final_share: Share of the peak learning rate at the end; 1 keeps it constant after the warm-up.
         fused: Let AdamW run in one kernel, five times as fast on a CPU; only for modules that clip gradients by
             themselves, since Lightning refuses to clip for a fused optimizer under mixed precision.
@@ -48,11 +48,11 @@ def optimizer_with_warmup_cosine(
         The mapping of Lightning with an optimizer and a step-wise scheduler.
 
     Raises:
-        UserError: The trainer has no finite number of steps.
+        UserError: If the trainer has no finite number of steps.
     """
     max_steps = module.trainer.estimated_stepping_batches
     if not math.isfinite(max_steps):
-        raise UserError("the cosine schedule needs an end: set trainer.max_steps or trainer.max_epochs")
+        raise UserError("the cosine schedule needs an end; set trainer.max_steps or trainer.max_epochs")
     muon_groups: list[dict[str, Any]] = []
     adamw_groups: list[dict[str, Any]] = []
     for part, learning_rate in parts:

@@ -1,4 +1,4 @@
-"""Checks of the settings that every module that trains has."""
+"""Checks of the optimizer's settings, which every module that trains has."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ def check_optimizer_settings(
         seed: Seed of whatever the module draws.
 
     Raises:
-        UserError: A learning rate is not positive, another number is negative, the seed has more than 32 bits, or a
+        UserError: If a learning rate is not positive, another number is negative, the seed has more than 32 bits, or a
             number is not finite.
     """
     require_positive(**learning_rates)

@@ -1,4 +1,4 @@
-"""Seeds that are pure functions of what they are for."""
+"""Seeds that are pure functions of their purpose."""
 
 import hashlib
 
@@ -12,5 +12,5 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def derive_generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
-    """Give a generator on a device, seeded by :func:`derive_seed`: resuming a run cannot change what it draws."""
+    """Make a generator on a device, seeded by :func:`derive_seed`, so that resuming a run does not change its draws."""
     return torch.Generator(device).manual_seed(derive_seed(*parts))

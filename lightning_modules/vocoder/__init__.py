@@ -1,1 +1,1 @@
-"""Speech tokens to waveform: one small interface, one file a vocoder."""
+"""Speech tokens to waveform: one small interface, one file per vocoder."""

@@ -1,4 +1,4 @@
-"""What every vocoder offers: tokens to waveform, whole or streamed, exactly `samples_per_token` samples a token."""
+"""The interface of every vocoder: tokens to waveform, whole or streamed, ``samples_per_token`` samples per token."""
 
 from abc import ABC, abstractmethod
 
@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 
 class VocoderStream(ABC):
-    """One utterance in the making; pushes of any sizes give, concatenated, the waveform of the whole."""
+    """Streaming of one utterance; the outputs of pushes of any sizes, concatenated, are the waveform of the whole."""
 
     @abstractmethod
     def push(self, tokens: Tensor, last: bool = False) -> Tensor:
-        """Takes the next tokens and returns the samples that are final by now.
+        """Take the next tokens and return the samples that no later token can change.
 
         Args:
-            tokens: (n,) int64, n >= 0.
-            last: Whether the utterance ends with them; then all that was held back is returned.
+            tokens: ``(n,) int64``, n at least 0.
+            last: Whether the utterance ends with them; then all samples that were held back are returned.
 
         Returns:
-            (m,) float32, m >= 0.
+            Samples ``(m,) float32``, m at least 0.
 
         Raises:
-            UserError: The stream has ended already, or the tokens are not one row.
+            UserError: If the stream has ended already, or the tokens are not one row.
         """
 
 
@@ -38,9 +38,9 @@ class Vocoder(nn.Module, ABC):
 
     @abstractmethod
     def stream(self) -> VocoderStream:
-        """Opens a streaming session for one utterance."""
+        """Open a streaming session for one utterance."""
 
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> Tensor:
-        """The waveform (T * samples_per_token,) float32 of tokens (T,) int64."""
+        """Turn tokens ``(T,) int64`` into a waveform ``(T * samples_per_token,) float32``."""
         return self.stream().push(tokens, last=True)

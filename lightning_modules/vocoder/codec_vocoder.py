@@ -1,4 +1,4 @@
-"""The vocoder of the embedded codec: its decoder's log-mel, made audible block by block with Griffin-Lim."""
+"""The vocoder of the embedded codec: its decoder's log-mel, turned into samples block by block with Griffin-Lim."""
 
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from lightning_modules.vocoder.griffin_lim import GriffinLim
 
 
 class MelCodec(Protocol):
-    """What the vocoder needs of a codec: a token decoder of stated reach and the log-mel it speaks."""
+    """Interface of a codec to the vocoder: a token decoder with known context, and its log-mel."""
 
     sample_rate: int
     samples_per_token: int
@@ -29,25 +29,25 @@ class MelCodec(Protocol):
         ...
 
     def decode_mel(self, tokens: Tensor) -> Tensor:
-        """Maps tokens (1, T) to log-mel (1, M, F)."""
+        """Map tokens ``(1, T)`` to log-mel ``(1, M, F)``."""
         ...
 
 
 class CodecVocoder(Vocoder):
     """Tokens to waveform by a codec's mel decoder and Griffin-Lim; whole and streamed output are the same samples.
 
-    Samples come out `delay_s` after the tokens that they stand for, in steps of `block_tokens`, whatever is pushed.
+    Samples come out ``delay_s`` after their tokens, in steps of ``block_tokens``, however the tokens are pushed.
 
     Args:
-        codec: The codec that made the tokens; it is not trained here.
+        codec: The codec that made the tokens; it is frozen.
         block_tokens: Tokens whose phases are found together.
-        context_frames: Earlier frames that take part in finding them, their past samples fixed.
+        context_frames: Earlier frames, with fixed samples, that the phases are fitted to.
         ahead_frames: Frames whose samples wait for the next block, because later frames overlap them.
-        num_iterations: Griffin-Lim iterations a block.
-        momentum: Griffin-Lim acceleration.
+        num_iterations: Griffin-Lim iterations per block.
+        momentum: Acceleration of Griffin-Lim, at least 0 and below 1.
 
     Raises:
-        UserError: A number of tokens or frames is out of its range.
+        UserError: If a number of tokens or frames is out of its range.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class CodecVocoder(Vocoder):
         super().__init__()
         if block_tokens < 1 or context_frames < 3 or ahead_frames < 0:
             raise UserError(
-                "the vocoder needs block_tokens >= 1, context_frames >= 3 and ahead_frames >= 0, got "
-                f"{block_tokens}, {context_frames} and {ahead_frames}"
+                f"block_tokens is {block_tokens}, context_frames {context_frames} and ahead_frames {ahead_frames}; "
+                "give at least 1, 3 and 0"
             )
         self.codec = codec
         log_mel = codec.log_mel
@@ -72,7 +72,8 @@ class CodecVocoder(Vocoder):
         self.frames_per_token = codec.samples_per_token // log_mel.hop_samples
         if ahead_frames >= block_tokens * self.frames_per_token:
             raise UserError(
-                f"ahead_frames must be below a block, {block_tokens * self.frames_per_token} frames, got {ahead_frames}"
+                f"ahead_frames is {ahead_frames}; give fewer than a block has, "
+                f"{block_tokens * self.frames_per_token}, or raise block_tokens"
             )
         self.block_tokens = block_tokens
         self.context_frames = context_frames
@@ -88,12 +89,12 @@ class CodecVocoder(Vocoder):
         return lag / self.sample_rate
 
     def stream(self) -> VocoderStream:
-        """Opens a streaming session for one utterance."""
+        """Open a streaming session for one utterance."""
         return CodecVocoderStream(self)
 
 
 class CodecVocoderStream(VocoderStream):
-    """Streaming session of `CodecVocoder`; see `VocoderStream`."""
+    """Streaming session of :class:`CodecVocoder`."""
 
     def __init__(self, vocoder: CodecVocoder) -> None:
         self.vocoder = vocoder
@@ -101,7 +102,7 @@ class CodecVocoderStream(VocoderStream):
         self.tokens = torch.zeros(0, dtype=torch.long, device=self.device)
         self.ended = False
         self.num_voiced = 0  # tokens whose phases have been found
-        self.num_emitted = 0  # samples given out
+        self.num_emitted = 0  # samples returned
         hop, edge = vocoder.griffin_lim.hop_samples, vocoder.griffin_lim.edge_samples
         # The newest samples and mel magnitudes before the end of token num_voiced; silence before the first token.
         self.past = torch.zeros(vocoder.context_frames * hop + 2 * edge, device=self.device)
@@ -109,7 +110,7 @@ class CodecVocoderStream(VocoderStream):
 
     @torch.no_grad()
     def push(self, tokens: Tensor, last: bool = False) -> Tensor:
-        """Takes the next tokens (n,) and returns the samples that are final by now; see `VocoderStream.push`."""
+        """Take the next tokens ``(n,)`` and return samples ``(m,)``; see :meth:`VocoderStream.push`."""
         if self.ended:
             raise UserError("this vocoder stream has ended; open a new one with stream()")
         if tokens.dim() != 1:
@@ -126,7 +127,7 @@ class CodecVocoderStream(VocoderStream):
         return torch.cat(pieces)
 
     def _decode(self, end: int) -> Tensor:
-        """Mel magnitudes (M, F) of tokens num_voiced .. end - 1."""
+        """Decode tokens ``num_voiced .. end - 1`` to mel magnitudes ``(M, F)``."""
         codec, per_token = self.vocoder.codec, self.vocoder.frames_per_token
         first = max(0, self.num_voiced - codec.left_context_tokens)
         log_mel = codec.decode_mel(self.tokens[None, first : end + codec.lookahead_tokens])[0]
@@ -134,7 +135,7 @@ class CodecVocoderStream(VocoderStream):
         return codec.log_mel.mel_magnitude(log_mel[:, is_new])
 
     def _voice(self, end: int) -> Tensor:
-        """Finds the samples of tokens num_voiced .. end - 1 and returns those that no later frame can change."""
+        """Find the samples of tokens ``num_voiced .. end - 1`` and return those that no later frame can change."""
         vocoder, griffin_lim = self.vocoder, self.vocoder.griffin_lim
         hop, edge = griffin_lim.hop_samples, griffin_lim.edge_samples
         is_last = self.ended and end == len(self.tokens)

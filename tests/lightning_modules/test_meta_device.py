@@ -104,6 +104,85 @@ def test_saved_lora_matrices_lead_to_their_model(tmp_path: Path) -> None:
         assert LanguageModel.from_pretrained(tmp_path / "lora").hidden_size == 32
 
 
+def from_config(**settings: Any) -> Callable[[], object]:
+    """Build a tiny language model."""
+    return partial(LanguageModel.from_config, **{"vocab_size": 10, "width": 32, "num_heads": 4, **settings})
+
+
+def encoder_from_config(**settings: Any) -> Callable[[], object]:
+    """Build a tiny speech encoder."""
+    return partial(SpeechEncoder.from_config, **{"width": 32, "num_heads": 4, **settings})
+
+
+def recognizer(**settings: Any) -> Callable[[], object]:
+    """Build a tiny recognizer."""
+    return lambda: SpeechRecognizer(ConvSpeechEncoder(16), **settings)
+
+
+NAN, INF = float("nan"), float("inf")
+REFUSED: list[tuple[Callable[[], object], str]] = [
+    (from_config(width=30), "width is 30, which 2 x num_heads = 8 does not divide; give a multiple of 8, such as 32"),
+    (from_config(num_key_value_heads=3), "num_heads is 4, which num_key_value_heads 3 does not divide"),
+    (from_config(num_layers=0), "num_layers is 0; give a finite number of at least 1"),
+    (from_config(vocab_size=-1), "vocab_size is -1"),
+    (from_config(max_positions=0), "max_positions is 0"),
+    (from_config(attention="sdpaa"), "attention 'sdpaa' is unknown; choose one of .*sdpa"),
+    (lambda: make_language_model().add_lora(rank=0), "lora_rank is 0"),
+    (lambda: make_language_model().add_lora(rank=2, alpha=-1.0), "lora_alpha is -1.0; give a finite number above 0"),
+    (lambda: make_language_model().add_lora(rank=2, dropout=1.0), "lora_dropout is 1.0; .* at least 0 and below 1"),
+    (encoder_from_config(width=34), "width is 34, which num_heads 4 does not divide; give a multiple of 4"),
+    (encoder_from_config(width=33, num_heads=3), "width is 33; give an even number"),
+    (encoder_from_config(num_layers=0), "num_layers is 0"),
+    (encoder_from_config(dropout=1.0), "dropout is 1.0"),
+    (encoder_from_config(dropout=NAN), "dropout is nan"),
+    (encoder_from_config(pad_to_s=0.0), "pad_to_s is 0.0; give a finite number above 0"),
+    (encoder_from_config(pad_to_s=31.0), "pad_to_s is 31.0 s, but the speech encoder has positions for 30.0 s"),
+    (encoder_from_config(attention="flash"), "attention 'flash' is unknown"),
+    (lambda: WhisperLogMel(0), "num_mel_bins is 0"),
+    (lambda: Adaptor(4, 8, num_stacked_frames=0), "num_stacked_frames is 0"),
+    (lambda: Adaptor(4, 8, hidden_size=-2), "hidden_size is -2"),
+    (lambda: ConvSpeechEncoder(0), "channels is 0"),
+    (lambda: ConvSpeechEncoder(8, dilations=(1, 0)), r"dilations\[1\] is 0"),
+    (lambda: ConvSpeechEncoder(8, stride=0), "stride is 0"),
+    (lambda: ConvSpeechEncoder(8, kernel_size=4), "kernel_size is 4; give an odd number of at least the stride, 3"),
+    (lambda: SpeechAugmentation(blur=1.5), "blur is 1.5; give a number from 0 to 1"),
+    (lambda: SpeechAugmentation(gain_db=INF), "gain_db is inf"),
+    (lambda: SpeechAugmentation(ripple_db=-1.0), "ripple_db is -1.0"),
+    (lambda: SpeechAugmentation(num_time_masks=-1), "num_time_masks is -1"),
+    (lambda: SpeechAugmentation(noise_db=(50.0, 15.0)), r"noise_db is \[50.0, 15.0\]; give two finite numbers"),
+    (lambda: SpeechAugmentation(noise_db=(15.0, NAN)), "noise_db is"),
+    (lambda: SpeechAugmentation(noise_db=(15.0,)), "noise_db is"),
+    (lambda: SpeechCodec(levels=(8, 2)), r"levels is \[8, 2\]; give at least 3 levels"),
+    (lambda: SpeechCodec(channels=(16, 16)), r"channels is \[16, 16\]; give three positive widths"),
+    (lambda: SpeechCodec(lookahead_tokens=7), "lookahead_tokens is 7; give a number from 0 to 6"),
+    (lambda: SpeechCodec(crop_s=0.0), "crop_s is 0.0"),
+    (lambda: SpeechCodec(crop_s=0.05), "crop_s is 0.05; give a multiple of 0.04 s"),
+    (lambda: SpeechCodec(learning_rate=0.0), "learning_rate is 0.0; give a finite number above 0"),
+    (lambda: SpeechCodec(weight_decay=-0.1), "weight_decay is -0.1"),
+    (lambda: SpeechCodec(warmup_steps=-1), "warmup_steps is -1"),
+    (lambda: SpeechCodec(seed=-1), "seed is -1; give a number from 0 to 4294967295"),
+    (lambda: CodecVocoder(SpeechCodec(), block_tokens=0), "block_tokens is 0"),
+    (lambda: CodecVocoder(SpeechCodec(), context_frames=1), "context_frames 1"),
+    (lambda: CodecVocoder(SpeechCodec(), block_tokens=1, ahead_frames=4), "ahead_frames is 4; give fewer than"),
+    (lambda: CodecVocoder(SpeechCodec(), num_iterations=0), "num_iterations is 0"),
+    (lambda: CodecVocoder(SpeechCodec(), momentum=1.0), "momentum is 1.0"),
+    (recognizer(learning_rate=NAN), "learning_rate is nan"),
+    (recognizer(weight_decay=INF), "weight_decay is inf"),
+    (recognizer(seed=2**32), "seed is 4294967296"),
+    (recognizer(source="both"), "source is 'both'; choose 'reply' or 'query'"),
+    (recognizer(characters="aa"), "characters is 'aa'; give at least one, each once"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message for _, message in REFUSED])
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_value_out_of_range_is_refused_on_the_meta_device_as_on_the_cpu(
+    make: Callable[[], object], message: str, device: str
+) -> None:
+    with torch.device(device), pytest.raises(UserError, match=message):
+        make()
+
+
 PRETRAINED: list[tuple[Callable[[Path], object], type[Exception], str]] = [
     (lambda path: LanguageModel.from_pretrained(path / "none"), FileNotFoundError, "there is no directory"),
     (lambda path: SpeechEncoder.from_pretrained(path / "none"), FileNotFoundError, "there is no directory"),

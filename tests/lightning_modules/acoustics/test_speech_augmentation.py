@@ -62,8 +62,3 @@ def test_blur_and_ripple_change_the_spectrum(speech):
 
 def test_silence_stays_silent():
     assert not SpeechAugmentation()(torch.zeros(1, 2000), generator()).any()
-
-
-def test_blur_is_a_share():
-    with pytest.raises(ValueError, match="blur"):
-        SpeechAugmentation(blur=2.0)
