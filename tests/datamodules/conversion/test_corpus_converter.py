@@ -1,6 +1,5 @@
 """Conversion keeps what is good, names what is not, resumes after a kill, and any tool can read its shards."""
 
-import io
 import json
 import os
 import signal
@@ -18,15 +17,12 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from datamodules.batch import from_pcm
 from datamodules.conversion.corpus_converter import CorpusConverter
-from datamodules.conversion.packing import Fault, Packer, PackingRules
-from datamodules.formats.corpus_files import CorpusFiles
+from datamodules.conversion.packing import PackingRules
 from datamodules.shards.shard_files import DamagedExampleError, ShardFiles, decode_query, decode_text, decode_units
-from datamodules.shards.shard_index import PackedExample, ShardIndex
+from datamodules.shards.shard_index import ShardIndex
 from tests.datamodules.tiny_corpus import write_index, write_split, write_wav
 
 SET = "spoken_examples"
@@ -127,6 +123,14 @@ def nan_wav(path: Path) -> None:
     soundfile.write(path, np.full(800, np.nan), 16_000, subtype="FLOAT")
 
 
+def write_units(path: Path, count: int) -> None:
+    np.save(path, np.ones(count, dtype=np.int32))
+
+
+def say(item: dict, reply: str) -> None:
+    item["conversations"][1]["value"] = reply
+
+
 FAULTS: dict[str, tuple[str, Callable[[dict, Path], object]]] = {
     "missing query": ("missing_query", lambda item, root: (root / item["speech"]).unlink()),
     "truncated query": (
@@ -143,17 +147,29 @@ FAULTS: dict[str, tuple[str, Callable[[dict, Path], object]]] = {
     "empty reply": ("empty_reply", lambda item, root: item["conversations"][1].update(value=" ")),
     "three turns": ("layout", lambda item, root: item["conversations"].append({"from": "gpt", "value": "More."})),
     "no path": ("layout", lambda item, root: item.pop("speech")),
+    "special token": ("special_token", lambda item, root: say(item, "It rings.<|im_end|>")),
+    "special token asked": ("special_token", lambda item, root: item.update(transcript="<|audio|> What?")),
+    "absolute path": ("path_outside_corpus", lambda item, root: item.update(speech=str(root / item["speech"]))),
+    "path that leads out": ("path_outside_corpus", lambda item, root: item.update(units="../corpus/" + item["units"])),
+    "200,000 tokens": ("long_reply", lambda item, root: write_units(root / item["units"], 200_000)),
+    "2,000 tokens, short text": ("units_do_not_fit_text", lambda item, root: write_units(root / item["units"], 2000)),
+    "half a surrogate pair": ("layout", lambda item, root: say(item, "\ud800")),
 }  # fmt: skip
 
 
-def test_each_fault_is_listed_by_id_and_kind_and_the_rest_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("archive", [None, "tar", "zip"])
+def test_each_fault_is_listed_by_id_and_kind_and_the_rest_is_kept(tmp_path: Path, archive: str | None) -> None:
     corpus = tmp_path / "corpus"
     items = write_split(corpus, "train", len(FAULTS) + 3)
     for item, (_, harm) in zip(items, FAULTS.values(), strict=False):
         harm(item, corpus)
     items += [{**items[-1]}, {"speech": "nameless"}]
     write_index(corpus, "train", items)
-    index, report, out = convert(tmp_path, corpus, rules=PackingRules(num_codes=1000), examples_per_group=4)
+    files = [str(corpus)] if archive is None else [str(tmp_path / f"files.{archive}")]
+    if archive is not None:
+        {"tar": pack_tar, "zip": pack_zip}[archive](corpus, Path(files[0]))
+    rules = PackingRules(num_codes=1000)
+    index, report, out = convert(tmp_path, corpus, rules=rules, files=files, examples_per_group=4)
     expected = [(item["id"], kind) for item, (kind, _) in zip(items, FAULTS.values(), strict=False)]
     expected += [(items[-2]["id"], "duplicate_id"), (f"entry {len(items) - 1}", "layout")]
     assert sorted((fault["id"], fault["kind"]) for fault in report["faults"]) == sorted(expected)
@@ -161,6 +177,34 @@ def test_each_fault_is_listed_by_id_and_kind_and_the_rest_is_kept(tmp_path: Path
     assert sum(report["kinds"].values()) == report["num_faults"] == len(expected)
     assert index.ids.tolist() == [item["id"] for item in items[len(FAULTS) : len(FAULTS) + 3]]
     assert len(contents(out)) == 3
+
+
+def test_what_the_rules_allow_is_kept(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    items = write_split(corpus, "train", 4)
+    say(items[0], "It rings.<|im_end|>")
+    write_units(corpus / items[1]["units"], 250)  # 10 s for any text
+    write_units(corpus / items[2]["units"], 400)
+    say(items[2], "Two thousand twenty.")  # 20 characters
+    write_units(corpus / items[3]["units"], 401)
+    say(items[3], "Two thousand twenty.")
+    write_index(corpus, "train", items)
+    index, report, _ = convert(tmp_path, corpus, rules=PackingRules(special_tokens=None))
+    assert [(fault["id"], fault["kind"]) for fault in report["faults"]] == [(items[3]["id"], "units_do_not_fit_text")]
+    assert index.num_units.tolist()[1:] == [250, 400]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"examples_per_group": 0}, "examples_per_group is 0"),
+        ({"max_shard_mb": 0.0}, "max_shard_mb is 0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CorpusConverter("nowhere", **settings)
 
 
 def test_a_line_that_is_not_json_is_a_fault(tmp_path: Path) -> None:
@@ -201,31 +245,6 @@ def flip(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 0xFF
     path.write_bytes(content)
-
-
-CONTENTS = [[3, 1, 2], {"speech_token": np.array([[3, 1]]), "speech_token_len": 2}, {"speech_token": torch.ones(2)}]
-
-
-@settings(max_examples=300, deadline=None)
-@given(data=st.data(), of_units=st.booleans())
-def test_no_damage_stops_the_conversion(data: st.DataObject, of_units: bool) -> None:
-    query, units = io.BytesIO(), io.BytesIO()
-    format_name = data.draw(st.sampled_from(["WAV", "FLAC"]))
-    soundfile.write(query, np.linspace(-0.5, 0.5, 300), 16_000, format=format_name, subtype="PCM_16")
-    np.save(units, data.draw(st.sampled_from(CONTENTS)), allow_pickle=True)
-    files = {"q": bytearray(query.getvalue()), "u": bytearray(units.getvalue())}
-    harmed = files["u" if of_units else "q"]
-    for place in data.draw(st.lists(st.integers(0, min(len(harmed), 500) - 1), min_size=1, max_size=3)):
-        harmed[place] ^= 1 << data.draw(st.integers(0, 7))
-    del harmed[data.draw(st.integers(0, len(harmed))) :]
-
-    class Files(CorpusFiles):
-        def read(self, name: str) -> bytes:
-            return bytes(files[name])
-
-    turns = [{"from": "human", "value": "<speech>"}, {"from": "gpt", "value": "Yes."}]
-    packed = Packer(Files(), PackingRules())("one", {"speech": "q", "units": "u", "conversations": turns})
-    assert isinstance(packed, (Fault, PackedExample))
 
 
 def test_strict_stops_at_a_fault(tmp_path: Path) -> None:
