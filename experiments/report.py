@@ -17,8 +17,8 @@ from lightning_modules.errors import UserError
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.engine import config  # noqa: E402
-from experiments.engine.errors import ConfigError, report_mistake  # noqa: E402
+from experiments.engine.configuration import config  # noqa: E402
+from experiments.engine.configuration.errors import ConfigError, report_mistake  # noqa: E402
 from experiments.engine.plan import make_plan  # noqa: E402
 
 COLUMNS = (

@@ -11,8 +11,8 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from callbacks.runtime.signals import Interrupted, interruptible  # noqa: E402
-from experiments.engine import config  # noqa: E402
-from experiments.engine.errors import ConfigError, report_mistake  # noqa: E402
+from experiments.engine.configuration import config  # noqa: E402
+from experiments.engine.configuration.errors import ConfigError, report_mistake  # noqa: E402
 from experiments.engine.plan import make_plan  # noqa: E402
 
 EPILOG = """examples:

@@ -1,4 +1,4 @@
-"""How an experiment runs: YAML is composed and checked, stages are planned, run, resumed and reused.
+"""How an experiment runs: stages are planned and checked, then run, resumed and reused.
 
-Nothing here knows of speech. `config`, `checks` and `errors` import no torch, so that help and mistakes come at once.
+Nothing here knows of speech. `configuration`, `plan` and `runs` import no torch, so that mistakes are told at once.
 """

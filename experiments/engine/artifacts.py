@@ -16,9 +16,9 @@ from lightning.pytorch import LightningModule
 from omegaconf import OmegaConf
 from torch import nn
 
-from experiments.engine.builder import build
-from experiments.engine.checks import is_spec, resolve_class_path
-from experiments.engine.errors import ConfigError, join
+from experiments.engine.configuration.builder import build
+from experiments.engine.configuration.checks import is_spec, resolve_class_path
+from experiments.engine.configuration.errors import ConfigError, join
 from experiments.engine.runs import Run
 from lightning_modules.errors import UserError
 

@@ -18,9 +18,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from experiments.engine.artifacts import without_weights
-from experiments.engine.builder import build
-from experiments.engine.checks import check_arguments, check_spec, check_value
-from experiments.engine.errors import ConfigError, is_users_mistake, join, text_of
+from experiments.engine.configuration.builder import build
+from experiments.engine.configuration.checks import check_arguments, check_spec, check_value
+from experiments.engine.configuration.errors import ConfigError, is_users_mistake, join, text_of
 from experiments.engine.plan import PlannedStage
 from experiments.engine.stage import make_trainer, quiet
 

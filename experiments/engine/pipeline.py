@@ -6,7 +6,7 @@ import gc
 import shutil
 import time
 
-from experiments.engine.errors import ConfigError, is_users_mistake, text_of
+from experiments.engine.configuration.errors import ConfigError, is_users_mistake, text_of
 from experiments.engine.plan import Plan, PlannedStage
 from experiments.engine.runs import Run, exclusive, read_json, write_atomically
 from experiments.engine.stage import StageResult, run_stage

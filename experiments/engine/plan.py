@@ -13,12 +13,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.engine import config as configs
-from experiments.engine.checks import MISSING
-from experiments.engine.config import Pipeline, Stage
-from experiments.engine.errors import ConfigError, did_you_mean, join
+from experiments.engine.configuration import config as configs
+from experiments.engine.configuration.checks import MISSING
+from experiments.engine.configuration.config import Pipeline, Stage
+from experiments.engine.configuration.errors import ConfigError, did_you_mean, join
+from experiments.engine.configuration.schema import check_keys, without_empty
 from experiments.engine.runs import Run, fingerprint_of, fingerprint_of_path
-from experiments.engine.schema import check_keys, without_empty
 
 WITHOUT_INFLUENCE = ("description", "name", "runs_dir", "threads", "checkpoint")
 INPUT_OF_STAGE = "stage:"

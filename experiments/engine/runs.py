@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.engine.errors import ConfigError
+from experiments.engine.configuration.errors import ConfigError
 from lightning_modules.errors import UserError
 
 MAX_LISTED_FILES = 10_000

@@ -20,10 +20,10 @@ from callbacks.runtime.interrupt import InterruptHandler
 from callbacks.runtime.last_checkpoint import LastCheckpoint
 from callbacks.runtime.progress import StepProgress
 from experiments.engine.artifacts import load_weights
-from experiments.engine.builder import build
-from experiments.engine.errors import ConfigError, join
+from experiments.engine.configuration.builder import build
+from experiments.engine.configuration.errors import ConfigError, join
+from experiments.engine.configuration.schema import without_empty
 from experiments.engine.runs import Run, read_json, write_config, write_json
-from experiments.engine.schema import without_empty
 
 TRAINER_DEFAULTS = {"devices": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
 QUIET_LOGGERS = ("lightning.pytorch", "lightning.fabric")

@@ -8,7 +8,7 @@ import soundfile
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.engine.artifacts import load_trained
-from experiments.engine.config import EXPERIMENTS_DIR
+from experiments.engine.configuration.config import EXPERIMENTS_DIR
 from experiments.engine.pipeline import execute
 from experiments.engine.plan import make_plan
 

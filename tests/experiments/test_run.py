@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import run
-from experiments.engine import config
+from experiments.engine.configuration import config
 from experiments.engine.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]

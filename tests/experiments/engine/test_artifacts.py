@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.engine.artifacts import load_trained, without_weights
-from experiments.engine.builder import build
+from experiments.engine.configuration.builder import build
 from experiments.engine.runs import Run, write_config
 from lightning_modules.errors import UserError
 from tests.experiments.engine.toy import ToyModule

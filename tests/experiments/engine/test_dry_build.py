@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from experiments.engine.errors import ConfigError
+from experiments.engine.configuration.errors import ConfigError
 from experiments.engine.pipeline import execute
 from experiments.engine.plan import Plan, make_plan
 from lightning_modules.errors import UserError

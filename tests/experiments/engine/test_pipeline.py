@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.engine.artifacts import load_trained
-from experiments.engine.errors import ConfigError
+from experiments.engine.configuration.errors import ConfigError
 from experiments.engine.pipeline import execute
 from experiments.engine.plan import Plan, make_plan
 from experiments.engine.runs import exclusive, fingerprint_of, fingerprint_of_path, write_json

@@ -1,10 +1,10 @@
-"""Every shipped experiment composes, its classes and arguments exist, and all its objects can be built without weights."""
+"""Every shipped experiment composes, and everything it describes can be built without weights."""
 
 from pathlib import Path
 
 import pytest
 
-from experiments.engine.config import compose, read_file, shipped_files
+from experiments.engine.configuration.config import compose, read_file, shipped_files
 from experiments.engine.plan import make_plan
 
 FILES = shipped_files()

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from experiments.engine.annotations import (
+from experiments.engine.configuration.annotations import (
     accepts,
     dataclass_of,
     describe,
@@ -19,7 +19,7 @@ from experiments.engine.annotations import (
     item_annotation,
     options,
 )
-from experiments.engine.errors import ConfigError, did_you_mean, join
+from experiments.engine.configuration.errors import ConfigError, did_you_mean, join
 
 MISSING = "???"
 SPEC_KEYS = ("class_path", "init_args")

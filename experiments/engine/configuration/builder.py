@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from experiments.engine.annotations import convert, dataclass_of, item_annotation
-from experiments.engine.checks import is_spec, parameters_of, resolve_class_path
-from experiments.engine.errors import ConfigError, join, text_of
+from experiments.engine.configuration.annotations import convert, dataclass_of, item_annotation
+from experiments.engine.configuration.checks import is_spec, parameters_of, resolve_class_path
+from experiments.engine.configuration.errors import ConfigError, join, text_of
 from lightning_modules.errors import UserError
 
 ROOMS = ("callbacks", "datamodules", "experiments", "lightning_modules", "tests")

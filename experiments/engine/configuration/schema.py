@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.engine.checks import IS_VALID, VALID, check_dataclass, check_finite
-from experiments.engine.errors import join
+from experiments.engine.configuration.checks import IS_VALID, VALID, check_dataclass, check_finite
+from experiments.engine.configuration.errors import join
 
 MAX_SEED = 2**32 - 1
 PIPELINE_KEYS = ("base", "description", "name", "seed", "threads", "runs_dir", "inputs", "checkpoint", "stages")

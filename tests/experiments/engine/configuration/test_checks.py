@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from experiments.engine.annotations import accepts
-from experiments.engine.builder import build
-from experiments.engine.checks import check_arguments, check_value
-from experiments.engine.errors import ConfigError, is_users_mistake
+from experiments.engine.configuration.annotations import accepts
+from experiments.engine.configuration.builder import build
+from experiments.engine.configuration.checks import check_arguments, check_value
+from experiments.engine.configuration.errors import ConfigError, is_users_mistake
 from lightning_modules.errors import UserError
 from tests.experiments.engine.toy import FailingJob
 

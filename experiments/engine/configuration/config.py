@@ -12,8 +12,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.engine.errors import ConfigError, did_you_mean, join
-from experiments.engine.schema import (
+from experiments.engine.configuration.errors import ConfigError, did_you_mean, join
+from experiments.engine.configuration.schema import (
     EXPERIMENT_KEYS,
     INHERITED_BY_STAGES,
     PIPELINE_KEYS,
@@ -23,7 +23,7 @@ from experiments.engine.schema import (
     check_keys,
 )
 
-EXPERIMENTS_DIR = Path(__file__).resolve().parents[1]
+EXPERIMENTS_DIR = Path(__file__).resolve().parents[2]
 STAGES_DIR = "stages"
 HEAD_KEYS = ("name", "description", "runs_dir", "seed")
 

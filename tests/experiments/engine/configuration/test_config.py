@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.engine import config
-from experiments.engine.config import compose, find_file, merge, parse_override, read_file
-from experiments.engine.errors import ConfigError
+from experiments.engine.configuration import config
+from experiments.engine.configuration.config import compose, find_file, merge, parse_override, read_file
+from experiments.engine.configuration.errors import ConfigError
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text("ab 1", max_size=4),
