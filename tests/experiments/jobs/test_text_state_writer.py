@@ -69,3 +69,15 @@ def test_states_of_another_kind_are_refused_by_name(examples: ReleasedLayout, tm
     file.unlink()
     with pytest.raises(FileNotFoundError, match="text_states_root to the run that wrote the text states"):
         ReleasedLayout(index, index.parent.parent, **settings).load()
+
+
+def test_the_constructor_reads_nothing_and_moves_nothing(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        thinker = torch.nn.Linear(2, 2)
+        layout = ReleasedLayout(tmp_path / "absent.json", tmp_path, fields=["query"])
+        writer = TextStateWriter(thinker, {"train": layout})  # type: ignore[arg-type]
+    assert writer.thinker.weight.is_meta
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        TextStateWriter(thinker, {"train": layout}, batch_size=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"splits\.train: reads \['units'\]"):
+        TextStateWriter(thinker, {"train": ReleasedLayout("", "", fields=["units"])})  # type: ignore[arg-type]
