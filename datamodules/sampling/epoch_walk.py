@@ -54,11 +54,6 @@ class EpochWalk:
         """Steps of the stretch of the epoch that the walk is in."""
         return len(self._steps)
 
-    @property
-    def left_out(self) -> np.ndarray:
-        """Examples that this epoch leaves out, ``(m,) int64``; see :class:`Steps`."""
-        return self._steps.left_out
-
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What the walk depends on, but for the number of devices."""

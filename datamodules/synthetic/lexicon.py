@@ -47,8 +47,7 @@ OPPOSITES = (
 
 EVENTS = ("concert", "party", "picnic", "wedding", "dinner", "market")
 
-# Letters whose names do not rhyme, and short words that are made of these letters only.
-LETTERS = ("A", "E", "H", "I", "L", "M", "O", "R", "S")
+# Short words of letters whose names do not rhyme.
 SPELLED = ("rose", "lime", "oil", "Omar", "Lisa", "hero", "arm", "home", "Amos", "Mia", "Leo", "hair")
 # Codes to copy: few letters, those that the spelled words use least, so that each is heard as often as other words are.
 CODE_LETTERS = ("E", "H", "L", "R", "S")

@@ -1,4 +1,4 @@
-"""Augmented queries are a function of seed, epoch and example, and draw from nobody else's randomness."""
+"""Augmented queries are a function of seed, epoch and example, and leave the global generators as they were."""
 
 import random
 
@@ -33,7 +33,7 @@ def test_it_changes_length_and_adds_noise() -> None:
     assert snr_db == pytest.approx(10.0, abs=0.5)
 
 
-def test_the_randomness_of_others_goes_on_as_if_nothing_was() -> None:
+def test_global_generators_are_left_as_they_were() -> None:
     def draw() -> tuple[float, float]:
         return random.random(), float(np.random.rand())
 

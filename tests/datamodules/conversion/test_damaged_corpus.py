@@ -26,7 +26,7 @@ def flip_a_bit(path: Path, place: int) -> None:
 
 @pytest.fixture(scope="module")
 def loose(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A corpus of loose files, and the kinds of the faults planted in it by id."""
+    """Write a corpus of loose files; return it with the kinds of the faults planted in it by id."""
     root = tmp_path_factory.mktemp("loose")
     items = write_split(root, "train", NUM_EXAMPLES)
     speech, units = ([root / item[key] for item in items] for key in ("speech", "units"))
@@ -34,7 +34,7 @@ def loose(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     np.save(units[200], np.array([3, 1000]))
     soundfile.write(speech[300], np.full(800, np.nan), 16_000, subtype="FLOAT")
     write_wav(speech[400], np.zeros(0))
-    flip_a_bit(speech[500], 0)  # no RIFF any more
+    flip_a_bit(speech[500], 0)  # not RIFF any more
     flip_a_bit(units[600], 1)
     kinds = {100: "missing_units", 200: "units_outside_codebook", 300: "broken_query", 400: "silent_query"}
     kinds |= {500: "broken_query", 600: "broken_units"}

@@ -1,4 +1,4 @@
-"""A walk through the epochs goes on exactly where it was left, whatever the number of devices."""
+"""A walk through the epochs resumes exactly where it was left, on any number of devices."""
 
 import itertools
 from collections import Counter
@@ -21,7 +21,7 @@ def make_walk(world_size: int = 1, lengths: np.ndarray = LENGTHS, seed: int = 3,
 
 
 def walk_on(walk: EpochWalk, num_steps: int) -> list[tuple[int, list[int]]]:
-    """Takes steps; gives the epoch and the examples of every batch on every rank."""
+    """Take steps; return the epoch and the examples of every batch on every rank."""
     ranks = [walk.batches(rank) for rank in range(walk.world_size)]
     taken = []
     for _ in range(num_steps):
@@ -63,14 +63,15 @@ def test_an_epoch_is_what_was_drawn_in_equal_steps_within_the_budget(
     assert {epoch for of_rank in ranks for epoch, _ in of_rank} == {0}
     assert all(len(batch) and len(batch) <= max_examples for batch in batches)
     assert all(len(batch) * tokens[batch].max() <= max_tokens for batch in batches)
-    given_out = Counter(np.concatenate([*batches, walk.left_out]).tolist())
-    assert given_out == Counter(draw_epoch(set_of, weights, seed, 0).tolist()), "as often as drawn, on one rank only"
-    assert len(walk.left_out) < world_size
+    handed_out = Counter(np.concatenate(batches).tolist())
+    drawn = Counter(draw_epoch(set_of, weights, seed, 0).tolist())
+    assert handed_out <= drawn, "as often as drawn, on one rank only"
+    assert (drawn - handed_out).total() < world_size
 
 
 @settings(max_examples=40, deadline=None)
 @given(before=st.integers(0, 120), world_size=st.integers(1, 3), seed=st.integers(0, 5))
-def test_a_state_goes_on_like_the_walk_it_was_taken_from(before: int, world_size: int, seed: int) -> None:
+def test_a_resumed_walk_equals_the_one_that_was_not_stopped(before: int, world_size: int, seed: int) -> None:
     walk = make_walk(world_size, seed=seed)
     walk_on(walk, before)
     other = make_walk(world_size, seed=seed)

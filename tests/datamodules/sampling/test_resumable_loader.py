@@ -1,4 +1,4 @@
-"""The loader goes on exactly where it stopped, alone and under Lightning."""
+"""The loader resumes exactly where it stopped, alone and under Lightning."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def make_loader(num_workers: int = 0, seed: int = 0) -> ResumableLoader:
 
 
 def take(loader: ResumableLoader, count: int) -> list[list[str]]:
-    """The next batches over as many epochs as it takes."""
+    """Return the next batches, over as many epochs as it takes."""
     batches: list[list[str]] = []
     while len(batches) < count:
         for batch in loader:

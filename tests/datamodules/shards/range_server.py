@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(root: Path, fail_every: int | None = None, knows_ranges: bool = True) -> Iterator[tuple[str, dict[str, int]]]:
-    """Serves a folder; gives its address, and counts of requests, ranges and refusals."""
+    """Serve a folder; give its address, and counts of requests, ranges and refusals."""
     log = {"requests": 0, "ranges": 0, "failed": 0}
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, root, log, fail_every, knows_ranges))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
