@@ -10,15 +10,18 @@ from lightning_modules.talker.masked_talker import MaskedTalker
 
 
 def find_masked_talkers(module: LightningModule, names: Sequence[str], setting: str) -> dict[str, MaskedTalker]:
-    """Gives the named talkers of a SpeechLLM.
+    """Give the named talkers of a SpeechLLM.
 
     Args:
-        module: the module in training.
-        names: names of talkers.
-        setting: what asks for them, for errors.
+        module: The module in training.
+        names: Names of talkers.
+        setting: Setting that names them, for errors.
+
+    Returns:
+        The talkers by name.
 
     Raises:
-        UserError: if a talker is unknown, or predicts no masked tokens.
+        UserError: If a talker is unknown, or predicts no masked tokens.
     """
     assert isinstance(module, SpeechLLM), f"{setting} is for the talkers of a SpeechLLM"
     found: dict[str, MaskedTalker] = {}

@@ -1,5 +1,6 @@
 """Moves the masking of masked-diffusion talkers along a schedule while they train."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,13 +21,13 @@ class MaskingAnnealing(Callback):
     masking that the talker was made with, so that its curves compare along the schedule.
 
     Args:
-        talkers: names of the talkers to mask by the schedule.
-        levels: see `MaskingSchedule`.
-        shape: "linear", "cosine" or "piecewise".
-        unit: what `at` counts: "share" of the steps of this training, 0 to 1, or "steps".
+        talkers: Names of the talkers to mask by the schedule.
+        levels: Levels of masking and their places; see :class:`MaskingSchedule`.
+        shape: Course between two levels, "linear", "cosine" or "piecewise".
+        unit: Unit of ``at``: "share" of the steps of this training, 0 to 1, or "steps".
 
     Raises:
-        UserError: if the schedule is impossible; at the start of training if it does not fit the talkers or the steps.
+        UserError: If the schedule is impossible.
 
     Reference: arXiv 2602.08607, Global Bernoulli masking in stage 2, hierarchical masking in stage 3.
     """
@@ -41,7 +42,7 @@ class MaskingAnnealing(Callback):
         if unit not in UNITS:
             raise UserError(f"masking schedule: there is no unit {unit!r}; choose one of {', '.join(UNITS)}")
         if not talkers:
-            raise UserError("masking schedule: it names no talkers")
+            raise UserError("masking schedule: it names no talkers; give at least one")
         self.talkers = list(talkers)
         self.schedule = MaskingSchedule(levels, shape)
         self.unit = unit
@@ -50,23 +51,36 @@ class MaskingAnnealing(Callback):
             raise UserError(f"masking schedule: the last level is at {last:g} of the training; give shares of 0 to 1")
 
     def levels_at(self, global_step: int, max_steps: float) -> MaskingLevels:
-        """Gives the levels of one optimiser step out of `max_steps`."""
+        """Give the levels of one optimizer step out of ``max_steps``."""
         return self.schedule(global_step / max_steps if self.unit == "share" else global_step)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses what the talkers or the number of steps do not allow."""
-        find_masked_talkers(pl_module, self.talkers, "masking schedule")
-        max_steps, last = trainer.estimated_stepping_batches, self.schedule.places[-1]
-        if self.unit == "share" and max_steps == float("inf"):
-            raise UserError("masking schedule: shares need an end of training: set trainer.max_steps, or count steps")
+    def check(self, module: LightningModule, max_steps: float) -> None:
+        """Refuse a schedule that does not fit a module or the length of its training.
+
+        Args:
+            module: The module to train.
+            max_steps: Optimizer steps of the training; infinity if it is not known.
+
+        Raises:
+            UserError: If a talker is unknown or masks nothing, or the last level lies beyond the end of training.
+        """
+        find_masked_talkers(module, self.talkers, "masking schedule")
+        last = self.schedule.places[-1]
         if self.unit == "steps" and last >= max_steps:
             raise UserError(
-                f"masking schedule: the last level is at step {last:g}, but training ends after {max_steps} steps; "
+                f"masking schedule: the last level is at step {last:g}, but training ends after {max_steps:g} steps; "
                 "move it forward or train longer"
             )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the schedule again, now that the number of steps is known."""
+        max_steps = trainer.estimated_stepping_batches
+        if self.unit == "share" and not math.isfinite(max_steps):
+            raise UserError("masking schedule: shares need an end of training; set trainer.max_steps, or count steps")
+        self.check(pl_module, max_steps)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Sets this step's masking and logs its levels."""
+        """Set the masking of this step and log its levels."""
         assert isinstance(pl_module, SpeechLLM)
         levels = self.levels_at(trainer.global_step, trainer.estimated_stepping_batches)
         masking = levels.build()

@@ -1,4 +1,4 @@
-"""Rounds of self-distillation: a frozen teacher for each talker, promoted anew when a round ends."""
+"""Rounds of self-distillation: a frozen teacher for each talker, replaced by its student when a round ends."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 from callbacks.masked_talkers import find_masked_talkers
 from datamodules.batch import SpokenBatch
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
@@ -29,21 +30,22 @@ ROUND_KEYS = DISTILLATION_KEYS | {"max_steps", "patience", "masking"}
 class SelfDistillationRounds(Callback):
     """Lets talkers learn from frozen copies of themselves, round by round.
 
-    At the start of a round the student becomes the teacher. A round ends after ``max_steps`` optimiser steps, or when the
-    talker's ``val/nll`` has not improved for ``patience`` validations, whichever comes first; the last round goes on to the
-    end of training. Teachers take no gradients and no optimizer state. Teachers and the state of the rounds are part of
-    each checkpoint, so that a resumed run equals an uninterrupted one.
+    At the start of a round the student becomes the teacher. A round ends after ``max_steps`` optimizer steps, or when
+    the talker's ``val/nll`` has not improved for ``patience`` validations, whichever comes first; the last round lasts
+    to the end of training. Teachers have no gradients and no optimizer state. Teachers and the state of the rounds are
+    part of each checkpoint, so that a resumed run equals an uninterrupted one.
 
     Args:
         talkers: Names of masked-diffusion talkers.
-        rounds: One mapping a round with any of ``alpha``, ``temperature``, ``num_steps`` (of the teacher), ``on_policy_share``
-            and ``certainty_weight`` (see ``SelfDistillation``), ``masking`` (``scheme`` and ranges as of ``MaskingSchedule``; the
-            talker's own if left out) and what ends it, ``max_steps`` or ``patience`` or both; neither for the last one.
-        decoding_steps: Steps a block to try on validation replies at the end of each round.
-        num_decoded: Validation replies to decode.
+        rounds: One mapping per round with any of ``alpha``, ``temperature``, ``num_steps`` (of the teacher),
+            ``on_policy_share`` and ``certainty_weight`` (see :class:`SelfDistillation`), ``masking`` (``scheme`` and
+            ranges as of :class:`MaskingSchedule`; the talker's own if left out) and what ends the round, ``max_steps``
+            or ``patience`` or both; neither for the last one.
+        decoding_steps: Steps per block with which validation replies are decoded at the end of each round.
+        num_decoded: Number of validation replies to decode.
 
     Raises:
-        UserError: If a round is impossible; at the start of training if a talker is unknown or masks nothing.
+        UserError: If a round is impossible, or a number is out of range.
 
     Reference: arXiv 2602.08607, iterative self-distillation.
     """
@@ -59,6 +61,9 @@ class SelfDistillationRounds(Callback):
             raise UserError("self-distillation: name at least one talker and one round")
         for index, one in enumerate(rounds):
             _check_round(index, one, is_last=index == len(rounds) - 1)
+        for steps in decoding_steps:
+            require_at_least(1, **{"self-distillation: decoding_steps": steps})
+        require_at_least(0, **{"self-distillation: num_decoded": num_decoded})
         self.talkers = list(talkers)
         self.rounds = [dict(one) for one in rounds]
         self.settings = [
@@ -76,12 +81,37 @@ class SelfDistillationRounds(Callback):
 
     @property
     def state_key(self) -> str:
-        """Tells the states of several such callbacks in one training apart: each has talkers of its own."""
+        """Key that tells the states of several such callbacks in one training apart: each has talkers of its own."""
         return f"{type(self).__name__}[{','.join(self.talkers)}]"
+
+    def check(self, module: LightningModule, max_steps: float) -> None:
+        """Refuse rounds that do not fit a module or the length of its training.
+
+        Args:
+            module: The module to train.
+            max_steps: Optimizer steps of the training; infinity if it is not known.
+
+        Raises:
+            UserError: If a talker is unknown, masks nothing or cannot decode in ``decoding_steps``, or if the rounds
+                before the last one take all steps.
+        """
+        students = find_masked_talkers(module, self.talkers, "self-distillation")
+        if len(self.rounds) > 1 and self.num_decoded:
+            for name, student in students.items():
+                for steps in self.decoding_steps:
+                    student.check(Decoding(name, steps))
+        # A round with patience may end early, so that only those without it are sure to last their max_steps.
+        sure = sum(one["max_steps"] for one in self.rounds[:-1] if one.get("patience") is None)
+        if sure >= max_steps:
+            raise UserError(
+                f"self-distillation: the rounds before the last one take {sure} steps, but training ends after "
+                f"{max_steps:g}; shorten them or train longer"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the teachers: those of the checkpoint, or copies of the students."""
         assert isinstance(pl_module, SpeechLLM)
+        self.check(pl_module, trainer.estimated_stepping_batches)
         self._students = find_masked_talkers(pl_module, self.talkers, "self-distillation")
         for name, student in self._students.items():
             self.teachers[name] = copy.deepcopy(student).requires_grad_(False).eval()
@@ -91,13 +121,13 @@ class SelfDistillationRounds(Callback):
         self._saved_teachers = {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the talkers score plainly again."""
+        """Take the teachers away: the talkers score without them again."""
         assert isinstance(pl_module, SpeechLLM)
         for name in self.talkers:
             pl_module.training_scorers.pop(name, None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """End the rounds that are over before this step, and logs the round."""
+        """End the rounds that are over before this step, and log the round."""
         assert isinstance(pl_module, SpeechLLM)
         for name in self.talkers:
             if self._is_over(self._progress[name], trainer.global_step):
@@ -119,18 +149,22 @@ class SelfDistillationRounds(Callback):
             progress.best_nll = min(nll, progress.best_nll)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give teachers and rounds for the checkpoint."""
+        """Give the teachers and the state of the rounds, for the checkpoint."""
         return {
             "progress": {name: vars(progress).copy() for name, progress in self._progress.items()},
             "teachers": {name: teacher.state_dict() for name, teacher in self.teachers.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back; the teachers follow when training starts."""
+        """Restore the state of the rounds; the teachers are restored when training starts.
+
+        Raises:
+            UserError: If the checkpoint holds rounds of other talkers.
+        """
         if state_dict["progress"].keys() != self._progress.keys():
             raise UserError(
                 f"self-distillation: the checkpoint has rounds of {sorted(state_dict['progress'])}, not of "
-                f"{sorted(self._progress)}; name the same talkers or start anew"
+                f"{sorted(self._progress)}; name the same talkers or start a new run"
             )
         self._progress = {name: _Progress(**values) for name, values in state_dict["progress"].items()}
         self._saved_teachers = state_dict["teachers"]
@@ -221,6 +255,8 @@ def _check_round(index: int, one: Mapping[str, Any], is_last: bool) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"{where}.{key} is {value!r}; give a whole number of at least 1")
         if is_last and value is not None:
-            raise UserError(f"{where}.{key} is {value!r}, but the last round goes on to the end; leave it out")
+            raise UserError(
+                f"{where}.{key} is {value!r}, but the last round lasts to the end of training; leave it out"
+            )
     if not is_last and one.get("max_steps") is None and one.get("patience") is None:
         raise UserError(f"{where} never ends; give max_steps or patience, or make it the last one")

@@ -1,4 +1,4 @@
-"""Masking levels follow the global step, also in a resumed run, and only while training."""
+"""Masking levels are a function of the global step, in training only."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.masking_annealing import MaskingAnnealing
+from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
 from tests.lightning_modules.test_speech_llm import fit, make_llm
 
-# What Lightning says of the frozen thinker and of loaders in this process.
+# Lightning warns of the frozen thinker and of loaders without worker processes.
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
 
 LEVELS = [
@@ -23,7 +24,7 @@ LEVELS = [
 
 
 class Spy:
-    """Notes which masking a talker used, for training and evaluation."""
+    """Records which masking a talker used, in training and in evaluation."""
 
     def __init__(self, llm: SpeechLLM, name: str) -> None:
         self.seen: list[tuple[bool, str, Any]] = []
@@ -73,12 +74,25 @@ def test_levels_depend_on_the_step_alone() -> None:
         ),
     ],
 )
-def test_a_schedule_that_does_not_fit_the_training_is_refused(
+def test_a_schedule_that_does_not_fit_the_training_is_refused_up_front(
     talkers: list[str], arguments: dict[str, Any], message: str
 ) -> None:
     annealing = MaskingAnnealing(talkers, **{"levels": LEVELS, **arguments})
-    with pytest.raises(ValueError, match=message):
-        fit(make_llm("ntp", "mdm"), 4, callbacks=[annealing])
+    llm = make_llm("ntp", "mdm")
+    with pytest.raises(UserError, match=message):
+        annealing.check(llm, max_steps=4)
+    with pytest.raises(UserError, match=message):
+        fit(llm, 4, callbacks=[annealing])
+
+
+def test_what_is_not_known_yet_is_not_refused() -> None:
+    """Epochs have no known number of steps before the data is there."""
+    by_steps = MaskingAnnealing(["mdm"], [LEVELS[0], {**LEVELS[1], "at": 9}], unit="steps")
+    for annealing in (by_steps, MaskingAnnealing(["mdm"], LEVELS)):
+        annealing.check(make_llm("mdm"), max_steps=float("inf"))
+    by_steps.check(make_llm("mdm"), max_steps=10)
+    with pytest.raises(UserError, match="no talker 'mdm'"):
+        by_steps.check(make_llm("ntp"), max_steps=float("inf"))
 
 
 def test_a_share_above_one_a_wrong_unit_and_no_talkers_are_refused() -> None:
