@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from datamodules.conversion.packing import Fault, Packer, PackingRules
 from datamodules.formats.atomic_files import remove_partial_files, write_json, write_text
 from datamodules.formats.corpus_files import CorpusFiles, open_files
-from datamodules.formats.parquet_tables import read_places
+from datamodules.formats.parquet_tables import RowPlace, read_places
 from datamodules.formats.released_items import ItemError, parse_id, read_entries
 from datamodules.shards.shard_index import INDEX, SHARDS, ShardIndex, ShardWriter
 from datamodules.workers import map_unordered
@@ -174,7 +174,7 @@ def _name(entries: list[Any]) -> tuple[list[tuple[str, Any]], list[Fault]]:
     faults = []
     for place, entry in enumerate(entries):
         try:
-            name = parse_id(entry)
+            name = parse_id({"id": entry.id} if isinstance(entry, RowPlace) else entry)
         except ItemError as error:
             faults.append(Fault(f"entry {place}", error.kind, str(error)))
             continue

@@ -12,7 +12,7 @@ import soundfile
 from pyarrow import ArrowException
 
 from datamodules.formats.corpus_files import CorpusFiles
-from datamodules.formats.parquet_tables import TableRows
+from datamodules.formats.parquet_tables import RowPlace, TableRows
 from datamodules.formats.released_items import SPECIAL_TOKENS, ItemError, parse_item, parse_texts
 from datamodules.formats.unit_files import parse_units
 from datamodules.shards.shard_index import PackedExample
@@ -119,7 +119,7 @@ class Packer:
         self._special_ids = frozenset() if tokenizer is None else frozenset(tokenizer.all_special_ids)
         self._tables = TableRows()
 
-    def __call__(self, name: str, entry: dict[str, Any]) -> PackedExample | Fault:
+    def __call__(self, name: str, entry: dict[str, Any] | RowPlace) -> PackedExample | Fault:
         """Pack one dialogue.
 
         Args:
@@ -130,7 +130,7 @@ class Packer:
             The example, or why there is none.
         """
         try:
-            return self._pack_row(name, entry) if "table" in entry else self._pack_item(name, entry)
+            return self._pack_row(name, entry) if isinstance(entry, RowPlace) else self._pack_item(name, entry)
         except ItemError as error:
             return Fault(name, error.kind, str(error))
 
@@ -144,9 +144,8 @@ class Packer:
         names = name, PurePosixPath(item.speech).parts[0]
         return self._pack(names, (query, item.speech), (tokens, item.units), (item.reply, item.transcript))
 
-    def _pack_row(self, name: str, place: dict[str, Any]) -> PackedExample:
-        table = place["table"]
-        where = f"{table}, row {name!r}"
+    def _pack_row(self, name: str, place: RowPlace) -> PackedExample:
+        where = f"{place.table}, row {name!r}"
         try:
             row = self._tables.read(place)
         except (OSError, ArrowException) as error:
@@ -162,7 +161,7 @@ class Packer:
             np.save(content, np.asarray(units), allow_pickle=False)
         except ValueError as error:
             raise ItemError("broken_units", f"{where}: units are not a list of integers ({error})") from error
-        names = name, Path(table).parent.name
+        names = name, Path(place.table).parent.name
         return self._pack(names, (query, where), (content.getvalue(), where), parse_texts(row, self._special))
 
     def _pack(

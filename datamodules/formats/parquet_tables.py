@@ -1,5 +1,6 @@
 """Corpora as Parquet tables that hold the audio themselves."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,24 @@ from lightning_modules.errors import UserError
 TABLES = ".parquet"
 
 
-def read_places(folder: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class RowPlace:
+    """Where a row of a table lies.
+
+    Attributes:
+        id: What the column `id` holds, not checked.
+        table: Path of the table.
+        group: Its group of rows.
+        row: Its place in the group.
+    """
+
+    id: Any
+    table: str
+    group: int
+    row: int
+
+
+def read_places(folder: Path) -> list[RowPlace]:
     """List the rows of all tables in a folder, without reading their audio.
 
     Args:
@@ -19,7 +37,7 @@ def read_places(folder: Path) -> list[dict[str, Any]]:
             `reply` in place of the last; `transcript` may be there.
 
     Returns:
-        The `id` of each row, and its place: `table`, `group` and `row`.
+        The places of the rows, in order.
 
     Raises:
         FileNotFoundError: If there is no table.
@@ -28,7 +46,7 @@ def read_places(folder: Path) -> list[dict[str, Any]]:
     paths = sorted(folder.rglob(f"*{TABLES}"))
     if not paths:
         raise FileNotFoundError(f"{folder}: holds no {TABLES} file; fix the path")
-    places: list[dict[str, Any]] = []
+    places: list[RowPlace] = []
     for path in paths:
         try:
             table = ParquetFile(path)
@@ -38,7 +56,7 @@ def read_places(folder: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}: has the columns {table.schema_arrow.names}, but no 'id'; add it")
         for group in range(table.num_row_groups):
             ids = table.read_row_group(group, columns=["id"])["id"].to_pylist()
-            places += [{"id": name, "table": str(path), "group": group, "row": row} for row, name in enumerate(ids)]
+            places += [RowPlace(name, str(path), group, row) for row, name in enumerate(ids)]
     return places
 
 
@@ -49,7 +67,7 @@ class TableRows:
         self._place: tuple[str, int] | None = None
         self._rows: Table | None = None
 
-    def read(self, place: dict[str, Any]) -> dict[str, Any]:
+    def read(self, place: RowPlace) -> dict[str, Any]:
         """Read a row.
 
         Args:
@@ -62,7 +80,7 @@ class TableRows:
             OSError: If the table cannot be read.
             pyarrow.ArrowException: If it is damaged.
         """
-        group = place["table"], place["group"]
+        group = place.table, place.group
         if self._rows is None or group != self._place:
-            self._place, self._rows = group, ParquetFile(place["table"]).read_row_group(place["group"])
-        return self._rows.slice(place["row"], 1).to_pylist()[0]
+            self._place, self._rows = group, ParquetFile(place.table).read_row_group(place.group)
+        return self._rows.slice(place.row, 1).to_pylist()[0]

@@ -153,6 +153,7 @@ FAULTS: dict[str, tuple[str, Callable[[dict, Path], object]]] = {
     "path that leads out": ("path_outside_corpus", lambda item, root: item.update(units="../corpus/" + item["units"])),
     "200,000 tokens": ("long_reply", lambda item, root: write_units(root / item["units"], 200_000)),
     "2,000 tokens, short text": ("units_do_not_fit_text", lambda item, root: write_units(root / item["units"], 2000)),
+    "a table that is not there": ("layout", lambda item, root: item.update(table="x") or item.pop("units")),
     "half a surrogate pair": ("layout", lambda item, root: say(item, "\ud800")),
 }  # fmt: skip
 
