@@ -7,8 +7,9 @@ import shutil
 import time
 
 from experiments.engine.configuration.errors import ConfigError, is_users_mistake, text_of
+from experiments.engine.environment import describe_other_code
 from experiments.engine.plan import Plan, PlannedStage
-from experiments.engine.runs import Run, exclusive, read_json, write_atomically
+from experiments.engine.runs import Run, exclusive, read_json, write_text
 from experiments.engine.stage import StageResult, run_stage
 
 
@@ -49,6 +50,7 @@ def _run_or_reuse(planned: PlannedStage, label: str, force: bool) -> StageResult
     if run.is_finished and not force:
         finished = read_json(run.finished_file)
         print(f"{label}: reused {run.directory}", flush=True)
+        _print_other_code(run, label, "made")
         _print_summary(run)
         return StageResult(planned.stage.name, run, finished["metrics"], finished["seconds"], is_reused=True)
     if force:
@@ -56,6 +58,7 @@ def _run_or_reuse(planned: PlannedStage, label: str, force: bool) -> StageResult
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     print(f"{label}: {'resumes in' if run.is_begun else 'runs in'} {run.directory}", flush=True)
+    _print_other_code(run, label, "begun")
     start = time.monotonic()
     try:
         result = run_stage(planned.stage.name, planned.config, run, planned.stage.path)
@@ -85,11 +88,18 @@ def _print_summary(run: Run) -> None:
         print(summary.read_text(encoding="utf-8").rstrip("\n"), flush=True)
 
 
+def _print_other_code(run: Run, label: str, what: str) -> None:
+    """Say in one line if other code than the present one worked on a run."""
+    other = describe_other_code(run)
+    if other is not None:
+        print(f"{label}: {what} by other code ({other})", flush=True)
+
+
 def _write_latest(plan: Plan) -> None:
     """Say which run directory belongs to each stage now (a link would show every curve twice in TensorBoard)."""
     finished = [planned for planned in plan.stages if planned.run.is_finished]
     lines = [f"{planned.stage.name}: {planned.run.directory.name}" for planned in finished]
-    write_atomically(plan.directory / "latest.txt", "\n".join(lines) + "\n")
+    write_text(plan.directory / "latest.txt", "\n".join(lines) + "\n")
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from datamodules.formats import atomic_files
 from experiments.engine.configuration.errors import ConfigError
 from lightning_modules.errors import UserError
 
@@ -36,6 +36,11 @@ class Run:
     def config_file(self) -> Path:
         """The resolved configuration, written before anything is done."""
         return self.directory / "config.yaml"
+
+    @property
+    def environment_file(self) -> Path:
+        """The code, packages and machine of the process that worked on the run last."""
+        return self.directory / "environment.json"
 
     @property
     def checkpoint_file(self) -> Path:
@@ -86,17 +91,15 @@ def fingerprint_of_path(path: Path) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Write a file such that it is either wholly there or as before, also when the process is killed."""
+def write_text(file: Path, text: str) -> None:
+    """Write a file such that it is wholly there or as before, even if the process is killed; make its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    atomic_files.write_text(file, text)
 
 
 def write_json(file: Path, content: Any) -> None:
     """Write JSON atomically; a value that JSON does not know becomes a number if it can, else text."""
-    write_atomically(file, json.dumps(content, indent=2, default=_plain) + "\n")
+    write_text(file, json.dumps(content, indent=2, default=_plain) + "\n")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_config(file: Path, config: dict[str, Any]) -> None:
     """Write a resolved configuration as YAML, atomically."""
-    write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
 @contextlib.contextmanager

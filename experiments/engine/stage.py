@@ -23,6 +23,7 @@ from experiments.engine.artifacts import load_weights
 from experiments.engine.configuration.builder import build
 from experiments.engine.configuration.errors import ConfigError, join
 from experiments.engine.configuration.schema import without_empty
+from experiments.engine.environment import write_environment
 from experiments.engine.runs import Run, read_json, write_config, write_json
 
 TRAINER_DEFAULTS = {"devices": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
@@ -68,6 +69,7 @@ def run_stage(name: str, config: dict[str, Any], run: Run, path: str = "") -> St
     """
     start = time.monotonic()
     write_config(run.config_file, {**without_empty(config), "fingerprint": run.fingerprint})
+    write_environment(run)
     torch.set_num_threads(config["threads"] or DEFAULT_NUM_THREADS)
     with quiet():
         seed_everything(config["seed"], workers=True, verbose=False)

@@ -241,4 +241,4 @@ def test_fingerprints_follow_content(tmp_path: Path) -> None:
     write_json(tmp_path / "corpus" / "finished.json", {"fingerprint": "abc", "metrics": {"x": torch.tensor(1.5)}})
     assert fingerprint_of_path(tmp_path / "corpus") == "abc"
     assert json.loads((tmp_path / "corpus" / "finished.json").read_text())["metrics"] == {"x": 1.5}
-    assert not list((tmp_path / "corpus").glob(".*.tmp"))
+    assert not list((tmp_path / "corpus").glob(".*.partial"))
