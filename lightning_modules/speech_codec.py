@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -161,6 +161,22 @@ class SpeechCodec(L.LightningModule):
     def left_context_tokens(self) -> int:
         """Tokens before t that the mel frames of t may depend on."""
         return self.decoder.left_context_tokens
+
+    def check_data(self, fields: Mapping[str, Sequence[str]]) -> None:
+        """Refuse data without reply audio.
+
+        Args:
+            fields: Names of the fields that a batch holds, by split.
+
+        Raises:
+            UserError: If a split lacks it.
+        """
+        for split, names in fields.items():
+            if "reply" not in names:
+                raise UserError(
+                    f"the codec learns from reply audio, which {split} batches lack; add 'reply' to the data module's "
+                    "fields"
+                )
 
     def token_lengths(self, lengths: Tensor) -> Tensor:
         """Tokens that cover the given numbers of samples: ceil(S / 640)."""

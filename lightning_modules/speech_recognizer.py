@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import lightning as L
@@ -10,15 +10,17 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from lightning_modules.acoustics.log_mel import SAMPLE_RATE
 from lightning_modules.errors import UserError
 from lightning_modules.evaluation.text_normalization import normalize_text
 from lightning_modules.evaluation.word_error_rate import word_error_rates
+from lightning_modules.talker.losses import LossTerm
 from lightning_modules.thinker.transcription import best_transcripts
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
-from lightning_modules.training.reduction import gather_over_ranks
+from lightning_modules.training.reduction import gather_over_ranks, mean_over_ranks
 from lightning_modules.training.seeding import derive_generator
 
 if TYPE_CHECKING:
@@ -80,6 +82,25 @@ class SpeechRecognizer(L.LightningModule):
         self.head = nn.Linear(int(encoder.output_size), 1 + len(characters))  # type: ignore[arg-type]
         self._ids = {character: index + 1 for index, character in enumerate(characters)}
         self._heard: list[tuple[str, str]] = []
+        self._val_loss = MeanMetric()
+
+    def check_data(self, fields: Mapping[str, Sequence[str]]) -> None:
+        """Refuse data without the configured source.
+
+        Args:
+            fields: Names of the fields that a batch holds, by split.
+
+        Raises:
+            UserError: If a split lacks one that is needed.
+        """
+        needed = ("reply",) if self.source == "reply" else ("query", "transcript")
+        for split, names in fields.items():
+            missing = [name for name in needed if name not in names]
+            if missing:
+                raise UserError(
+                    f"source {self.source!r} needs {missing}, which {split} batches lack; "
+                    "add them to the data module's fields"
+                )
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the log-probabilities of characters over time.
@@ -145,7 +166,7 @@ class SpeechRecognizer(L.LightningModule):
         rows = best_transcripts(log_probs, frame_lengths, blank_id=0)
         return [normalize_text("".join(self.characters[index - 1] for index in row)) for row in rows]
 
-    def _loss(self, log_probs: Tensor, frame_lengths: Tensor, texts: Sequence[str]) -> Tensor:
+    def _loss(self, log_probs: Tensor, frame_lengths: Tensor, texts: Sequence[str]) -> LossTerm:
         """Compute the CTC loss in nats per character; a row whose text does not fit into its frames counts as 0."""
         targets = [self.encode_text(text) for text in texts]
         target_lengths = torch.tensor([len(target) for target in targets])
@@ -158,7 +179,8 @@ class SpeechRecognizer(L.LightningModule):
             reduction="none",
             zero_infinity=True,
         )
-        return losses.sum() / target_lengths.sum().clamp(min=1)
+        num_characters = target_lengths.sum()
+        return LossTerm(losses.sum() / num_characters.clamp(min=1), num_characters)
 
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
         """Compute the CTC loss on augmented speech."""
@@ -167,15 +189,17 @@ class SpeechRecognizer(L.LightningModule):
             generator = derive_generator(waveform.device, self.seed, self.global_step, self.global_rank)
             waveform = self.augmentation(waveform, generator)
         log_probs, frame_lengths = self(waveform, lengths)
-        loss = self._loss(log_probs, frame_lengths, texts)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(texts))
-        return loss
+        term = self._loss(log_probs, frame_lengths, texts)
+        self.log("train/loss", term.mean, prog_bar=True, batch_size=len(texts))
+        return mean_over_ranks([term], self.trainer.world_size)
 
     def validation_step(self, batch: SpokenBatch, batch_idx: int) -> None:
         """Log the loss and collect the transcripts."""
         waveform, lengths, texts = self._pairs(batch)
         log_probs, frame_lengths = self(waveform, lengths)
-        self.log("val/loss", self._loss(log_probs, frame_lengths, texts), batch_size=len(texts), sync_dist=True)
+        term = self._loss(log_probs, frame_lengths, texts)
+        self._val_loss.update(term.mean, term.count)
+        self.log("val/loss", self._val_loss)
         self._heard += zip(texts, self._greedy(log_probs, frame_lengths), strict=True)
 
     def on_validation_epoch_end(self) -> None:
