@@ -1,4 +1,4 @@
-"""A job that kills trainings at random moments and compares them with ones that nobody killed."""
+"""A job that kills trainings at random moments and compares them with trainings that were not killed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from datamodules.formats.atomic_files import write_json, write_text
 from datamodules.shards.shard_index import INDEX, ShardIndex
 from experiments.jobs.killed_training import RESULTS, KillCase, Training, work
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least, require_positive
 
 CASES = (
     KillCase(),
@@ -35,10 +37,10 @@ CASES = (
 class KillTrials:
     """Shows that a killed training loses no example, repeats none, and comes to the same losses.
 
-    Each case trains a small model on a converted corpus once without a disturbance, and then again and again with
-    SIGKILLs to all of its processes, each at a random moment (training, reading, writing a checkpoint), until it has
-    had its share of them. A killed training must have seen the same examples in the same order with the same losses. If
-    the number of processes changes on the way, losses cannot be equal: then each epoch must hold each example once.
+    Each case trains a small model on a converted corpus once without a kill, and then repeatedly with SIGKILLs to all
+    of its processes, each at a random moment (training, reading, writing a checkpoint), until it has had its share of
+    the kills. A killed training must have seen the same examples in the same order with the same losses. If the number
+    of processes changes on the way, losses cannot be equal: then each epoch must hold each example once.
 
     Args:
         corpus: Directory that the conversion wrote.
@@ -47,7 +49,7 @@ class KillTrials:
         num_epochs: Length of a training.
         max_tokens: Speech tokens of a batch.
         checkpoint_every: Batches between two checkpoints.
-        seed: Of the moments of the kills.
+        seed: Seeds the moments of the kills.
 
     Raises:
         UserError: If a number is out of range, or there is no case.
@@ -63,17 +65,17 @@ class KillTrials:
         checkpoint_every: int = 4,
         seed: int = 0,
     ) -> None:
-        if min(num_kills, num_epochs, max_tokens, checkpoint_every) <= 0 or not cases:
-            raise UserError(
-                f"num_kills={num_kills}, num_epochs={num_epochs}, max_tokens={max_tokens}, "
-                f"checkpoint_every={checkpoint_every}, {len(cases)} cases: all must be positive"
-            )
+        require_at_least(1, num_kills=num_kills, max_tokens=max_tokens, checkpoint_every=checkpoint_every)
+        require_positive(num_epochs=num_epochs)
+        require_at_least(0, seed=seed)
+        if not cases:
+            raise UserError("cases is empty; give at least one way to train")
         self.corpus, self.num_kills, self.cases = corpus, num_kills, list(cases)
         self.num_epochs, self.max_tokens, self.checkpoint_every = num_epochs, max_tokens, checkpoint_every
         self.seed = seed
 
     def run(self, output_dir: Path) -> dict[str, float]:
-        """Writes `trials.json` and a table, `results.md`.
+        """Write `trials.json` and a table, `results.md`.
 
         Args:
             output_dir: The run directory.
@@ -91,8 +93,8 @@ class KillTrials:
         with tqdm(total=self.num_kills, desc="killing", unit="kill") as progress:
             for number, (case, num_kills) in enumerate(zip(self.cases, shares, strict=True)):
                 rows.append(self._try(number, case, num_kills, Path(output_dir), progress))
-        (Path(output_dir) / "trials.json").write_text(json.dumps(rows, indent=1) + "\n")
-        (Path(output_dir) / "results.md").write_text(_table(rows))
+        write_json(Path(output_dir) / "trials.json", rows)
+        write_text(Path(output_dir) / "results.md", _table(rows))
         return {name: sum(row[name] for row in rows) for name in ("num_kills", "num_trainings", "num_examples")}
 
     def _try(self, number: int, case: KillCase, num_kills: int, output_dir: Path, progress: tqdm) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class KillTrials:
     def _train(
         self, case: KillCase, max_kills: int, folder: Path, generator: random.Random, progress: tqdm
     ) -> tuple[dict[str, Any], int]:
-        """Trains to the end, however often it is killed; gives its record and the number of kills."""
+        """Train to the end, however often it is killed; return its record and the number of kills."""
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.iterdir():
             left.unlink()
@@ -137,7 +139,7 @@ class KillTrials:
 
 def _start(task: Training) -> list[BaseProcess]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])  # imports once, not once a kill
+    context.set_forkserver_preload([work.__module__])  # imports once, not once per kill
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -149,7 +151,7 @@ def _start(task: Training) -> list[BaseProcess]:
 
 
 def _kill(processes: list[BaseProcess], task: Training, generator: random.Random) -> bool:
-    """Kills all processes some batches and an instant after now; False if they were done before."""
+    """Kill all processes some batches and an instant from now; return False if they were done before."""
     batches, instant_s = generator.randint(1, 12), generator.uniform(0.0, 0.05)
     heartbeat = task.heartbeat
     begin = heartbeat.stat().st_size if heartbeat.exists() else 0
@@ -169,7 +171,7 @@ def _kill(processes: list[BaseProcess], task: Training, generator: random.Random
 
 
 def _check_epochs(record: dict[str, Any], names: list[str], case: KillCase) -> None:
-    """Raises UserError if an epoch does not hold each example once."""
+    """Raise UserError if an epoch does not hold each example once."""
     seen = [name for step in record["ids"] for ids in step for name in ids]
     for begin in range(0, len(seen), len(names)):
         counts = Counter(seen[begin : begin + len(names)])
@@ -195,7 +197,7 @@ def _compare(found: dict[str, Any], expected: dict[str, Any], case: KillCase, fo
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| processes | workers | batches a step | kills | trainings | examples |", "|---|---|---|---|---|---|"]
+    lines = ["| processes | workers | batches per step | kills | trainings | examples |", "|---|---|---|---|---|---|"]
     for row in rows:
         ranks = " and ".join(str(number) for number in row["num_ranks"])
         counts = [row[key] for key in ("num_workers", "accumulate", "num_kills", "num_trainings", "num_examples")]

@@ -16,9 +16,10 @@ import torch.distributed as distributed
 
 from callbacks.runtime.last_checkpoint import LastCheckpoint
 from datamodules.batch import SpokenBatch
+from datamodules.formats.atomic_files import write_json
 from datamodules.sharded_dialogues import ShardedDialogueDataModule, ShardedSet
 from datamodules.shards.shard_index import INDEX, ShardIndex
-from experiments.engine.runs import write_json
+from lightning_modules.number_checks import require_at_least
 
 RESULTS = "results.json"
 
@@ -31,11 +32,19 @@ class KillCase:
         num_ranks: Processes that train together; after each kill, the next of these.
         num_workers: Processes that read ahead, for each of them.
         accumulate: Batches whose gradients are added up.
+
+    Raises:
+        UserError: If a number is out of range, or there is no number of processes.
     """
 
     num_ranks: Sequence[int] = (1,)
     num_workers: int = 0
     accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        require_at_least(0, num_workers=self.num_workers)
+        require_at_least(1, accumulate=self.accumulate, num_ranks=min(self.num_ranks, default=0))
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Training:
         num_epochs: Its length.
         max_tokens: Speech tokens of a batch.
         checkpoint_every: Batches between two checkpoints.
-        seed: Of weights and shuffling.
+        seed: Seeds weights and shuffling.
         num_ranks: Processes.
     """
 
@@ -69,7 +78,7 @@ class Training:
 
 
 def work(task: Training, rank: int, port: int, method: str) -> None:
-    """Trains in one process, as a launcher would start it.
+    """Train in one process, as a launcher would start it.
 
     Args:
         task: The training.
@@ -117,7 +126,7 @@ class _Witness(L.LightningModule):
         self.num_wanted = round(task.num_epochs * len(ShardIndex.load(Path(task.corpus) / INDEX)))
 
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> torch.Tensor:
-        """Predicts something of the next token, so that the loss depends on all batches before."""
+        """Predict something of the next token, so that the loss depends on all batches before."""
         assert batch.units is not None
         hidden = self.codes(batch.units[:, :-1] % 4096)
         loss = torch.nn.functional.cross_entropy(self.head(hidden).flatten(0, 1), batch.units[:, 1:].flatten() % 64)
@@ -133,21 +142,21 @@ class _Witness(L.LightningModule):
         return loss
 
     def on_train_start(self) -> None:
-        """Ends a training that was killed between its last checkpoint and its end."""
+        """End a training that was killed between its last checkpoint and its end."""
         self.on_train_batch_end()
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Ends the training after so many examples."""
+        """End the training after `num_wanted` examples."""
         self.trainer.should_stop = sum(len(ids) for step in self.ids for ids in step) >= self.num_wanted
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, which has a state."""
+        """Return Adam, which has a state."""
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves what was seen."""
+        """Save what was seen."""
         checkpoint["seen"] = {"ids": self.ids, "losses": self.losses}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on from what was seen."""
+        """Restore what was seen."""
         self.ids, self.losses = checkpoint["seen"]["ids"], checkpoint["seen"]["losses"]

@@ -1,6 +1,7 @@
-"""Killed trainings equal those that nobody killed, and trials see it when they do not."""
+"""Killed trainings equal those that were not killed, and trials notice it when they do not."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,14 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_training_equals_one_that_nobody_killed(shards: Path, tmp_path: Path, case: KillCase) -> None:
+def test_a_killed_training_equals_one_that_was_not_killed(shards: Path, tmp_path: Path, case: KillCase) -> None:
     found = KillTrials(str(shards), num_kills=2, cases=[case], max_tokens=80).run(tmp_path)
     assert found["num_kills"] == 2
-    assert found["num_examples"] >= 150, "two and a half epochs a training"
+    assert found["num_examples"] >= 150, "two and a half epochs per training"
     assert "| 2 |" in (tmp_path / "results.md").read_text()
 
 
-def test_a_training_killed_behind_its_last_batch_has_nothing_left_to_do(shards: Path, tmp_path: Path) -> None:
+def test_a_training_killed_after_its_last_batch_has_nothing_left_to_do(shards: Path, tmp_path: Path) -> None:
     task = Training(str(shards), str(tmp_path), KillCase(), 1.0, 80, checkpoint_every=1, seed=0, num_ranks=1)
     records = []
     for _ in range(2):
@@ -73,6 +74,19 @@ def test_other_losses_are_seen(tmp_path: Path) -> None:
         kill_trials._compare(found, RECORD, KillCase(), tmp_path)
 
 
-def test_impossible_trials_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_kills=0"):
-        KillTrials("anywhere", num_kills=0)
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: KillTrials("anywhere", num_kills=0), "num_kills is 0"),
+        (lambda: KillTrials("anywhere", num_epochs=0.0), "num_epochs is 0"),
+        (lambda: KillTrials("anywhere", seed=-1), "seed is -1"),
+        (lambda: KillTrials("anywhere", cases=[]), "cases is empty"),
+        (lambda: KillCase(num_ranks=[]), "num_ranks is 0"),
+        (lambda: KillCase(num_ranks=[2, 0]), "num_ranks is 0"),
+        (lambda: KillCase(num_workers=-1), "num_workers is -1"),
+        (lambda: KillCase(accumulate=0), "accumulate is 0"),
+    ],
+)
+def test_impossible_trials_are_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
