@@ -8,9 +8,10 @@ import numpy as np
 
 from datamodules.batch import SpokenExample
 from datamodules.formats.released_layout import SAMPLE_RATE, ReleasedLayout, check_fields
-from datamodules.sampling.batch_plan import plan_training
+from datamodules.sampling.epoch_plan import BatchBudget
+from datamodules.sampling.epoch_walk import EpochWalk
 from datamodules.sampling.resumable_data_module import ResumableDataModule
-from datamodules.sampling.resumable_loader import EpochDataset, PlannedWalk, ResumableLoader
+from datamodules.sampling.resumable_loader import EpochDataset, ResumableLoader
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive
 
@@ -19,8 +20,8 @@ class SpokenDialogueDataModule(ResumableDataModule):
     """Reads a corpus in the released layout.
 
     An index is `<root>/<set_name>/<index>`; the paths inside it start from `root`. Training batches are shuffled, and
-    sorted by length inside pools; a fit that is stopped anywhere resumes with the next batch. On several devices each
-    reads its own share, so use `Trainer(use_distributed_sampler=False)`. The constructor touches no file.
+    sorted by length inside pools; a fit that is stopped anywhere resumes with the next batch, on any number of devices.
+    Each device reads its own share, so use `Trainer(use_distributed_sampler=False)`. The constructor touches no file.
 
     Args:
         root: The folder of the corpus.
@@ -30,7 +31,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         fields: Which of "query", "units", "reply", "transcript", "text_states" a batch holds; ids and reply texts are
             always there.
         test_fields: The same for test batches; `fields` if None.
-        batch_size: Training examples on each device.
+        batch_size: Training examples on each device; the last batches of an epoch may hold fewer.
         eval_batch_size: Validation and test examples on each device; `batch_size` if None.
         seed: Seeds the shuffling and the crops.
         num_workers: Processes that load; 0 loads in the main process.
@@ -137,19 +138,9 @@ class SpokenDialogueDataModule(ResumableDataModule):
         """Return the loader of shuffled training batches; its state goes into each checkpoint."""
         examples = self.examples("train")
         _, world_size = self._place()
-        sizes = examples.sizes()
-
-        def plan(epoch: int, rank: int) -> list[list[int]]:
-            return plan_training(sizes, self.batch_size, self.seed, epoch, rank, world_size)
-
-        identity = {
-            "num_examples": len(examples),
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "world_size": world_size,
-        }
-        dataset = _EpochExamples(examples, self.seed, self.reply_crop_s)
-        return self._load_training(dataset, PlannedWalk(plan, identity))
+        one_set, budget = np.zeros(len(examples), dtype=np.int64), BatchBudget(None, self.batch_size)
+        walk = EpochWalk(one_set, examples.sizes(), [1.0], budget, self.seed, world_size)
+        return self._load_training(_EpochExamples(examples, self.seed, self.reply_crop_s), walk)
 
     def evaluation_examples(self, split: str) -> tuple[EpochDataset, int] | None:
         """Return the examples of a split and their number, or None if there is no index of it."""

@@ -1,8 +1,8 @@
 """Which examples form which batch of which rank: pure functions of metadata, seed and epoch.
 
-An epoch is a sequence of *steps*; a step holds one batch for each rank. Batches are filled up to a budget of padded
-tokens from examples of similar length, so that few positions are padding; which examples meet, and the order of the
-steps, change with every epoch.
+An epoch is a sequence of *steps*; a step holds one batch for each rank. Batches are filled up to a budget, of padded
+tokens or of examples, from examples of similar length, so that few positions are padding; which examples meet, and the
+order of the steps, change with every epoch.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ from lightning_modules.number_checks import require_at_least
 
 # Sorting by length happens inside pools of this many budgets: long enough to save padding, short enough to stay random.
 POOL_BUDGETS = 4096
+# Without a budget of tokens, the random choice of the pools alone decides which examples meet; so they hold few steps.
+POOL_STEPS = 32
 # Examples whose lengths differ by less than these shares count as equally long: their order is random.
 TOLERANCE, SECOND_TOLERANCE = 0.06, 0.03
 
@@ -24,14 +26,15 @@ class BatchBudget:
     """How much a batch may hold.
 
     Attributes:
-        max_tokens: Padded tokens, the longest example's times their number.
-        max_examples: Examples.
+        max_tokens: Padded tokens, the longest example's times their number; not limited if None.
+        max_examples: Examples. Without a limit of tokens a batch holds as many, but for the last of a pool and where
+            ranks would get unequal numbers of batches.
 
     Raises:
         UserError: If a number is out of range.
     """
 
-    max_tokens: int
+    max_tokens: int | None
     max_examples: int = 512
 
     def __post_init__(self) -> None:
@@ -133,14 +136,14 @@ def plan_steps(
     if len(examples) < world_size:
         raise UserError(f"{len(examples)} examples do not give each of {world_size} devices one: use fewer devices")
     longest = int(lengths[examples].max())
-    if longest > budget.max_tokens:
+    if budget.max_tokens is not None and longest > budget.max_tokens:
         raise UserError(f"an example has {longest} tokens, but a batch holds {budget.max_tokens}: raise the budget")
     ordered: list[np.ndarray] = []
     left_out: list[np.ndarray] = []
     sizes: list[int] = []
     generator = np.random.default_rng(list(seed))
     for pool in _pools(examples, lengths, budget, world_size):
-        order = _sorted(pool, lengths, second_lengths, generator)
+        order = _sorted(pool, lengths, second_lengths, budget, generator)
         own_sizes = _split_to_multiple(_cut(lengths[order], budget), world_size)
         taken, rest = np.split(order, [sum(own_sizes)])
         ordered.append(taken)
@@ -157,8 +160,11 @@ def plan_steps(
 
 
 def _pools(examples: np.ndarray, lengths: np.ndarray, budget: BatchBudget, world_size: int) -> list[np.ndarray]:
-    """Cut examples into pools of about as many tokens; none is too small to give each rank an example."""
-    filled = np.cumsum(lengths[examples]) // (budget.max_tokens * POOL_BUDGETS)
+    """Cut examples into pools of about as many budgets; none is too small to give each rank an example."""
+    if budget.max_tokens is None:
+        filled = np.arange(len(examples)) // (budget.max_examples * world_size * POOL_STEPS)
+    else:
+        filled = np.cumsum(lengths[examples]) // (budget.max_tokens * POOL_BUDGETS)
     pools = np.split(examples, np.flatnonzero(np.diff(filled)) + 1)
     merged = [pools[0]]
     for pool in pools[1:]:
@@ -170,10 +176,14 @@ def _pools(examples: np.ndarray, lengths: np.ndarray, budget: BatchBudget, world
 
 
 def _sorted(
-    pool: np.ndarray, lengths: np.ndarray, second_lengths: np.ndarray | None, generator: np.random.Generator
+    pool: np.ndarray,
+    lengths: np.ndarray,
+    second_lengths: np.ndarray | None,
+    budget: BatchBudget,
+    generator: np.random.Generator,
 ) -> np.ndarray:
     """Sort a pool so that neighbours are similar in length, and in the second length if there is one."""
-    classes = _classes(lengths[pool], TOLERANCE, generator)
+    classes = lengths[pool] if budget.max_tokens is None else _classes(lengths[pool], TOLERANCE, generator)
     if second_lengths is None:
         return pool[np.argsort(classes, kind="stable")]
     second = _classes(second_lengths[pool], SECOND_TOLERANCE, generator)
@@ -192,7 +202,8 @@ def _cut(lengths: np.ndarray, budget: BatchBudget) -> list[int]:
     sizes, size, longest = [], 0, 0
     for length in lengths.tolist():
         longest = max(longest, length)
-        if size == budget.max_examples or (size + 1) * longest > budget.max_tokens:
+        is_full = budget.max_tokens is not None and (size + 1) * longest > budget.max_tokens
+        if size == budget.max_examples or is_full:
             sizes.append(size)
             size, longest = 0, length
         size += 1

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.sampling.epoch_plan import BatchBudget, Steps, draw_epoch, plan_steps
-from datamodules.sampling.resumable_loader import refuse_other_plan
+from lightning_modules.errors import UserError
 
 
 class EpochWalk:
@@ -101,7 +101,7 @@ class EpochWalk:
         Raises:
             UserError: If it walked through another corpus, or in another way.
         """
-        refuse_other_plan(state["identity"], self.identity)
+        _refuse_other_plan(state["identity"], self.identity)
         past = [(int(world_size), int(steps)) for world_size, steps in state["stretches"]]
         self.epoch = int(state["epoch"])
         if past[-1][0] == self.world_size:
@@ -128,3 +128,14 @@ class EpochWalk:
             return Steps(examples[:0], np.zeros(1, dtype=np.int64), world_size, examples)
         seed = [self._seed, 3, epoch, number]
         return plan_steps(examples, self._lengths, self._budget, world_size, seed, self._second_lengths)
+
+
+def _refuse_other_plan(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Raise UserError with what differs, if anything does."""
+    changed = sorted(name for name in saved.keys() | present.keys() if saved.get(name) != present.get(name))
+    if changed:
+        differences = ", ".join(f"{name} was {saved.get(name)} and is {present.get(name)}" for name in changed)
+        raise UserError(
+            f"the checkpoint's place in the data does not fit this run: {differences}; "
+            "set these as they were, or start a new run"
+        )

@@ -6,8 +6,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from datamodules.sampling.batch_plan import plan_evaluation
-from datamodules.sampling.resumable_loader import EpochDataset, EvaluationLoader, ResumableLoader, Walk
+from datamodules.sampling.epoch_walk import EpochWalk
+from datamodules.sampling.evaluation_plan import plan_evaluation
+from datamodules.sampling.resumable_loader import EpochDataset, EvaluationLoader, ResumableLoader
 from lightning_modules.number_checks import require_at_least
 
 
@@ -56,7 +57,7 @@ class ResumableDataModule(L.LightningDataModule):
         """
         self._train_state = state_dict.get("train")
 
-    def _load_training(self, dataset: EpochDataset, walk: Walk) -> ResumableLoader:
+    def _load_training(self, dataset: EpochDataset, walk: EpochWalk) -> ResumableLoader:
         """Make the loader of this process, which resumes from a state that was loaded."""
         loader = ResumableLoader(dataset, walk, self._place()[0], self.num_workers, torch.cuda.is_available())
         if self._train_state is not None:

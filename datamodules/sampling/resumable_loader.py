@@ -1,14 +1,14 @@
 """Loaders of planned batches; the one for training resumes in the middle of an epoch."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
 
 from datamodules.batch import SpokenBatch, SpokenExample, collate
-from lightning_modules.errors import UserError
+from datamodules.sampling.epoch_walk import EpochWalk
 
 
 class EpochDataset(Protocol):
@@ -45,72 +45,6 @@ class EvaluationLoader:
         return iter(_load(self._dataset, self._keys, self._num_workers, self._pin_memory))
 
 
-class Walk(Protocol):
-    """Knows which batches come next, in this epoch and those after it."""
-
-    @property
-    def steps_of_epoch(self) -> int:
-        """Batches of the present epoch on each rank."""
-
-    def advance(self) -> None:
-        """Take one step: its batches were handed out."""
-
-    def batches(self, rank: int) -> Iterator[tuple[int, Sequence[int]]]:
-        """Give the epoch and the indices of each batch to come on one rank, without end; does not advance."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the walk stands."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where another walk stood; raise UserError if it walked through something else."""
-
-
-class PlannedWalk:
-    """A walk through epochs of equally many batches.
-
-    Args:
-        plan: The batches of an epoch on a rank, as lists of indices; as many in every epoch.
-        identity: What the plan depends on (such as seed and batch size); a state of another plan is refused.
-    """
-
-    def __init__(self, plan: Callable[[int, int], list[list[int]]], identity: dict[str, int]) -> None:
-        self._plan, self._identity = plan, dict(identity)
-        self.steps_of_epoch = len(plan(0, 0))
-        self._handed_out = 0
-
-    def advance(self) -> None:
-        """Take one step."""
-        self._handed_out += 1
-
-    def batches(self, rank: int) -> Iterator[tuple[int, Sequence[int]]]:
-        """Give the epoch and the indices of each batch to come."""
-        first, position = divmod(self._handed_out, self.steps_of_epoch)
-        for epoch in itertools.count(first):
-            for batch in self._plan(epoch, rank)[position:]:
-                yield epoch, batch
-            position = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return how many batches were handed out."""
-        return {"handed_out": self._handed_out, "identity": dict(self._identity)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where another walk of the same plan stood."""
-        refuse_other_plan(state["identity"], self._identity)
-        self._handed_out = state["handed_out"]
-
-
-def refuse_other_plan(saved: dict[str, Any], present: dict[str, Any]) -> None:
-    """Raise UserError with what differs, if anything does."""
-    changed = sorted(name for name in saved.keys() | present.keys() if saved.get(name) != present.get(name))
-    if changed:
-        differences = ", ".join(f"{name} was {saved.get(name)} and is {present.get(name)}" for name in changed)
-        raise UserError(
-            f"the checkpoint's place in the data does not fit this loader: {differences}; "
-            "set these as they were, or start a new run"
-        )
-
-
 class ResumableLoader:
     """Loads the batches of a walk, epoch after epoch, and knows how far it has come.
 
@@ -128,7 +62,7 @@ class ResumableLoader:
     """
 
     def __init__(
-        self, dataset: EpochDataset, walk: Walk, rank: int = 0, num_workers: int = 0, pin_memory: bool = False
+        self, dataset: EpochDataset, walk: EpochWalk, rank: int = 0, num_workers: int = 0, pin_memory: bool = False
     ) -> None:
         self._dataset, self._walk, self._rank = dataset, walk, rank
         self._num_workers, self._pin_memory = num_workers, pin_memory

@@ -1,5 +1,6 @@
 """The DataModule: batches for every stage, crops that depend on seed, epoch and example alone, shares for ranks."""
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ def test_every_stage_gets_its_split(corpus: Path) -> None:
     data = SpokenDialogueDataModule(str(corpus), batch_size=4, eval_batch_size=2, max_test_examples=3)
     data.setup("fit")
     data.setup("test")
-    assert [len(batch) for batch in data.train_dataloader()] == [4, 4]
+    assert sorted(len(batch) for batch in data.train_dataloader()) == [3, 4, 4]
     assert [batch.ids for batch in data.val_dataloader()] == [["validation_0", "validation_1"], ["validation_2"]]
     assert [batch.ids for batch in data.test_dataloader()] == [["test_0", "test_1"], ["test_2"]]
     assert [batch.ids for batch in data.test_dataloader()] == [batch.ids for batch in data.test_dataloader()]
@@ -76,9 +77,33 @@ def test_ranks_share_the_corpus(corpus: Path) -> None:
         data = SpokenDialogueDataModule(str(corpus), fields=[], batch_size=2, eval_batch_size=2)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
         loader = data.train_dataloader()
-        assert len(loader) == 2
+        assert len(loader) == 3
         seen += [name for batch in loader for name in batch.ids]
-    assert len(seen) == len(set(seen)) == 8
+    assert sorted(seen) == sorted(f"train_{number}" for number in range(11))
+
+
+def on_ranks(corpus: Path, world_size: int, state: dict | None = None) -> list[SpokenDialogueDataModule]:
+    """Return the DataModules of processes that train together."""
+    ranks = []
+    for rank in range(world_size):
+        data = SpokenDialogueDataModule(str(corpus), fields=[], batch_size=2, seed=7)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+        if state is not None:
+            data.load_state_dict(state)
+        ranks.append(data)
+    return ranks
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 1)])
+def test_an_epoch_resumes_on_other_devices_with_each_example_once(corpus: Path, before: int, after: int) -> None:
+    first = on_ranks(corpus, before)
+    loaders = [iter(data.train_dataloader()) for data in first]
+    seen = sum((next(loader).ids for loader in loaders), [])
+    resumed = on_ranks(corpus, after, first[0].state_dict())
+    loaders = [itertools.chain.from_iterable(itertools.repeat(data.train_dataloader())) for data in resumed]
+    while len(seen) < 11:
+        seen += sum((next(loader).ids for loader in loaders), [])
+    assert sorted(seen) == sorted(f"train_{number}" for number in range(11))
 
 
 def test_state_goes_through_the_data_module(corpus: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.sampling.epoch_plan import BatchBudget, Steps, draw_epoch, plan_steps
+from datamodules.sampling.epoch_plan import POOL_STEPS, BatchBudget, Steps, draw_epoch, plan_steps
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=300)
 
@@ -20,7 +20,7 @@ def batches_of(steps: Steps) -> list[list[int]]:
 @settings(max_examples=150, deadline=None)
 @given(
     lengths=LENGTHS,
-    max_tokens=st.integers(60, 500),
+    max_tokens=st.none() | st.integers(60, 500),
     max_examples=st.integers(1, 20),
     world_size=st.integers(1, 8),
     seed=st.integers(0, 99),
@@ -41,10 +41,12 @@ def test_every_example_is_in_one_batch_and_every_rank_has_one_in_every_step(
     batches = batches_of(steps)
     assert Counter(sum(batches, [])) + Counter(steps.left_out.tolist()) == Counter(range(len(lengths)))
     assert len(batches) == len(steps) * world_size and all(batches)
-    assert len(steps.left_out) < world_size, "one pool here"
+    num_pools = 1 if max_tokens else -(-len(lengths) // (max_examples * world_size * POOL_STEPS))
+    assert len(steps.left_out) <= num_pools * (world_size - 1)
     assert not len(steps.left_out) or all(len(batch) == 1 for batch in batches)
     for batch in batches:
-        assert len(batch) <= max_examples and len(batch) * all_lengths[batch].max() <= max_tokens
+        assert len(batch) <= max_examples
+        assert max_tokens is None or len(batch) * all_lengths[batch].max() <= max_tokens
     for step in range(len(steps) + 1):
         after = steps.examples_from(step).tolist()
         before = steps.members[: len(steps.members) - len(after)].tolist()
@@ -77,13 +79,48 @@ def test_over_epochs_the_examples_of_a_set_come_equally_often(
         assert not counts or max(counts) - min(counts) <= 1, "none waits for its turn while another has two"
 
 
+@given(
+    count=st.integers(1, 300), max_examples=st.integers(2, 20), world_size=st.integers(1, 4), seed=st.integers(0, 99)
+)
+def test_without_a_limit_of_tokens_all_batches_but_the_last_are_full(
+    count: int, max_examples: int, world_size: int, seed: int
+) -> None:
+    if count < world_size:
+        return
+    examples = np.random.default_rng(seed).permutation(count)
+    steps = plan_steps(examples, examples % 37, BatchBudget(None, max_examples), world_size, [seed])
+    sizes = Counter(len(batch) for batch in batches_of(steps))
+    rest = count - max_examples * sizes[max_examples]
+    assert not len(steps.left_out) and rest < max_examples * world_size, "less than a step"
+
+
+def test_batches_of_a_fixed_size_keep_it_and_hold_little_padding() -> None:
+    """As many examples as the quickstart has: 450 batches of 16, sorted as well as before by size of their files."""
+    lengths = np.random.default_rng(0).integers(25, 61, 7200)
+    shares = []
+    for epoch in range(3):
+        examples = draw_epoch(np.zeros(7200, dtype=int), [1.0], 0, epoch)
+        steps = plan_steps(examples, 128 + 4 * lengths, BatchBudget(None, 16), 1, [0, 3, epoch, 0])
+        assert [len(batch) for batch in batches_of(steps)] == [16] * 450
+        shares.append(padding(steps, lengths))
+    assert max(shares) < 0.015
+
+
+def test_batches_are_not_in_order_of_length() -> None:
+    lengths = np.arange(1000)
+    steps = plan_steps(np.random.default_rng(0).permutation(1000), lengths, BatchBudget(None, 10), 1, [0])
+    means = [lengths[batch].mean() for batch in batches_of(steps)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("budget", [BatchBudget(2000), BatchBudget(None, 4)])
 @pytest.mark.parametrize("second_lengths", [None, np.random.default_rng(1).uniform(1, 9, 500)])
-def test_epochs_differ_and_repeat(second_lengths: np.ndarray | None) -> None:
+def test_epochs_differ_and_repeat(second_lengths: np.ndarray | None, budget: BatchBudget) -> None:
     set_of, lengths = np.zeros(500, dtype=int), np.random.default_rng(0).integers(20, 200, 500)
 
     def plan(seed: int, epoch: int) -> list[list[int]]:
         examples = draw_epoch(set_of, [1.0], seed, epoch)
-        return batches_of(plan_steps(examples, lengths, BatchBudget(2000), 2, [seed, epoch], second_lengths))
+        return batches_of(plan_steps(examples, lengths, budget, 2, [seed, epoch], second_lengths))
 
     assert plan(0, 0) == plan(0, 0)
     assert plan(0, 0) != plan(0, 1) != plan(1, 1)

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.batch import SpokenBatch, SpokenExample
-from datamodules.sampling.batch_plan import plan_training
-from datamodules.sampling.resumable_loader import PlannedWalk, ResumableLoader
+from datamodules.sampling.epoch_plan import BatchBudget
+from datamodules.sampling.epoch_walk import EpochWalk
+from datamodules.sampling.resumable_loader import ResumableLoader
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
 from tests.datamodules.tiny_corpus import write_split
 
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 NUM_TRAIN = 13
 BATCH_SIZE = 3
-BATCHES_AN_EPOCH = NUM_TRAIN // BATCH_SIZE
+BATCHES_PER_EPOCH = -(-NUM_TRAIN // BATCH_SIZE)
 NUM_STEPS = 10
 
 
@@ -32,8 +34,9 @@ class Names:
 
 
 def make_loader(num_workers: int = 0, seed: int = 0) -> ResumableLoader:
-    lengths = torch.arange(NUM_TRAIN).numpy()
-    walk = PlannedWalk(lambda epoch, rank: plan_training(lengths, BATCH_SIZE, seed, epoch, rank), {"seed": seed})
+    walk = EpochWalk(
+        np.zeros(NUM_TRAIN, dtype=int), np.arange(NUM_TRAIN), [1.0], BatchBudget(None, BATCH_SIZE), seed, world_size=1
+    )
     return ResumableLoader(Names(), walk, num_workers=num_workers)
 
 
@@ -48,20 +51,20 @@ def take(loader: ResumableLoader, count: int) -> list[list[str]]:
     return batches
 
 
-@given(killed_at=st.integers(0, 3 * BATCHES_AN_EPOCH))
+@given(killed_at=st.integers(0, 3 * BATCHES_PER_EPOCH))
 def test_iterations_end_where_they_would_have_ended(killed_at: int) -> None:
     loader = make_loader()
     begun = take(loader, killed_at)
     resumed = make_loader()
     resumed.load_state_dict(loader.state_dict())
     left = len(list(resumed))
-    assert left == BATCHES_AN_EPOCH - len(begun) % BATCHES_AN_EPOCH
-    assert len(list(resumed)) == BATCHES_AN_EPOCH
+    assert left == BATCHES_PER_EPOCH - len(begun) % BATCHES_PER_EPOCH
+    assert len(list(resumed)) == BATCHES_PER_EPOCH
 
 
-@given(first=st.integers(0, 2 * BATCHES_AN_EPOCH + 1))
+@given(first=st.integers(0, 2 * BATCHES_PER_EPOCH + 1))
 def test_first_and_rest_are_all(first: int) -> None:
-    whole = take(make_loader(), 3 * BATCHES_AN_EPOCH)
+    whole = take(make_loader(), 3 * BATCHES_PER_EPOCH)
     loader = make_loader()
     begun = take(loader, first)
     resumed = make_loader()
@@ -69,10 +72,12 @@ def test_first_and_rest_are_all(first: int) -> None:
     assert begun + take(resumed, len(whole) - first) == whole
 
 
-def test_epochs_differ_and_each_holds_full_batches_of_distinct_examples() -> None:
+def test_epochs_differ_and_each_holds_all_examples_in_full_batches() -> None:
     loader = make_loader()
-    epochs = [[name for batch in loader for name in batch.ids] for _ in range(2)]
-    assert [len(set(epoch)) for epoch in epochs] == [BATCHES_AN_EPOCH * BATCH_SIZE] * 2
+    batches = [[batch.ids for batch in loader] for _ in range(2)]
+    assert [sorted(map(len, epoch)) for epoch in batches] == [[1, 3, 3, 3, 3]] * 2
+    epochs = [sum(epoch, []) for epoch in batches]
+    assert [len(set(epoch)) for epoch in epochs] == [NUM_TRAIN] * 2
     assert [name.split("/")[0] for name in epochs[1]] == ["1"] * len(epochs[1])
     assert [name.split("/")[1] for name in epochs[0]] != [name.split("/")[1] for name in epochs[1]]
 
@@ -80,11 +85,11 @@ def test_epochs_differ_and_each_holds_full_batches_of_distinct_examples() -> Non
 def test_length_is_that_of_an_epoch_wherever_it_stands() -> None:
     loader = make_loader()
     take(loader, 2)
-    assert len(loader) == BATCHES_AN_EPOCH
+    assert len(loader) == BATCHES_PER_EPOCH
     resumed = make_loader()
     resumed.load_state_dict(loader.state_dict())
-    assert len(resumed) == BATCHES_AN_EPOCH
-    assert len(list(resumed)) == BATCHES_AN_EPOCH - 2
+    assert len(resumed) == BATCHES_PER_EPOCH
+    assert len(list(resumed)) == BATCHES_PER_EPOCH - 2
 
 
 def test_state_of_another_plan_is_refused() -> None:
@@ -95,7 +100,7 @@ def test_state_of_another_plan_is_refused() -> None:
 
 def test_loading_leaves_the_global_random_state_alone() -> None:
     before = torch.random.get_rng_state()
-    take(make_loader(), BATCHES_AN_EPOCH + 1)
+    take(make_loader(), BATCHES_PER_EPOCH + 1)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -104,7 +109,7 @@ def test_workers_count_what_was_handed_out() -> None:
     begun = take(loader, 2)
     resumed = make_loader(num_workers=2)
     resumed.load_state_dict(loader.state_dict())
-    assert begun + take(resumed, BATCHES_AN_EPOCH) == take(make_loader(), BATCHES_AN_EPOCH + 2)
+    assert begun + take(resumed, BATCHES_PER_EPOCH) == take(make_loader(), BATCHES_PER_EPOCH + 2)
 
 
 class Recorder(L.LightningModule):
@@ -186,14 +191,14 @@ EPOCHS = {"max_epochs": 3}
 @pytest.mark.parametrize(
     ("limits", "num_workers", "every", "killed_at"),
     [(STEPS, 0, 1, killed_at) for killed_at in range(1, NUM_STEPS)]
-    + [(EPOCHS, 0, 1, killed_at) for killed_at in range(1, 3 * BATCHES_AN_EPOCH)]
+    + [(EPOCHS, 0, 1, killed_at) for killed_at in range(1, 3 * BATCHES_PER_EPOCH)]
     + [
         (STEPS, 0, 3, 8),
         (STEPS, 2, 1, 6),
         ({**STEPS, "limit_train_batches": 3}, 0, 1, 3),
         (STEPS, 0, None, 6),
-        (EPOCHS, 0, None, 4),
-        (EPOCHS, 0, None, 9),
+        (EPOCHS, 0, None, 5),
+        (EPOCHS, 0, None, 11),
     ],
 )
 def test_killed_fit_trains_on_the_same_examples(
@@ -201,7 +206,7 @@ def test_killed_fit_trains_on_the_same_examples(
 ) -> None:
     whole = Recorder()
     fit(corpus, tmp_path / "whole", whole, 0, False, limits, every)
-    an_epoch = limits.get("limit_train_batches", BATCHES_AN_EPOCH)
+    an_epoch = limits.get("limit_train_batches", BATCHES_PER_EPOCH)
     assert len(whole.seen) == limits.get("max_steps", 3 * an_epoch)
     with pytest.raises(KeyError, match="killed"):
         fit(corpus, tmp_path / "killed", Recorder(stop_after=killed_at), num_workers, False, limits, every)
