@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from experiments.engine.artifacts import without_weights
 from experiments.engine.configuration.builder import build
-from experiments.engine.configuration.checks import check_arguments, check_spec, check_value
+from experiments.engine.configuration.checks import check_arguments, check_value, resolve_class_path
 from experiments.engine.configuration.errors import ConfigError, is_users_mistake, join, text_of
 from experiments.engine.plan import PlannedStage
 from experiments.engine.stage import make_trainer, quiet
@@ -96,7 +97,7 @@ def _check_part(config: dict[str, Any], key: str, path: str, kind: type) -> Any:
     if not isinstance(node, dict) or "class_path" not in node:
         raise ConfigError(path, f"expected class_path and init_args, got {node!r}")
     check_value(node, kind, path)
-    return check_spec(node, path)
+    return resolve_class_path(node["class_path"], path)
 
 
 class _DryBuild:
@@ -128,15 +129,12 @@ class _DryBuild:
             return
         for name, callback in callbacks.items():
             if hasattr(callback, "check"):
-                self._try(lambda one=callback: one.check(module, self._planned.max_steps), join(callbacks_path, name))
+                self._try(partial(callback.check, module, self._planned.max_steps), join(callbacks_path, name))
         if hasattr(module, "check_data") and hasattr(datamodule, "fields"):
-            fields = (
-                datamodule.fields
-                if isinstance(datamodule.fields, Mapping)
-                else dict.fromkeys(SPLITS, datamodule.fields)
-            )
-            used = {split: fields[split] for split, key in SPLITS.items() if config[key] and split in fields}
-            self._try(lambda: module.check_data(used), join(path, "datamodule"))
+            fields = datamodule.fields
+            by_split = fields if isinstance(fields, Mapping) else dict.fromkeys(SPLITS, fields)
+            used = {split: by_split[split] for split, key in SPLITS.items() if config[key] and split in by_split}
+            self._try(partial(module.check_data, used), join(path, "datamodule"))
 
     def _build(self, node: Any, path: str) -> Any:
         def on_meta() -> Any:

@@ -45,7 +45,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_other_code(run: Run) -> str | None:
-    """Say which code made a run, if it is not the present one; None if it is, or if nobody knows."""
+    """Say which code made a run, if it is not the present one; None if it is, or if the run does not say."""
     if not run.environment_file.is_file():
         return None
     then, sources = read_json(run.environment_file), digest_sources(ROOT)

@@ -75,7 +75,7 @@ def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of a callable by name, their annotations evaluated where that is possible."""
     try:
         return dict(inspect.signature(target, eval_str=True).parameters)
-    except ValueError:  # some builtins have no signature: let them judge themselves
+    except ValueError:  # some builtins have no signature and check their arguments themselves
         return {"arguments": inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)}
     except (NameError, TypeError, AttributeError):
         return dict(inspect.signature(target).parameters)
@@ -196,8 +196,10 @@ def check_value(value: Any, annotation: Any, path: str, are_objects_checked: boo
 
 
 def _check_class(target: Callable[..., Any], annotation: Any, class_path: str, path: str) -> None:
-    """Refuse a class that is none of those that the annotation asks for; functions are let pass."""
+    """Refuse a class that is none of those that the annotation asks for; functions are accepted."""
     kinds = [option for option in options(annotation) if option is not type(None)]
     if isinstance(target, type) and kinds and all(map(is_class_to_build, kinds)):
         if not issubclass(target, tuple(kinds)):
-            raise ConfigError(path, f"expected a {describe(annotation)}, but {class_path} is none; name another class")
+            raise ConfigError(
+                path, f"expected a {describe(annotation)}, but {class_path} is not one; name another class"
+            )

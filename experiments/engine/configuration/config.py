@@ -115,13 +115,13 @@ def read_file(file: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     Args:
         file: The YAML file.
-        children: Files that led here, to notice a circle.
+        children: Files that led here, to detect a cycle.
 
     Returns:
         The merged keys, without the file's own `base`; the `base` of each stage holds absolute file names.
 
     Raises:
-        ConfigError: Not YAML, not a mapping, a missing parent, or a circle of parents.
+        ConfigError: Not YAML, not a mapping, a missing parent, or a cycle of parents.
     """
     if file in children:
         raise ConfigError("base", f"{file.name} is its own parent: {' -> '.join(f.name for f in (*children, file))}")
@@ -171,7 +171,7 @@ def compose(file: Path, overrides: list[str]) -> Pipeline:
 
     Args:
         file: The experiment file.
-        overrides: Texts like `stages.codec.trainer.max_steps=10`, the strongest word.
+        overrides: Texts like `stages.codec.trainer.max_steps=10`; they win over the files.
 
     Returns:
         The stages, each with all keys of `Experiment`, interpolations unresolved.

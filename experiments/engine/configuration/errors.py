@@ -41,7 +41,7 @@ def did_you_mean(name: object, known: Iterable[str], list_all: bool = True) -> s
 def text_of(error: BaseException) -> str:
     """Return the message of an exception for a user."""
     if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"there is no file {error.filename}; restore it, or do the stage that makes it anew with --force"
+        return f"there is no file {error.filename}; restore it, or run the stage that writes it again with --force"
     return str(error)
 
 

@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_told_before_the_first_stage(file: Path, override: 
 def test_a_plan_knows_steps_and_processes(file: Path) -> None:
     many = ("stages.line.trainer.devices=2", "stages.line.trainer.strategy=ddp")
     epochs = ("stages.stacked.trainer.max_steps=-1", "stages.stacked.trainer.max_epochs=1")
-    late = f"stages.stacked.callbacks.x={a('Limited', last_step=10**9)}"  # nobody knows yet whether it comes
+    late = f"stages.stacked.callbacks.x={a('Limited', last_step=10**9)}"  # whether that step comes is not known yet
     plan = plan_of(file, *many, *epochs, late)
     assert [planned.unchecked for planned in plan.stages] == [[], [], []]
     assert [planned.world_size for planned in plan.stages] == [1, 2, 1]

@@ -1,4 +1,4 @@
-"""Stages are checked before any runs, reused while unchanged, and gone on with after any kind of stop."""
+"""Stages are checked before any runs, reused while unchanged, and resumed after any kind of stop."""
 
 import json
 from pathlib import Path
@@ -191,7 +191,7 @@ def test_a_failing_job_shows_a_traceback_only_for_a_defect(tmp_path: Path, kind:
     assert not list((tmp_path / "runs").glob("*/*/finished.json"))
 
 
-def test_trained_parts_are_loaded_also_after_a_move(file: Path) -> None:
+def test_trained_parts_are_loaded_after_a_move_too(file: Path) -> None:
     _, line, better = run(file)
     module = load_trained(line.run.directory)
     assert isinstance(module, ToyModule) and not module.training

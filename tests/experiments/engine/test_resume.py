@@ -1,4 +1,4 @@
-"""A fit that was stopped at any step goes on as if nothing had happened."""
+"""A fit that was stopped at any step resumes as if nothing had happened."""
 
 import signal
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_stopped_at_any_step_equals_uninterrupted(
             torch.testing.assert_close(weights_of(resumed)[name], weight, rtol=0, atol=0)
 
 
-def test_stopped_in_validation_goes_on(tmp_path: Path) -> None:
+def test_stopped_in_validation_resumes(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     for step in (5, 10):
         directory = tmp_path / str(step)

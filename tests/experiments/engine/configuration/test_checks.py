@@ -115,7 +115,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"levels": [8, "x"]}, r"^module.init_args.levels.1: expected int, got 'x'$"),
     ({"pair": [1]}, r"pair: expected tuple\[int, str\], got \[1\]"),
     ({"parts": {"a": 3}}, r"parts.a: expected Module, got 3; describe the object by class_path"),
-    ({"parts": {"a": {"class_path": f"{TOY}.ToyJob"}}}, r"parts.a.class_path: expected a Module, but .*ToyJob is none"),
+    (
+        {"parts": {"a": {"class_path": f"{TOY}.ToyJob"}}},
+        r"parts.a.class_path: expected a Module, but .*ToyJob is not one",
+    ),
     (
         {"parts": {"a": {"class_path": "torch.nn.Linear", "init_args": {"in_featurs": 1}}}},
         r"did you mean in_features\?",

@@ -67,7 +67,7 @@ def test_parents_merge_in_order_and_the_file_wins(tmp_path: Path) -> None:
     assert stage.config["callbacks"] == {"y": {"class_path": "a.C"}}
 
 
-def test_a_circle_of_parents_is_named(tmp_path: Path) -> None:
+def test_a_cycle_of_parents_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "base: b.yaml\n")
     write(tmp_path / "b.yaml", "base: a.yaml\n")
     with pytest.raises(ConfigError, match=r"a.yaml is its own parent: a.yaml -> b.yaml -> a.yaml"):
