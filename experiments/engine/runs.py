@@ -59,7 +59,7 @@ class Run:
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether there is something to resume."""
         return self.config_file.is_file() and not self.is_finished
 
     @property

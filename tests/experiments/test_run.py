@@ -141,7 +141,7 @@ def test_without_a_file_it_is_the_quickstart(monkeypatch: pytest.MonkeyPatch, fi
     assert asked == ["quickstart"]
 
 
-def test_a_script_run_from_the_root_and_killed_goes_on(
+def test_a_script_run_from_the_root_and_killed_resumes(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGKILL within a fit, the same command again: equal losses and one checkpoint that is whole."""
@@ -162,7 +162,7 @@ def test_a_script_run_from_the_root_and_killed_goes_on(
     assert resumed[7] == resumed[6]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_saves_and_says_how_to_resume(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = f"{{signal_name: SIGINT, step: 4, marker: {tmp_path}/marker}}"
     stop = f"callbacks.stop={{class_path: tests.experiments.engine.toy.SignalAt, init_args: {arguments}}}"
     assert run.main([str(file), f"runs_dir={tmp_path}/runs", stop, "--force"]) == 130

@@ -79,7 +79,7 @@ class ToyComparison:
 
 
 class FailingJob:
-    """Fails: on the user's account or the program's."""
+    """Fails by a mistake of the user or a defect of the program."""
 
     def __init__(self, kind: str) -> None:
         """Create the job.
@@ -123,7 +123,7 @@ class ToyLoader:
             len(self._data), generator=torch.Generator().manual_seed(1000 * self._seed + self._epoch)
         )
         for index in range(self._position, len(self)):
-            # the state must speak of the next batch before this one is handed out: nobody may come back after the last
+            # the state names the next batch before this one is yielded: after the last one the caller may not return
             is_last = index + 1 == len(self)
             self._epoch, self._position = (self._epoch + 1, 0) if is_last else (self._epoch, index + 1)
             start = index * self._batch_size
@@ -134,7 +134,7 @@ class ToyLoader:
         return {"epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         self._epoch, self._position = state["epoch"], state["position"]
 
 
