@@ -233,11 +233,6 @@ class SpeechCodec(L.LightningModule):
         with torch.autocast(tokens.device.type, enabled=False):
             return self.decoder(codes.transpose(1, 2).float())
 
-    @torch.no_grad()
-    def reconstruct(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Encode and decode a waveform ``(B, S)``, to log-mel ``(B, 80, 4 T)``."""
-        return self.decode_mel(*self.encode(waveform, lengths))
-
     def _quantize(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
         """Quantize log-mel ``(B, 80, 4 (T + 2 R))`` with margins of R = 2 tokens to codes ``(B, T, D)`` and tokens."""
         reach = ENCODER_REACH_TOKENS

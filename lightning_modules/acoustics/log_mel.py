@@ -20,7 +20,7 @@ class LogMel(nn.Module):
     """Normalised log-mel spectrogram, in which a full-scale sine has magnitude 1 and the floor is -80 dB.
 
     Samples beyond the ends count as digital silence, so a zero-padded row gives the same frames as the row alone,
-    followed by frames of ``silence``.
+    followed by frames of digital silence.
     """
 
     hop_samples = HOP_SAMPLES
@@ -35,15 +35,6 @@ class LogMel(nn.Module):
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
         self.magnitude_scale = 2.0 / float(window.sum())
-
-    @property
-    def silence(self) -> float:
-        """The value of every bin in digital silence."""
-        return float((torch.tensor(FLOOR, device="cpu").log() - LOG_MEAN) / LOG_STD)
-
-    def num_frames(self, lengths: Tensor) -> Tensor:
-        """Count the frames that cover the given numbers of samples."""
-        return torch.div(lengths + HOP_SAMPLES - 1, HOP_SAMPLES, rounding_mode="floor")
 
     def magnitude(self, waveform: Tensor) -> Tensor:
         """Compute the linear magnitude spectrogram.

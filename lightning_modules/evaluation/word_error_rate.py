@@ -16,13 +16,11 @@ class WordErrorRates:
     Attributes:
         micro: Errors of all utterances over words of all utterances.
         macro: Mean of the utterances' own rates.
-        per_utterance: Each utterance's rate, in order.
         normalizer: Name of the normaliser that both texts went through.
     """
 
     micro: float
     macro: float
-    per_utterance: tuple[float, ...]
     normalizer: str = NORMALIZER_NAME
 
 
@@ -58,4 +56,4 @@ def word_error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> Wo
         num_errors += errors
         num_words += words
     micro = num_errors / num_words if num_words else float(num_errors > 0)
-    return WordErrorRates(micro, sum(rates) / len(rates), tuple(rates))
+    return WordErrorRates(micro, sum(rates) / len(rates))

@@ -1,1 +1,1 @@
-"""Thinker: hears a spoken query and writes the reply as text, with the hidden states that anchor the talkers."""
+"""Thinker: from a spoken query to the text of the reply, with the hidden states that anchor the talkers."""

@@ -23,7 +23,7 @@ class _Template:
 class ChatPrompt:
     """A tokenizer's chat template with one audio placeholder as the user's turn.
 
-    The tokenizer is loaded at once, so that a mistake is told at once. Only under ``torch.device("meta")``, where
+    The tokenizer is loaded in the constructor, so that a mistake is found early. Only under ``torch.device("meta")``, where
     settings are checked before an earlier stage has written the tokenizer, a missing directory waits for its first use.
 
     Args:

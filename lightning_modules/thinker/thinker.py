@@ -76,13 +76,6 @@ class Thinker(nn.Module):
             self.speech_encoder.eval()
         return self
 
-    def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Give the parameters that require a gradient, by part: "speech_encoder", "adaptor", "language_model"."""
-        return {
-            name: [parameter for parameter in part.parameters() if parameter.requires_grad]
-            for name, part in self.named_children()
-        }
-
     def forward(
         self,
         query: Tensor,

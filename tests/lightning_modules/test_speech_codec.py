@@ -58,7 +58,7 @@ def random_tokens(rows: int, count: int) -> Tensor:
     return torch.randint(0, CODEC.codebook_size, (rows, count), generator=torch.Generator().manual_seed(1))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 4000), min_size=1, max_size=4), extra=st.integers(0, 2000))
 def test_a_token_depends_on_neither_padding_nor_neighbours_in_the_batch(lengths: list[int], extra: int) -> None:
     waveform = speechlike(len(lengths), max(lengths) + extra)  # noise beyond the ends
@@ -96,9 +96,10 @@ def test_tokens_move_by_one_when_audio_moves_by_640_samples(shift: int) -> None:
 def test_tokens_do_not_depend_on_the_precision_of_the_caller() -> None:
     waveform = speechlike(2, TOKEN * 6)
     with torch.autocast("cpu", torch.bfloat16):
-        tokens, mel = CODEC.encode(waveform)[0], CODEC.reconstruct(waveform)
+        tokens, lengths = CODEC.encode(waveform)
+        mel = CODEC.decode_mel(tokens, lengths)
     assert torch.equal(tokens, CODEC.encode(waveform)[0])
-    torch.testing.assert_close(mel, CODEC.reconstruct(waveform))
+    torch.testing.assert_close(mel, CODEC.decode_mel(tokens, lengths))
 
 
 @pytest.mark.parametrize("lookahead_tokens", [0, 1, 2, 6])
@@ -147,7 +148,7 @@ def test_a_fitted_codec_restores_speech_better_than_silence_or_a_constant(tmp_pa
     batch.reply *= torch.arange(12_000) // 2_000 % 2  # bursts of an eighth of a second
     loader = DataLoader([batch], batch_size=None)
     trainer = L.Trainer(
-        max_steps=40,
+        max_steps=30,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -155,16 +156,18 @@ def test_a_fitted_codec_restores_speech_better_than_silence_or_a_constant(tmp_pa
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    trainer.fit(codec, DataLoader([batch] * 40, batch_size=None), loader)
+    trainer.fit(codec, DataLoader([batch] * 30, batch_size=None), loader)
     error = float(trainer.callback_metrics["val/mel_l1"])
     assert batch.reply is not None and batch.reply_lengths is not None
     spoken = [codec.log_mel(row[None, :n]) for row, n in zip(batch.reply, batch.reply_lengths.tolist(), strict=True)]
     frames = torch.cat([mel[0] for mel in spoken], dim=1)
-    of_silence = float((frames - codec.log_mel.silence).abs().mean())
+    of_silence = float((frames - codec.log_mel(torch.zeros(1, 160))[0]).abs().mean())
     of_a_constant = float((frames - frames.median(dim=1, keepdim=True).values).abs().mean())
     assert error < 0.6 * min(of_silence, of_a_constant), (error, of_silence, of_a_constant)
     # The metric is the error of decode(encode(x)) over the rows' own frames, a token being 4 of them.
-    restored = [codec.reconstruct(row[None, :n]) for row, n in zip(batch.reply, batch.reply_lengths, strict=True)]
+    rows = zip(batch.reply, batch.reply_lengths.tolist(), strict=True)
+    with torch.no_grad():
+        restored = [codec.decode_mel(*codec.encode(row[None, :n])) for row, n in rows]
     padded = [
         codec.log_mel(torch.nn.functional.pad(row[None, :n], (0, -n % TOKEN)))
         for row, n in zip(batch.reply, batch.reply_lengths.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Augmentation: repeatable, gentle where asked, and each part does what it says."""
+"""Augmentation: repeatable, and each setting has the effect and the size that it states."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The language model: cached equals full, LoRA trains what it should, checkpoints are carried."""
+"""The language model: cached equals full, LoRA trains its own matrices only, checkpoints are loaded."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_cached_equals_full(embeddings: torch.Tensor) -> None:
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(embeddings), atol=1e-5, rtol=1e-5)
 
 
-def test_from_pretrained_carries_a_saved_qwen3(saved: Path, embeddings: torch.Tensor) -> None:
+def test_from_pretrained_loads_a_saved_qwen3(saved: Path, embeddings: torch.Tensor) -> None:
     model = LanguageModel.from_pretrained(saved).eval()
     assert isinstance(model.causal_lm, Qwen3ForCausalLM)
     expected = AutoModelForCausalLM.from_pretrained(saved).eval()(inputs_embeds=embeddings).logits
@@ -65,7 +65,9 @@ def test_lora_trains_its_own_matrices_only(saved: Path, embeddings: torch.Tensor
     assert changed == trained
 
 
-def test_lora_starts_as_nothing_then_merges_and_saves(saved: Path, tmp_path: Path, embeddings: torch.Tensor) -> None:
+def test_lora_changes_nothing_at_first_then_saves_and_merges(
+    saved: Path, tmp_path: Path, embeddings: torch.Tensor
+) -> None:
     plain = LanguageModel.from_pretrained(saved).eval()
     model = LanguageModel.from_pretrained(saved, lora_rank=4).eval()
     torch.testing.assert_close(model(embeddings), plain(embeddings))
@@ -85,7 +87,7 @@ def test_lora_starts_as_nothing_then_merges_and_saves(saved: Path, tmp_path: Pat
     model.merge_lora()
 
 
-def test_wrong_lora_settings_are_named(saved: Path) -> None:
+def test_wrong_lora_settings_are_refused(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"lora_targets: \['query'\] are no linear layers here; choose among"):
         LanguageModel.from_pretrained(saved, lora_rank=4, lora_targets=("query",))
     model = LanguageModel.from_pretrained(saved, lora_rank=4)
@@ -93,7 +95,7 @@ def test_wrong_lora_settings_are_named(saved: Path) -> None:
         model.add_lora(4)
 
 
-def test_a_wrong_path_is_named(tmp_path: Path) -> None:
+def test_a_wrong_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="language model: there is no directory '/no/such/folder'"):
         LanguageModel.from_pretrained("/no/such/folder")
     with pytest.raises(FileNotFoundError, match="language model: nothing could be loaded"):

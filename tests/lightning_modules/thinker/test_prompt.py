@@ -1,4 +1,4 @@
-"""The chat prompt puts the audio into the user's turn, and replies survive the tokenizer."""
+"""The chat prompt puts the audio into the user's turn, and encoded replies decode to themselves."""
 
 from pathlib import Path
 
@@ -32,12 +32,12 @@ def test_a_saved_tokenizer_gives_the_same_prompt(tokenizer: PreTrainedTokenizerF
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=20))
-def test_replies_survive(reply: str) -> None:
+def test_encoded_replies_decode_to_themselves(reply: str) -> None:
     prompt = ChatPrompt(make_tokenizer_once())
     assert prompt.decode(prompt.encode_replies([reply])[0]) == reply
 
 
-def test_bad_replies_are_named(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_bad_replies_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     prompt = ChatPrompt(tokenizer)
     with pytest.raises(ValueError, match="reply '' is empty"):
         prompt.encode_replies(["Yes.", ""])
@@ -45,7 +45,7 @@ def test_bad_replies_are_named(tokenizer: PreTrainedTokenizerFast) -> None:
         prompt.encode_replies(["Yes.<|im_end|>"])
 
 
-def test_unfit_tokenizers_are_named() -> None:
+def test_unfit_tokenizers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"has no token '<\|audio\|>'"):
         ChatPrompt(make_tokenizer(special_tokens=("<|im_start|>",)))
     without_template = make_tokenizer()
@@ -62,7 +62,7 @@ def test_unfit_tokenizers_are_named() -> None:
         ChatPrompt(without_end)
 
 
-def test_a_wrong_path_is_named() -> None:
+def test_a_wrong_path_is_refused() -> None:
     with pytest.raises(FileNotFoundError, match="tokenizer: there is no directory '/no/such/folder'"):
         ChatPrompt("/no/such/folder")
 
@@ -71,7 +71,7 @@ _MADE: list[PreTrainedTokenizerFast] = []
 
 
 def make_tokenizer_once() -> PreTrainedTokenizerFast:
-    """Makes the tokenizer at the first call."""
+    """Make the tokenizer at the first call."""
     if not _MADE:
         _MADE.append(make_tokenizer())
     return _MADE[0]

@@ -67,7 +67,7 @@ def test_features_keep_float32_under_autocast() -> None:
     assert torch.equal(features, log_mel(waveform))
 
 
-def test_from_pretrained_carries_a_saved_whisper(tmp_path: object) -> None:
+def test_from_pretrained_loads_a_saved_whisper(tmp_path: object) -> None:
     config = WhisperConfig(
         d_model=32,
         encoder_layers=2,
@@ -91,17 +91,17 @@ def test_from_pretrained_carries_a_saved_whisper(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nor/this/one"])
-def test_a_wrong_path_is_named(path: str) -> None:
+def test_a_wrong_path_is_refused(path: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"speech encoder: there is no directory '{path}'"):
         SpeechEncoder.from_pretrained(path)
 
 
-def test_a_folder_without_a_model_is_named(tmp_path: object) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: object) -> None:
     with pytest.raises(FileNotFoundError, match="speech encoder: nothing could be loaded from"):
         SpeechEncoder.from_pretrained(str(tmp_path))
 
 
-def test_bad_lengths_are_named() -> None:
+def test_bad_lengths_are_refused() -> None:
     encoder = make_speech_encoder()
     with pytest.raises(ValueError, match="query 1 of the batch holds no samples"):
         encoder(torch.zeros(2, 100), torch.tensor([100, 0]))

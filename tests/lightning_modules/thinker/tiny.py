@@ -15,7 +15,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(special_tokens: tuple[str, ...] = ("<|im_start|>", "<|audio|>")) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE on three sentences."""
+    """Train a byte-level BPE on three sentences."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -37,7 +37,7 @@ def make_tokenizer(special_tokens: tuple[str, ...] = ("<|im_start|>", "<|audio|>
 
 
 def make_speech_encoder(pad_to_s: float | None = None, attention: str = "sdpa") -> SpeechEncoder:
-    """Builds an untrained encoder with two small layers, 6 s long at most."""
+    """Build an untrained encoder with two small layers, 6 s long at most."""
     return SpeechEncoder.from_config(
         width=32,
         num_layers=2,
@@ -50,7 +50,7 @@ def make_speech_encoder(pad_to_s: float | None = None, attention: str = "sdpa") 
 
 
 def make_language_model() -> LanguageModel:
-    """Builds an untrained Qwen3 with two small layers, grouped keys and distinguishable logits."""
+    """Build an untrained Qwen3 with two small layers, grouped keys and distinct logits."""
     language_model = LanguageModel.from_config(
         vocab_size=304, width=32, num_layers=2, num_heads=4, num_key_value_heads=2, feed_forward_width=64
     )

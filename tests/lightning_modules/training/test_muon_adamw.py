@@ -1,4 +1,4 @@
-"""One optimizer out of two: schedules reach both, and their state survives a checkpoint."""
+"""Two optimizers in one: schedules reach both, and a restored state continues the same training."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def train(net: Net, optimizer: MuonAdamW, scheduler: torch.optim.lr_scheduler.La
     return float(loss.detach())
 
 
-def test_hidden_matrices_are_linear_weights_but_heads_and_embeddings() -> None:
+def test_hidden_matrices_are_linear_weights_without_heads_and_embeddings() -> None:
     net = Net()
     matrices, others = split_hidden_matrices(net)
     assert [id(matrix) for matrix in matrices] == [id(net.hidden.weight)]
@@ -55,7 +55,7 @@ def test_it_learns_and_the_schedule_reaches_both() -> None:
     assert optimizer.adamw.param_groups[0]["lr"] == pytest.approx(0.01 * 0.99**101)
 
 
-def test_a_restored_optimizer_goes_on_as_if_never_stopped() -> None:
+def test_a_restored_optimizer_continues_as_if_never_stopped() -> None:
     whole = build()
     train(*whole, 7)
     first = build()

@@ -1,11 +1,15 @@
-"""The optimiser recipe: its schedule, and which parameters decay."""
+"""Optimizer and schedule: the course of the learning rate, which parameters decay, which settings are refused."""
+
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from torch import nn
 
+from lightning_modules.errors import UserError
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine, warmup_cosine
+from lightning_modules.training.optimizer_settings import check_optimizer_settings
 
 
 def test_schedule_rises_then_falls_to_zero():
@@ -40,7 +44,25 @@ def test_matrices_decay_and_parts_have_their_own_rate():
     assert isinstance(settings["optimizer"], torch.optim.AdamW)
 
 
-def test_an_endless_trainer_is_an_error():
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rates": {"talker_learning_rates.mdm": 0.0}}, "talker_learning_rates.mdm is 0.0; give .* above 0"),
+        ({"learning_rates": {"learning_rate": float("nan")}}, "learning_rate is nan"),
+        ({"weight_decay": -0.01}, "weight_decay is -0.01; give .* at least 0"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"seed": -1}, "seed is -1; give a number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+    ],
+)
+def test_settings_that_no_training_can_use_are_refused(settings: dict[str, Any], message: str) -> None:
+    usable = {"learning_rates": {"learning_rate": 1e-3}, "weight_decay": 0.0, "warmup_steps": 0, "seed": 2**32 - 1}
+    check_optimizer_settings(**usable)
+    with pytest.raises(UserError, match=message):
+        check_optimizer_settings(**{**usable, **settings})
+
+
+def test_an_endless_trainer_is_refused() -> None:
     with pytest.raises(ValueError, match="max_steps"):
         optimizer_with_warmup_cosine(Attached(float("inf")), [], 0.0, 1)
 

@@ -1,4 +1,4 @@
-"""The vocoder: streamed is whole, lengths are exact, and Griffin-Lim goes on from what was already said."""
+"""The vocoder: streamed equals whole, lengths are exact, and Griffin-Lim continues the samples before."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_griffin_lim_keeps_what_is_known():
     trust = (torch.arange(len(known)) < 2640).float()
     waveform = griffin_lim(wanted, known, trust)
     torch.testing.assert_close(waveform[:2640], known[:2640])
-    # a stationary tone goes on without a jump
+    # a stationary tone continues without a jump
     step = (waveform[2640] - waveform[2639]).abs()
     assert step < 2 * (known[1:] - known[:-1]).abs().max()
 
