@@ -23,8 +23,9 @@ class _Template:
 class ChatPrompt:
     """A tokenizer's chat template with one audio placeholder as the user's turn.
 
-    The tokenizer is loaded in the constructor, so that a mistake is found early. Only under ``torch.device("meta")``, where
-    settings are checked before an earlier stage has written the tokenizer, a missing directory waits for its first use.
+    The tokenizer is loaded in the constructor, so that a mistake is found early. Only under ``torch.device("meta")``,
+    where settings are checked before an earlier stage has written the tokenizer, a missing directory is loaded on its
+    first use.
 
     Args:
         tokenizer: A directory written by ``save_pretrained``, a published name, or the tokenizer itself.
