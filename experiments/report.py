@@ -26,10 +26,10 @@ COLUMNS = (
     ("macro", "wer_macro", 100.0, 2),
     ("text exact %", "text_exact_match", 100.0, 1),
     ("tokens/s", "tokens_per_s", 1.0, 0),
-    ("passes a block", "forwards_per_block", 1.0, 1),
+    ("passes per block", "forwards_per_block", 1.0, 1),
 )
 
-Rows = dict[tuple[str, int | None], dict[str, Any]]
+Rows = dict[str, dict[str, Any]]
 
 
 def write_page(names: Sequence[str], overrides: list[str], seeds: Sequence[int]) -> str:
@@ -88,7 +88,7 @@ def read_run(run: Path) -> tuple[int | None, Rows]:
         run: Directory of a stage that ended with a comparison.
 
     Returns:
-        Its seed, and its rows by talker and decoding steps.
+        Its seed, and its rows by the names of decodings and references.
 
     Raises:
         FileNotFoundError: If it holds no comparison.
@@ -97,21 +97,21 @@ def read_run(run: Path) -> tuple[int | None, Rows]:
     if not results.is_file() or not settings.is_file():
         raise FileNotFoundError(f"{run} holds no comparison; give the directory of a finished stage with test: true")
     rows = json.loads(results.read_text(encoding="utf-8"))
-    return OmegaConf.load(settings).get("seed"), {(row["talker"], row["steps"]): row for row in rows}
+    return OmegaConf.load(settings).get("seed"), {row["name"]: row for row in rows}
 
 
 def tabulate(runs: Sequence[Path]) -> str:
     """Lay out the rows that all runs have in common.
 
     Args:
-        runs: Directories of stages that compared the same talkers, one a seed.
+        runs: Directories of stages that compared the same talkers, one per seed.
 
     Returns:
         A Markdown table: the mean, and where there are several runs the sample standard deviation behind it.
 
     Raises:
         FileNotFoundError: If a run holds no comparison.
-        UserError: If two runs have one seed, or compared different talkers.
+        UserError: If two runs have one seed, or compared different decodings.
     """
     read = [read_run(run) for run in runs]
     seeds = [seed for seed, _ in read]
@@ -122,18 +122,20 @@ def tabulate(runs: Sequence[Path]) -> str:
         if rows.keys() != first.keys():
             odd = sorted(map(str, rows.keys() ^ first.keys()))
             raise UserError(f"{run} and {runs[0]} differ in what they compared: {', '.join(odd)}; give runs alike")
-    lines = [f"| talker | steps | {' | '.join(title for title, *_ in COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
-    for talker, steps in first:
+    titles = ["decoding", "talker", "steps", "rule", *(title for title, *_ in COLUMNS)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, own in first.items():
         cells = []
-        for _, name, scale, digits in COLUMNS:
-            values = [rows[talker, steps][name] for _, rows in read]
+        for _, column, scale, digits in COLUMNS:
+            values = [rows[name][column] for _, rows in read]
             cells.append(_cell([scale * value for value in values if value is not None], digits))
-        lines.append(f"| {talker} | {steps or '-'} | {' | '.join(cells)} |")
+        how = [own[key] or "-" for key in ("talker", "steps", "rule")]
+        lines.append(f"| {' | '.join(map(str, [name, *how, *cells]))} |")
     counts = sorted({row["num_examples"] for _, rows in read for row in rows.values()})
     named = ", ".join(str(seed) for seed in sorted(seeds, key=str))
     dialogues = " or ".join(map(str, counts))
     what = "mean ± standard deviation over seeds" if len(runs) > 1 else "seed"
-    return "\n".join([*lines, "", f"{what} {named}; {dialogues} test dialogues a run"])
+    return "\n".join([*lines, "", f"{what} {named}; {dialogues} test dialogues per run"])
 
 
 def _cell(values: list[float], digits: int) -> str:

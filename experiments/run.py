@@ -11,6 +11,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from callbacks.runtime.signals import Interrupted, interruptible  # noqa: E402
+from experiments.engine import ranks  # noqa: E402
 from experiments.engine.configuration import config  # noqa: E402
 from experiments.engine.configuration.errors import ConfigError, report_mistake  # noqa: E402
 from experiments.engine.plan import make_plan  # noqa: E402
@@ -54,7 +55,9 @@ def main(arguments: list[str]) -> int:
             if parsed.list:
                 print(config.describe_shipped())
                 return 0
-            plan = make_plan(config.find_file(parsed.file, Path.cwd()), parsed.overrides, redo=parsed.force)
+            file = config.find_file(parsed.file, Path.cwd())
+            is_further = ranks.own_stage() is not None  # the process that started this one has checked the plan
+            plan = make_plan(file, parsed.overrides, check=not is_further, redo=parsed.force)
             if parsed.print_config:
                 print(plan.to_yaml(), end="")
                 return 0
@@ -64,6 +67,8 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         return report_mistake(error)
     except Interrupted as interrupted:
+        if not ranks.is_first():
+            return 0  # the first process says it, and takes anything else for a failure
         words = [word for word in arguments if word not in ("--force", "--resume")]
         again = shlex.join(["python", "experiments/run.py", *words])
         print(f"\ninterrupted: {interrupted}\nto resume, run again: {again}", file=sys.stderr)

@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "datamodules.sampling": ("datamodules.sampling", "datamodules.batch"),
     "datamodules.synthetic": ("datamodules.synthetic", "datamodules.formats"),
     "callbacks": ("callbacks", "lightning_modules", "datamodules.batch"),
-    "callbacks.runtime": ("callbacks.runtime",),
+    "callbacks.runtime": ("callbacks.runtime", "lightning_modules.training.seeding"),
     "experiments": ("experiments", "callbacks", "datamodules", "lightning_modules"),
     "experiments.engine": ("experiments.engine", "callbacks.runtime", "datamodules.formats.atomic_files"),
     "experiments.jobs": ("experiments", "callbacks", "datamodules", "lightning_modules"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -12,23 +14,33 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.runtime.last_checkpoint import LastCheckpoint
 from callbacks.runtime.signals import Interrupted, exit_at_once, signal_handlers
 
+# So long may several devices take to finish a batch once one was told to stop: one may be dead, the others wait for it.
+GRACE_S = 120.0
+
 
 class InterruptHandler(Callback):
-    """Lets a fit end well: the first signal finishes the batch and saves a checkpoint, the second ends at once."""
+    """Lets a fit end well: the first signal finishes the batch and saves a checkpoint, the second ends at once.
+
+    Several devices decide together, so that all save and stop at the same batch, whichever of them was told.
+
+    Args:
+        checkpoint: What saves.
+    """
 
     def __init__(self, checkpoint: LastCheckpoint) -> None:
-        """Create the callback.
-
-        Args:
-            checkpoint: What saves.
-        """
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._signum: int | None = None
+        self._num_processes = 1
         self._context: contextlib.AbstractContextManager[None] | None = None
+
+    @property
+    def signum(self) -> int | None:
+        """The signal that asked this process, or one that trains with it, to stop."""
+        return self._signum
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, whose own handlers know nothing of checkpoints."""
-        self._signum = None
+        self._signum, self._num_processes = None, trainer.world_size
         self._context = signal_handlers(self._remember)
         self._context.__enter__()
 
@@ -48,9 +60,10 @@ class InterruptHandler(Callback):
         self._release()
 
     def _pass_on(self, trainer: Trainer) -> None:
-        if self._signum is not None:
-            saved = f"saved {self._checkpoint.file} at step {trainer.global_step}"
-            self._checkpoint.stop_after_saving(Interrupted(self._signum, saved))
+        if trainer.strategy.reduce_boolean_decision(self._signum is not None, all=False):
+            self._signum = self._signum or signal.SIGTERM
+            saved = f"saved {self.checkpoint.file} at step {trainer.global_step}"
+            self.checkpoint.stop_after_saving(Interrupted(self._signum, saved))
 
     def _release(self) -> None:
         if self._context is not None:
@@ -61,4 +74,8 @@ class InterruptHandler(Callback):
         if self._signum is not None:
             exit_at_once(signum, frame)
         self._signum = signum
+        if self._num_processes > 1:
+            timer = threading.Timer(GRACE_S, exit_at_once, (signum, None))
+            timer.daemon = True
+            timer.start()
         print("\nstopping: finishing this step, then saving; once more to stop at once", file=sys.stderr, flush=True)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import random
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -19,22 +16,19 @@ from lightning_modules.errors import UserError
 class LastCheckpoint(Checkpoint):
     """Writes one checkpoint file again and again: every so many batches or seconds, and at the end of the fit.
 
-    The file is written beside its place and then renamed. It also carries the states of the random number generators,
-    so that a resumed run draws what an uninterrupted one would have drawn. Saving has no influence on the training, so
-    that its rhythm may follow the clock.
+    The file is written beside its place and then renamed. Saving has no influence on the training, so that its rhythm
+    may follow the clock. Several devices decide together: saving is a work of all.
+
+    Args:
+        file: Where the checkpoint lies.
+        every_n_steps: Training batches between two checkpoints; not counted if None.
+        every_s: Seconds between two checkpoints; not timed if None.
+
+    Raises:
+        UserError: An interval is not positive.
     """
 
     def __init__(self, file: Path, every_n_steps: int | None = None, every_s: float | None = 60.0) -> None:
-        """Create the callback.
-
-        Args:
-            file: Where the checkpoint lies.
-            every_n_steps: Training batches between two checkpoints; not counted if None.
-            every_s: Seconds between two checkpoints; not timed if None.
-
-        Raises:
-            UserError: An interval is not positive.
-        """
         for name, value in (("every_n_steps", every_n_steps), ("every_s", every_s)):
             if value is not None and value <= 0:
                 raise UserError(f"{name} is {value}; give a positive number, or null to leave it out")
@@ -45,13 +39,10 @@ class LastCheckpoint(Checkpoint):
         self._num_batches = 0
         self._is_due = False
         self._saved_at_s = time.monotonic()
-        self._random_states: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and go on with the random numbers of the checkpoint, if there was one."""
+        """Start the clock."""
         self._saved_at_s = time.monotonic()
-        if self._random_states:
-            _set_random_states(self._random_states)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,6 +51,8 @@ class LastCheckpoint(Checkpoint):
         self._num_batches += 1
         by_steps = self.every_n_steps is not None and self._num_batches % self.every_n_steps == 0
         by_time = self.every_s is not None and time.monotonic() - self._saved_at_s >= self.every_s
+        # The clocks of several devices differ, and one that saves alone waits for the others without end.
+        by_time = trainer.strategy.reduce_boolean_decision(by_time, all=False)
         self._is_due |= by_steps or by_time or self._stop is not None
         if self._is_due and _is_good_moment(trainer, batch_idx):
             self.save(trainer)
@@ -69,10 +62,10 @@ class LastCheckpoint(Checkpoint):
         self.save(trainer)
 
     def stop_after_saving(self, reason: BaseException) -> None:
-        """Have a checkpoint written as soon as it can be gone on from exactly, and then an exception raised.
+        """Have a checkpoint written as soon as a run can be resumed from it exactly, and then an exception raised.
 
         Args:
-            reason: What to raise then.
+            reason: What to raise then; on all devices at the same batch.
         """
         self._stop = reason
 
@@ -89,41 +82,20 @@ class LastCheckpoint(Checkpoint):
             raise self._stop
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of batches and the states of the random number generators."""
-        return {"num_batches": self._num_batches, "random_states": _random_states()}
+        """Return the number of batches."""
+        return {"num_batches": self._num_batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._num_batches = state_dict["num_batches"]
-        self._random_states = state_dict["random_states"]
 
 
 def _is_good_moment(trainer: Trainer, batch_idx: int) -> bool:
-    """Tell whether a run that goes on from here equals one that was never stopped.
+    """Tell whether a run that is resumed from here equals one that was never stopped.
 
-    Gradients that wait for more batches are not in a checkpoint, and from the last batch of an epoch Lightning goes on
+    Gradients that wait for more batches are not in a checkpoint, and from the last batch of an epoch Lightning resumes
     with a validation of no batches, which an uninterrupted run does not have.
     """
     if trainer.is_last_batch:
         return trainer.num_training_batches <= trainer.accumulate_grad_batches
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-
-
-def _random_states() -> dict[str, Any]:
-    """Return the states of all generators as tensors and plain values, which load without executing code."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
-        "python": random.getstate(),
-    }
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    random.setstate(states["python"])

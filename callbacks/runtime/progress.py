@@ -12,14 +12,13 @@ from tqdm import tqdm
 
 
 class StepProgress(ProgressBar):
-    """One bar for the whole fit, in optimizer steps up to `max_steps`, and one for the test, in batches."""
+    """One bar for the whole fit, in optimizer steps up to `max_steps`, and one for the test, in batches.
+
+    Args:
+        label: Text in front of the bar.
+    """
 
     def __init__(self, label: str = "") -> None:
-        """Create the callback.
-
-        Args:
-            label: Text in front of the bar.
-        """
         super().__init__()
         self._label = label
         self._bar: tqdm | None = None

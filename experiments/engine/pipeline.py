@@ -6,6 +6,9 @@ import gc
 import shutil
 import time
 
+from omegaconf import OmegaConf
+
+from experiments.engine import ranks
 from experiments.engine.configuration.errors import ConfigError, is_users_mistake, text_of
 from experiments.engine.environment import describe_other_code
 from experiments.engine.plan import Plan, PlannedStage
@@ -28,31 +31,63 @@ def execute(plan: Plan, force: bool = False, resume: bool = False, keep_objects:
     Raises:
         ConfigError: A mistake of the user, or nothing to resume.
     """
+    own_stage = ranks.own_stage()
+    if own_stage is not None:
+        return [_take_part(next(planned for planned in plan.stages if planned.stage.name == own_stage))]
+    if force and ranks.are_launched_together():
+        raise ConfigError(
+            "", "--force is for one process: run it once without the launcher, or delete the runs by hand"
+        )
     states = [planned.state for planned in plan.stages]
     if resume and (all(state == "to do" for state in states) or all(state == "reuse" for state in states)):
         why = "it is finished already" if states[0] == "reuse" else "it was never begun with this configuration"
         raise ConfigError("", f"nothing to resume in {plan.directory}: {why}; run without --resume")
-    _print_plan(plan, force)
+    is_first = ranks.is_first()
+    if is_first:
+        _print_plan(plan, force)
     results = []
     for number, planned in enumerate(plan.stages, start=1):
         label = f"[{number}/{len(plan.stages)}] {planned.stage.name}"
-        with exclusive(planned.run.directory):
-            results.append(_run_or_reuse(planned, label, force))
+        if is_first:
+            with exclusive(planned.run.directory):
+                results.append(_run_or_reuse(planned, label, force))
+            _write_latest(plan)
+        else:
+            results.append(_follow(planned))
         if not keep_objects:
             results[-1].objects.clear()
             gc.collect()
-        _write_latest(plan)
     return results
+
+
+def _take_part(planned: PlannedStage) -> StageResult:
+    """Train one stage with the process that started this one."""
+    ranks.end_with_parent()
+    return run_stage(planned.stage.name, planned.config, planned.run, planned.stage.path)
+
+
+def _follow(planned: PlannedStage) -> StageResult:
+    """Take part in a stage that several devices train, and wait for the first process in any other."""
+    run = planned.run
+    if planned.world_size > 1 and not run.is_finished:
+        run_stage(planned.stage.name, planned.config, run, planned.stage.path)
+    ranks.wait_for(run)
+    return _reused(planned)
+
+
+def _reused(planned: PlannedStage) -> StageResult:
+    finished = read_json(planned.run.finished_file)
+    return StageResult(planned.stage.name, planned.run, finished["metrics"], finished["seconds"], is_reused=True)
 
 
 def _run_or_reuse(planned: PlannedStage, label: str, force: bool) -> StageResult:
     run = planned.run
     if run.is_finished and not force:
-        finished = read_json(run.finished_file)
         print(f"{label}: reused {run.directory}", flush=True)
         _print_other_code(run, label, "made")
+        _print_other_place(planned, label)
         _print_summary(run)
-        return StageResult(planned.stage.name, run, finished["metrics"], finished["seconds"], is_reused=True)
+        return _reused(planned)
     if force:
         for entry in run.directory.iterdir():
             if entry.name != ".lock":
@@ -93,6 +128,16 @@ def _print_other_code(run: Run, label: str, what: str) -> None:
     other = describe_other_code(run)
     if other is not None:
         print(f"{label}: {what} by other code ({other})", flush=True)
+
+
+def _print_other_place(planned: PlannedStage, label: str) -> None:
+    """Say in one line if a finished run was trained on other devices than are asked for now."""
+    made = OmegaConf.to_container(OmegaConf.load(planned.run.config_file))
+    assert isinstance(made, dict)
+    then, now = made.get("trainer") or {}, planned.config["trainer"]
+    if then.get("devices", 1) != now.get("devices", 1):
+        asked = f"not the {now.get('devices', 1)} asked for now; --force trains it again"
+        print(f"{label}: made on {then.get('devices', 1)} device(s), {asked}", flush=True)
 
 
 def _write_latest(plan: Plan) -> None:

@@ -21,6 +21,8 @@ from experiments.engine.configuration.schema import check_keys, without_empty
 from experiments.engine.runs import Run, fingerprint_of, fingerprint_of_path
 
 WITHOUT_INFLUENCE = ("description", "name", "runs_dir", "threads", "checkpoint")
+# Where a training runs, which may change when it is resumed; how many examples a step has may change with that.
+PLACE_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar")
 INPUT_OF_STAGE = "stage:"
 
 
@@ -91,7 +93,7 @@ def make_plan(file: Path, overrides: list[str], check: bool = True, redo: bool =
     for stage in plan.pipeline.stages:
         fingerprints, paths = _resolve_inputs(stage, plan)
         hashed = resolve(stage, fingerprints)
-        fingerprint = fingerprint_of({key: hashed[key] for key in hashed if key not in WITHOUT_INFLUENCE})
+        fingerprint = fingerprint_of(_with_influence(hashed))
         resolved = resolve(stage, paths)
         resolved.update(name=stage.name, runs_dir=str(plan.pipeline.runs_dir))
         run = Run(plan.directory / f"{stage.name}-{fingerprint[:8]}", fingerprint)
@@ -101,6 +103,13 @@ def make_plan(file: Path, overrides: list[str], check: bool = True, redo: bool =
 
         check_stages(plan.stages, redo)
     return plan
+
+
+def _with_influence(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's results come from; the rest may change when it is resumed."""
+    kept = {key: value for key, value in config.items() if key not in WITHOUT_INFLUENCE}
+    kept["trainer"] = {key: value for key, value in config["trainer"].items() if key not in PLACE_OF_TRAINER}
+    return kept
 
 
 def _resolve_inputs(stage: Stage, plan: Plan) -> tuple[dict[str, str], dict[str, str]]:

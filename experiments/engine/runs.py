@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments.engine.configuration.errors import ConfigError
 from lightning_modules.errors import UserError
 
 MAX_LISTED_FILES = 10_000
+LOCK_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,29 @@ def exclusive(directory: Path) -> Iterator[None]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError("", f"another process is working in {directory}; wait for it or stop it") from error
+        give_up_s = time.monotonic() + LOCK_PATIENCE_S  # one that looks whether it is held holds it for an instant
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > give_up_s:
+                    problem = f"another process is working in {directory}; wait for it or stop it"
+                    raise ConfigError("", problem) from error
+                time.sleep(LOCK_PATIENCE_S / 20)
         yield
+
+
+def is_held(directory: Path) -> bool:
+    """Tell whether a process holds a run directory."""
+    try:
+        with open(directory / ".lock", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from callbacks.runtime.interrupt import InterruptHandler
 from callbacks.runtime.last_checkpoint import LastCheckpoint
 from callbacks.runtime.progress import StepProgress
+from callbacks.runtime.signals import Interrupted
+from callbacks.runtime.step_seeding import StepSeeding
+from experiments.engine import ranks
 from experiments.engine.artifacts import load_weights
 from experiments.engine.configuration.builder import build
 from experiments.engine.configuration.errors import ConfigError, join
@@ -53,7 +57,7 @@ class StageResult:
 
 
 def run_stage(name: str, config: dict[str, Any], run: Run, path: str = "") -> StageResult:
-    """Do one stage, from where it stands, and mark it finished.
+    """Do one stage, from where it stands, and mark it finished; of several processes, the first one writes records.
 
     Args:
         name: Name of the stage.
@@ -68,10 +72,11 @@ def run_stage(name: str, config: dict[str, Any], run: Run, path: str = "") -> St
         ConfigError: A constructor refused its arguments.
     """
     start = time.monotonic()
-    write_config(run.config_file, {**without_empty(config), "fingerprint": run.fingerprint})
-    write_environment(run)
+    if ranks.is_first():
+        write_config(run.config_file, {**without_empty(config), "fingerprint": run.fingerprint})
+        write_environment(run)
     torch.set_num_threads(config["threads"] or DEFAULT_NUM_THREADS)
-    with quiet():
+    with quiet(), ranks.launching(name):
         seed_everything(config["seed"], workers=True, verbose=False)
         if config["job"] is not None:
             job = build(config["job"], join(path, "job"))
@@ -79,6 +84,8 @@ def run_stage(name: str, config: dict[str, Any], run: Run, path: str = "") -> St
         else:
             metrics, objects = _fit_and_test(name, config, run, path)
     seconds = round(time.monotonic() - start, 1)
+    if not ranks.is_first():
+        return StageResult(name, run, {}, seconds, objects=objects)
     write_json(run.finished_file, {"fingerprint": run.fingerprint, "metrics": metrics, "seconds": seconds})
     return StageResult(name, run, read_json(run.finished_file)["metrics"], seconds, objects=objects)
 
@@ -86,13 +93,16 @@ def run_stage(name: str, config: dict[str, Any], run: Run, path: str = "") -> St
 def _fit_and_test(name: str, config: dict[str, Any], run: Run, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     datamodule = build(config["datamodule"], join(path, "datamodule"))
     module = build(config["module"], join(path, "module"))
-    trainer = _build_trainer(name, config, run, path, module)
+    interrupt = InterruptHandler(LastCheckpoint(run.checkpoint_file, **config["checkpoint"]))
+    trainer = _build_trainer(name, config, run, path, module, interrupt)
     metrics: dict[str, Any] = {}
     if config["fit"] and not run.fitted_file.is_file():
         checkpoint = run.checkpoint_file if run.checkpoint_file.is_file() else None
-        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        with _told_to_stop(interrupt, trainer):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(trainer.callback_metrics)
-        write_json(run.fitted_file, {"steps": trainer.global_step, "metrics": metrics})
+        if ranks.is_first():
+            write_json(run.fitted_file, {"steps": trainer.global_step, "metrics": metrics})
     elif config["fit"]:
         metrics = read_json(run.fitted_file)["metrics"]
         load_weights(module, run)
@@ -102,8 +112,21 @@ def _fit_and_test(name: str, config: dict[str, Any], run: Run, path: str) -> tup
     return metrics, {"module": module, "datamodule": datamodule, "trainer": trainer}
 
 
-def _build_trainer(name: str, config: dict[str, Any], run: Run, path: str, module: LightningModule) -> Trainer:
-    checkpoint = LastCheckpoint(run.checkpoint_file, **config["checkpoint"])
+@contextlib.contextmanager
+def _told_to_stop(interrupt: InterruptHandler, trainer: Trainer) -> Iterator[None]:
+    """Take a failure for an interruption where another process of the training has ended: work with it then fails."""
+    try:
+        yield
+    except Exception as error:
+        if interrupt.signum is None and not ranks.has_lost_a_process(trainer.strategy.launcher):
+            raise
+        why = "a process of this training ended; what was saved last is kept"
+        raise Interrupted(interrupt.signum or signal.SIGTERM, why) from error
+
+
+def _build_trainer(
+    name: str, config: dict[str, Any], run: Run, path: str, module: LightningModule, interrupt: InterruptHandler
+) -> Trainer:
     callbacks = list(build(config["callbacks"], join(path, "callbacks")).values())
     if config["trainer"].get("enable_progress_bar", True):
         callbacks.append(StepProgress(label=name))
@@ -112,7 +135,7 @@ def _build_trainer(name: str, config: dict[str, Any], run: Run, path: str, modul
         config["trainer"],
         join(path, "trainer"),
         logger=[TensorBoardLogger(directory, name=one, version="") for one in getattr(module, "run_names", [name])],
-        callbacks=[*callbacks, InterruptHandler(checkpoint), checkpoint],
+        callbacks=[*callbacks, StepSeeding(config["seed"]), interrupt, interrupt.checkpoint],
         default_root_dir=run.directory,
     )
 

@@ -22,7 +22,7 @@ stages:
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "toys.yaml"
-    file.write_text(COMPARISON.replace("RATES", "{original audio: 0.01, mdm/4: 0.1}"))
+    file.write_text(COMPARISON.replace("RATES", "{original audio: 0.01, mdm_4: 0.1}"))
     return file
 
 
@@ -33,13 +33,13 @@ def test_means_and_spreads_over_seeds(experiment: Path, capsys: pytest.CaptureFi
     assert report.main([str(experiment), "--seeds", "1,3"]) == 0
     page = capsys.readouterr().out
     lines = page.splitlines()
-    assert "| original audio | - | 2.00 ± 1.41 | 2.00 ± 1.41 | - | - | - |" in lines
-    assert "| mdm | 4 | 20.00 ± 14.14 | 20.00 ± 14.14 | 90.0 ± 0.0 | 200 ± 141 | 4.0 ± 0.0 |" in lines
-    assert lines[-1] == "mean ± standard deviation over seeds 1, 3; 100 test dialogues a run"
+    assert "| original audio | - | - | - | 2.00 ± 1.41 | 2.00 ± 1.41 | - | - | - |" in lines
+    assert "| mdm_4 | mdm | 4 | - | 20.00 ± 14.14 | 20.00 ± 14.14 | 90.0 ± 0.0 | 200 ± 141 | 4.0 ± 0.0 |" in lines
+    assert lines[-1] == "mean ± standard deviation over seeds 1, 3; 100 test dialogues per run"
     assert lines[2] == f"Made from finished runs by `python experiments/report.py {experiment} --seeds 1,3`."
     assert f"python experiments/run.py {experiment} seed=3" in lines
     assert report.main([str(experiment)]) == 0
-    assert "| mdm | 4 | 10.00 | 10.00 | 90.0 | 100 | 4.0 |" in capsys.readouterr().out
+    assert "| mdm_4 | mdm | 4 | - | 10.00 | 10.00 | 90.0 | 100 | 4.0 |" in capsys.readouterr().out
 
 
 def test_overrides_lead_to_the_runs_made_with_them(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +50,7 @@ def test_overrides_lead_to_the_runs_made_with_them(experiment: Path, capsys: pyt
     error = capsys.readouterr().err
     assert f"comparison is not finished; run first: python experiments/run.py {experiment} seed=1" in error
     assert report.main([str(experiment), override]) == 0
-    assert "| mdm | 4 | 20.00 |" in capsys.readouterr().out
+    assert "| mdm_4 | mdm | 4 | - | 20.00 |" in capsys.readouterr().out
 
 
 def test_what_does_not_compare_is_refused(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,13 +67,13 @@ def test_what_does_not_compare_is_refused(experiment: Path, tmp_path: Path, caps
         report.main([str(experiment), "--seeds", "one"])
 
 
-def test_runs_that_compared_other_talkers_are_refused(experiment: Path, tmp_path: Path) -> None:
+def test_runs_that_compared_other_decodings_are_refused(experiment: Path, tmp_path: Path) -> None:
     other = tmp_path / "others.yaml"
-    other.write_text(COMPARISON.replace("RATES", "{original audio: 0.01, mdm/1: 0.1}"))
+    other.write_text(COMPARISON.replace("RATES", "{original audio: 0.01, mdm_1: 0.1}"))
     for file, seed in ((experiment, 1), (other, 2)):
         assert run.main([str(file), f"seed={seed}"]) == 0
     folders = [folder.parent for folder in sorted((tmp_path / "runs").glob("*/comparison-*/results.json"))]
-    with pytest.raises(ValueError, match=r"differ in what they compared: \('mdm', 1\), \('mdm', 4\)"):
+    with pytest.raises(ValueError, match=r"differ in what they compared: mdm_1, mdm_4"):
         report.tabulate(folders)
     with pytest.raises(FileNotFoundError, match="holds no comparison"):
         report.tabulate([tmp_path])

@@ -1,4 +1,4 @@
-"""Checkpoints are whole at any moment, come in their rhythm, and carry the random numbers."""
+"""Checkpoints are whole at any moment, and come in their rhythm."""
 
 import random
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from callbacks.runtime.last_checkpoint import LastCheckpoint
+from callbacks.runtime.step_seeding import StepSeeding
 from tests.experiments.engine.toy import ToyData, ToyModule
 
 
@@ -94,11 +95,13 @@ def test_a_rhythm_without_progress_is_refused(policy: dict[str, Any]) -> None:
         LastCheckpoint(Path("last.ckpt"), **policy)
 
 
-def test_random_numbers_go_on(tmp_path: Path) -> None:
-    callback = LastCheckpoint(tmp_path / "last.ckpt")
-    torch.save(callback.state_dict(), tmp_path / "state")
-    drawn = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
-    callback.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+def test_the_random_numbers_of_a_step_are_a_function_of_seed_and_step() -> None:
+    """Whatever was drawn before: a resumed run draws what an uninterrupted one does."""
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
-    callback.on_train_start(trainer, ToyModule())
-    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == drawn
+    drawn = []
+    for seed, batch_idx in ((1, 5), (1, 5), (1, 6), (2, 5)):
+        torch.rand(7 + len(drawn))
+        StepSeeding(seed).on_train_batch_start(trainer, ToyModule(), None, batch_idx)
+        drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))
+    assert drawn[0] == drawn[1]
+    assert all(not set(a[0]) & set(b[0]) and a[2] != b[2] for a, b in zip(drawn[1:], drawn[2:], strict=False))

@@ -56,7 +56,7 @@ class ToyComparison:
         """Create the job.
 
         Args:
-            rates: Word error rate by `talker/steps`, or by the name of a reference.
+            rates: Word error rate by `talker_steps`, or by the name of a reference.
             factor: Scales them.
         """
         self.rates, self.factor = rates, factor
@@ -65,13 +65,14 @@ class ToyComparison:
         """Write `results.json`."""
         rows = []
         for name, rate in self.rates.items():
-            talker, _, steps = name.partition("/")
+            talker, _, steps = name.partition("_")
             costs = {
                 "text_exact_match": 0.9,
                 "tokens_per_s": 100.0 * self.factor,
                 "forwards_per_block": int(steps or 0),
             }
-            row = {"talker": talker, "steps": int(steps) if steps else None, "num_examples": 100}
+            row = {"name": name, "talker": talker if steps else None, "steps": int(steps) if steps else None}
+            row |= {"rule": "", "num_examples": 100}
             row |= {"wer_micro": rate * self.factor, "wer_macro": rate * self.factor}
             rows.append({**row, **(costs if steps else dict.fromkeys(costs))})
         (output_dir / "results.json").write_text(json.dumps(rows))
@@ -230,10 +231,21 @@ class LossFile(Callback):
             file.write(f"{trainer.global_step} {float(outputs['loss']):.9f}\n")
 
 
+class RankLossFile(Callback):
+    """Appends every training loss to a file of the run and the rank."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Append one line."""
+        with open(Path(trainer.default_root_dir) / f"losses-{trainer.global_rank}.txt", "a") as file:
+            file.write(f"{trainer.global_step} {float(outputs['loss']):.9f}\n")
+
+
 class SignalAt(Callback):
     """Sends a signal to this process at one step, once in the life of a marker file."""
 
-    def __init__(self, signal_name: str, step: int, marker: Path, hook: str = "train_batch") -> None:
+    def __init__(self, signal_name: str, step: int, marker: Path, hook: str = "train_batch", rank: int = 0) -> None:
         """Create the callback.
 
         Args:
@@ -241,11 +253,14 @@ class SignalAt(Callback):
             step: Global step at which to send it.
             marker: File that is made before; if it exists, nothing is sent.
             hook: `train_batch`, `validation` or `test`.
+            rank: Which of several processes gets it.
         """
+        self._rank = rank
         self._signum, self._step, self._marker, self._hook = signal.Signals[signal_name], step, marker, hook
 
     def _send(self, trainer: Trainer, hook: str) -> None:
-        if hook == self._hook and trainer.global_step >= self._step and not self._marker.exists():
+        is_due = hook == self._hook and trainer.global_step >= self._step and trainer.global_rank == self._rank
+        if is_due and not self._marker.exists():
             self._marker.write_text("sent")
             os.kill(os.getpid(), self._signum)
 

@@ -1,0 +1,127 @@
+"""Several devices through the command line: two processes on a CPU, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY = """
+description: Toy
+threads: 2
+stages:
+  corpus:
+    job: {class_path: tests.experiments.engine.toy.ToyJob, init_args: {number: 4}}
+  line:
+    inputs: {corpus: "stage:corpus"}
+    module: {class_path: tests.experiments.engine.toy.ToyModule}
+    datamodule:
+      class_path: tests.experiments.engine.toy.ToyData
+      init_args: {root: "${inputs.corpus}", num_rows: 40}
+    trainer: {max_steps: 12, accelerator: cpu, devices: 2, strategy: ddp, enable_progress_bar: false}
+    checkpoint: {every_n_steps: 3}
+    callbacks: {losses: {class_path: tests.experiments.engine.toy.RankLossFile}}
+    test: true
+  after:
+    job: {class_path: tests.experiments.engine.toy.ToyJob, init_args: {number: 5}}
+"""
+KILL = "stages.line.callbacks.kill={{class_path: tests.experiments.engine.toy.SignalAt, init_args: {arguments}}}"
+
+
+def command(folder: Path, *words: str, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "toy.yaml").write_text(TOY)
+    return [*launcher, "experiments/run.py", str(folder / "toy.yaml"), f"runs_dir={folder}/runs", *words]
+
+
+def run(folder: Path, *words: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
+    whole = command(folder, *words, launcher=launcher)
+    return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+
+
+def run_of(folder: Path, stage: str) -> Path:
+    (found,) = (folder / "runs" / "toy").glob(f"{stage}-*")
+    return found
+
+
+def losses(folder: Path) -> dict[str, list[str]]:
+    """Loss lines by rank, the last one of each step: what a kill undid is done again."""
+    files = sorted(run_of(folder, "line").glob("losses-*.txt"))
+    return {file.name: list(dict(line.split() for line in file.read_text().splitlines()).items()) for file in files}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_of(folder, "line") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_two_devices_train_and_one_process_keeps_the_records(whole: Path) -> None:
+    again = run(whole)
+    assert again.returncode == 0 and again.stdout.count(": reused") == 3
+    assert (run_of(whole, "corpus") / "count.txt").read_text() == "1", "a job runs once"
+    assert json.loads((run_of(whole, "line") / "finished.json").read_text())["metrics"].keys() >= {"test/loss"}
+    first, second = losses(whole).values()
+    assert [step for step, _ in first] == [step for step, _ in second] == [str(step) for step in range(1, 13)]
+    assert first != second, "each device draws dropout of its own"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_training_resumes_after_sigkill_of_either_process(tmp_path: Path, whole: Path, rank: int) -> None:
+    arguments = f"{{signal_name: SIGKILL, step: 7, marker: {tmp_path}/marker, rank: {rank}}}"
+    kill = KILL.format(arguments=arguments)
+    started_s = time.monotonic()
+    killed = run(tmp_path, kill)
+    assert killed.returncode != 0 and time.monotonic() - started_s < 120
+    if rank == 1:
+        assert killed.returncode == 128 + signal.SIGTERM
+        assert "a process of this training ended; what was saved last is kept" in killed.stderr
+    assert (tmp_path / "marker").exists() and not (run_of(tmp_path, "line") / "finished.json").exists()
+    resumed = run(tmp_path, kill, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumes in" in resumed.stdout
+    assert losses(tmp_path) == losses(whole)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_one_process_saves_on_all_and_resumes_on_fewer_devices(tmp_path: Path) -> None:
+    arguments = f"{{signal_name: SIGINT, step: 4, marker: {tmp_path}/marker, rank: 1}}"
+    stop = KILL.format(arguments=arguments)
+    stopped = run(tmp_path, stop)
+    assert stopped.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM), stopped.stderr
+    assert "at step 5" in stopped.stderr and "to resume, run again: python experiments/run.py" in stopped.stderr
+    file = run_of(tmp_path, "line") / "checkpoints" / "last.ckpt"
+    assert torch.load(file, weights_only=True)["global_step"] == 5
+    fewer = run(tmp_path, stop, "stages.line.trainer.devices=1", "stages.line.trainer.strategy=auto", "--resume")
+    assert fewer.returncode == 0, fewer.stderr
+    steps = {name: [int(step) for step, _ in lines] for name, lines in losses(tmp_path).items()}
+    assert steps == {"losses-0.txt": list(range(1, 13)), "losses-1.txt": list(range(1, 6))}
+
+
+@pytest.mark.slow
+def test_a_launcher_that_starts_all_processes_at_once(tmp_path: Path, whole: Path) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    done = run(tmp_path, launcher=torchrun)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("corpus: done") == done.stdout.count("line: done") == 1, "one process prints"
+    assert (run_of(tmp_path, "after") / "count.txt").read_text() == "1"
+    assert losses(tmp_path) == losses(whole)
+    assert run(tmp_path, "--force", launcher=torchrun).returncode != 0
