@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from datamodules.formats import atomic_files
+from datamodules.formats.atomic_files import replacing
 from experiments.engine.configuration.errors import ConfigError
 from lightning_modules.errors import UserError
 
@@ -96,7 +96,8 @@ def fingerprint_of_path(path: Path) -> str:
 def write_text(file: Path, text: str) -> None:
     """Write a file such that it is wholly there or as before, even if the process is killed; make its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_files.write_text(file, text)
+    with replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(file: Path, content: Any) -> None:
