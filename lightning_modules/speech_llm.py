@@ -1,15 +1,12 @@
 """The speech LLM as one LightningModule: a thinker, and any number of talkers side by side."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from datamodules.batch import SpokenBatch
 from lightning_modules.errors import UserError
@@ -27,8 +24,10 @@ from lightning_modules.thinker.thinker import Thinker, ThinkerOutput
 from lightning_modules.training.checkpoints import leave_frozen_out, refuse_unfit
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
-from lightning_modules.training.reduction import gather_over_ranks, mean_over_ranks
+from lightning_modules.training.reduction import mean_over_ranks
+from lightning_modules.training.run_means import RunMeans
 from lightning_modules.training.seeding import derive_generator
+from lightning_modules.training.text_overflow import TextOverflow
 from lightning_modules.vocoder.base import Vocoder
 
 THINKER = "thinker"
@@ -111,20 +110,14 @@ class SpeechLLM(L.LightningModule):
                 talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
             if initial_talker is not None:
                 talker.copy_weights(initial_talker)
-        self.decodings: dict[str, Decoding] = {}
-        for name, decoding in (decodings or {}).items():
-            if decoding is not None:
-                self.responder.check(decoding)
-                num_steps = present[decoding.talker].num_steps_of(decoding)
-                self.decodings[name] = replace(decoding, num_steps=num_steps)
+        given = {name: one for name, one in (decodings or {}).items() if one is not None}
+        self.decodings = {name: self.responder.resolve(one) for name, one in given.items()}
         # In place of a talker's own loss; callbacks that teach otherwise put it there while they train.
         self.training_scorers: dict[str, Callable[..., TalkerOutput]] = {}
-        self.ids_with_text_overflow: set[str] = set()
+        self.text_overflow = TextOverflow()
         self.strict_loading = False  # frozen parts are in no checkpoint; what is missing beside them is refused
         self._is_warm = False
-        self._validation = nn.ModuleDict(
-            {name: nn.ModuleDict({tag: MeanMetric() for tag in ("nll", "accuracy")}) for name in self.run_names}
-        )
+        self._validation = RunMeans(self.run_names, ("nll", "accuracy"))
         self.train()  # Lightning keeps the mode that each part is in: put the frozen ones into evaluation mode.
 
     @property
@@ -184,32 +177,27 @@ class SpeechLLM(L.LightningModule):
         thinker_output = None
         if self.thinker_objective is not None:
             thinker_output = self._think(batch)
-            self._update(THINKER, "nll", thinker_output.loss, thinker_output.num_scored_tokens)
-            self._update(THINKER, "accuracy", thinker_output.is_exact.float().mean(), len(batch.ids))
+            self._validation.update(THINKER, "nll", thinker_output.loss, thinker_output.num_scored_tokens)
+            self._validation.update(THINKER, "accuracy", thinker_output.is_exact.float().mean(), len(batch.ids))
         generators = {
             name: [self._generator("masks", name, "validation", one) for one in batch.ids] for name in self.talkers
         }
         for name, output in self._talk(batch, generators, thinker_output).items():
-            self._update(name, "nll", output.nll, output.num_scored_tokens)
-            self._update(name, "accuracy", output.accuracy, output.num_scored_tokens)
+            self._validation.update(name, "nll", output.nll, output.num_scored_tokens)
+            self._validation.update(name, "accuracy", output.accuracy, output.num_scored_tokens)
 
     def on_validation_epoch_end(self) -> None:
         """Log each run's means over the validation set, and how many examples had too much text, over all devices."""
-        for name, metrics in self._validation.items():
-            values = {f"val/{tag}": metric.compute() for tag, metric in metrics.items()}  # type: ignore[operator, union-attr]
-            for metric in metrics.values():  # type: ignore[operator, union-attr]
-                metric.reset()
+        for name, means in self._validation.pop().items():
             if not self.trainer.sanity_checking:
-                self.log_scalars(name, values, self.global_step)
-                self.log_dict({f"{name}/{tag}": value for tag, value in values.items()}, logger=False)
-        self._share_overflow()
+                self.log_scalars(name, {f"val/{tag}": mean for tag, mean in means.items()}, self.global_step)
+                self.log_dict({f"{name}/val/{tag}": mean for tag, mean in means.items()}, logger=False)
         if self.talkers:
-            self.log("num_text_overflow", float(len(self.ids_with_text_overflow)), logger=False)
+            self.text_overflow.share(self._num_ranks)
+            self.log("num_text_overflow", float(len(self.text_overflow.ids)), logger=False)
 
     def test_step(self, batch: SpokenBatch, batch_idx: int) -> list[dict[str, SpokenReply]]:
-        """Answer each query of a batch with every decoding in turn, so that a change of the machine's speed hits all.
-
-        The thinker writes once to each query; its times count for every decoding.
+        """Answer each query of a batch with every decoding; see :meth:`Responder.compare`.
 
         Returns:
             For each example, the reply of each decoding by its name.
@@ -218,40 +206,26 @@ class SpeechLLM(L.LightningModule):
             UserError: If there are no decodings to compare.
         """
         assert batch.query is not None and batch.query_lengths is not None
-        responder, names = self.responder, list(self.decodings)
-        if not names:
+        if not self.decodings:
             raise UserError("a test compares decodings, and there are none: name some in module.init_args.decodings")
-        if not self._is_warm:
-            self._warm_up()
-        replies = []
-        for row, (query, length) in enumerate(zip(batch.query, batch.query_lengths.tolist(), strict=True)):
-            # Each goes first in turn, since the first finds the caches cold.
-            first = (batch_idx * len(batch) + row) % len(names)
-            text = responder.write_text(query[:length])
-            answers = {name: responder.answer(text, self.decodings[name]) for name in names[first:] + names[:first]}
-            replies.append({name: answers[name] for name in names})
-        return replies
-
-    def _warm_up(self) -> None:
-        """Decode once with every decoding, so that none pays for lazy initialisation in the timed runs.
-
-        It runs within the first step of a test, in the precision of the test.
-        """
-        text = self.responder.write_text(torch.zeros(16_000, device=self.device))
-        for decoding in self.decodings.values():
-            self.responder.answer(text, decoding)
-        self._is_warm = True
+        responder = self.responder
+        if not self._is_warm:  # within the first step, and so in the precision of the test
+            responder.warm_up(self.decodings, self.device)
+            self._is_warm = True
+        rows = enumerate(zip(batch.query, batch.query_lengths.tolist(), strict=True))
+        first = batch_idx * len(batch)
+        return [responder.compare(query[:length], self.decodings, first + row) for row, (query, length) in rows]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what does not train, and keep which examples had too much text, on any device."""
         leave_frozen_out(checkpoint, self)
-        self._share_overflow()
-        checkpoint["ids_with_text_overflow"] = sorted(self.ids_with_text_overflow)
+        self.text_overflow.share(self._num_ranks)
+        checkpoint["ids_with_text_overflow"] = sorted(self.text_overflow.ids)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that are not those of this module; see :func:`refuse_unfit`."""
         refuse_unfit(checkpoint, self)
-        self.ids_with_text_overflow |= set(checkpoint["ids_with_text_overflow"])
+        self.text_overflow.ids |= set(checkpoint["ids_with_text_overflow"])
 
     def configure_optimizers(self) -> dict:
         """AdamW with warm-up and cosine; see :func:`optimizer_with_warmup_cosine`."""
@@ -288,9 +262,6 @@ class SpeechLLM(L.LightningModule):
 
     def _show(self, run_name: str, loss: Tensor) -> None:
         self.log(f"{run_name}/loss", loss.detach(), prog_bar=True, logger=False)
-
-    def _update(self, run_name: str, tag: str, mean: Tensor, count: Tensor | int) -> None:
-        self._validation[run_name][tag].update(mean, count)  # type: ignore[index, operator]
 
     @property
     def _num_ranks(self) -> int:
@@ -330,27 +301,10 @@ class SpeechLLM(L.LightningModule):
         outputs = {}
         for name, talker in self._named_talkers():
             num_anchors = count_blocks(batch.unit_lengths, talker.block_size), talker.anchors.anchors_per_block
-            self._report_overflow(batch.ids, count_text_overflow(text.lengths, *num_anchors))
+            self.text_overflow.report(batch.ids, count_text_overflow(text.lengths, *num_anchors), self.global_rank)
             score = self.training_scorers.get(name, talker) if self.training else talker
             outputs[name] = score(text, batch.units, batch.unit_lengths, generators[name])
         return outputs
-
-    def _report_overflow(self, ids: Sequence[str], overflow: Tensor) -> None:
-        """Name each example, once, whose text is longer than the anchors of its speech: its talkers miss the rest."""
-        new = {ids[row] for row in overflow.nonzero()[:, 0].tolist()} - self.ids_with_text_overflow
-        if new:
-            self.ids_with_text_overflow |= new
-            warnings.warn(
-                f"The replies {sorted(new)} have more text than the anchors of their speech can carry; their talkers "
-                f"do not see the end of it ({len(self.ids_with_text_overflow)} such examples so far on rank "
-                f"{self.global_rank}).",
-                stacklevel=2,
-            )
-
-    def _share_overflow(self) -> None:
-        """Let every device know of the examples with too much text that any has seen."""
-        if self.talkers:
-            self.ids_with_text_overflow = set().union(*gather_over_ranks(self.ids_with_text_overflow, self._num_ranks))
 
 
 def _present(given: dict[str, Talker | None], trains_thinker: bool, named: Iterable[str]) -> dict[str, Talker]:

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     ),
     "datamodules.sampling": ("datamodules.sampling", "datamodules.batch"),
     "datamodules.synthetic": ("datamodules.synthetic", "datamodules.formats"),
-    "callbacks": ("callbacks", "lightning_modules", "datamodules.batch"),
+    "callbacks": ("callbacks", "lightning_modules", "datamodules.batch", "datamodules.formats.atomic_files"),
     "callbacks.runtime": ("callbacks.runtime", "lightning_modules.training.seeding"),
     "experiments": ("experiments", "callbacks", "datamodules", "lightning_modules"),
     "experiments.engine": ("experiments.engine", "callbacks.runtime", "datamodules.formats.atomic_files"),

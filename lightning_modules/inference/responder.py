@@ -1,7 +1,9 @@
 """The whole system as one speaks with it: a spoken query in, a spoken reply out."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from lightning_modules.errors import UserError
@@ -10,6 +12,8 @@ from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.thinker.thinker import Thinker
 from lightning_modules.vocoder.base import Vocoder
+
+SAMPLE_RATE_HZ = 16_000
 
 
 class Responder:
@@ -34,15 +38,17 @@ class Responder:
         self.thinker, self.talkers, self.vocoder = thinker, dict(talkers), vocoder
         self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
 
-    def check(self, decoding: Decoding) -> None:
-        """Refuse a decoding of a talker that is not there, or that the talker does not know.
+    def resolve(self, decoding: Decoding) -> Decoding:
+        """Give a decoding its number of steps, and refuse one that cannot be used.
 
         Raises:
-            UserError: If it cannot be used.
+            UserError: If its talker is not there, or does not know its steps or rules.
         """
         if decoding.talker not in self.talkers:
             raise UserError(f"there is no talker {decoding.talker!r} to decode; there are {sorted(self.talkers)}")
-        self.talkers[decoding.talker].check(decoding)
+        talker = self.talkers[decoding.talker]
+        talker.check(decoding)
+        return replace(decoding, num_steps=talker.num_steps_of(decoding))
 
     def write_text(self, query: Tensor) -> ThinkerText:
         """Let the thinker answer one spoken query, ``(S,) float32`` at 16 kHz, as fast as the text is read."""
@@ -62,7 +68,7 @@ class Responder:
         Raises:
             UserError: If the decoding cannot be used.
         """
-        self.check(decoding)
+        decoding = self.resolve(decoding)
         talker = self.talkers[decoding.talker]
         samples_per_block = self.vocoder.samples_per_token * talker.block_size
         max_blocks = max(1, round(self.max_speech_s * self.vocoder.sample_rate / samples_per_block))
@@ -74,3 +80,27 @@ class Responder:
         for _ in self.stream(text, decoding, reply):
             pass
         return reply
+
+    def compare(self, query: Tensor, decodings: Mapping[str, Decoding], turn: int = 0) -> dict[str, SpokenReply]:
+        """Answer one query with every decoding in turn, so that a change of the machine's speed hits all.
+
+        The thinker writes once; its times count for every decoding.
+
+        Args:
+            query: ``(S,) float32`` at 16 kHz.
+            decodings: What to compare, by name.
+            turn: Number of the query; each decoding goes first in turn, since the first finds the caches cold.
+
+        Returns:
+            The reply of each decoding, in the order of the decodings.
+        """
+        names, text = list(decodings), self.write_text(query)
+        first = turn % len(names)
+        answers = {name: self.answer(text, decodings[name]) for name in names[first:] + names[:first]}
+        return {name: answers[name] for name in names}
+
+    def warm_up(self, decodings: Mapping[str, Decoding], device: torch.device) -> None:
+        """Decode once with every decoding, so that none pays for lazy initialisation in timed runs."""
+        text = self.write_text(torch.zeros(SAMPLE_RATE_HZ, device=device))
+        for decoding in decodings.values():
+            self.answer(text, decoding)

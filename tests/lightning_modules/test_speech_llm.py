@@ -217,7 +217,7 @@ def test_text_beyond_the_anchors_is_reported_by_id() -> None:
     batch.reply_texts = ["Yes", "Yes", "The capital of France is not what it was, and I will not wake you at seven."]
     with pytest.warns(UserWarning, match=r"\['c'\] have more text"):
         llm.validation_step(batch, 0)
-    assert llm.ids_with_text_overflow == {"c"}
+    assert llm.text_overflow.ids == {"c"}
 
 
 @pytest.fixture(autouse=True)

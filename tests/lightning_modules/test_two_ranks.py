@@ -95,7 +95,7 @@ def validate_a_half(rank: int) -> tuple[dict[str, float], list[str], dict[str, A
     checkpoint: dict[str, Any] = {"state_dict": llm.state_dict()}
     llm.on_save_checkpoint(checkpoint)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return metrics, sorted(llm.ids_with_text_overflow), checkpoint["ids_with_text_overflow"]
+    return metrics, sorted(llm.text_overflow.ids), checkpoint["ids_with_text_overflow"]
 
 
 @pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
@@ -107,7 +107,7 @@ def test_validation_and_text_overflow_are_of_all_ranks() -> None:
     trainer = make_trainer(1)
     trainer.validate(llm, DataLoader([batch], batch_size=None), verbose=False)
     expected = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    assert expected["num_text_overflow"] == len(llm.ids_with_text_overflow) >= 2
+    assert expected["num_text_overflow"] == len(llm.text_overflow.ids) >= 2
     for metrics, overflow, saved in on_two_ranks(validate_a_half):
         assert metrics == pytest.approx(expected, rel=1e-5)
-        assert overflow == saved == sorted(llm.ids_with_text_overflow)
+        assert overflow == saved == sorted(llm.text_overflow.ids)

@@ -47,9 +47,7 @@ class KeyValueCache:
             Committed and new keys and values, each ``(B, heads, committed + L, head_dim)``.
         """
         start, stop = self.num_committed, self.num_committed + key.shape[2]
-        assert key.dtype == self.buffer.dtype, (
-            f"keys of {key.dtype} for a cache of {self.buffer.dtype}"
-        )
+        assert key.dtype == self.buffer.dtype, f"keys of {key.dtype} for a cache of {self.buffer.dtype}"
         assert stop <= self.capacity, f"cache of {self.capacity} positions cannot hold {stop}"
         self.buffer[layer, 0, :, :, start:stop] = key
         self.buffer[layer, 1, :, :, start:stop] = value
