@@ -21,6 +21,7 @@ from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import TextStates, count_text_overflow
 from lightning_modules.thinker.objective import ThinkerObjective
 from lightning_modules.thinker.thinker import Thinker, ThinkerOutput
+from lightning_modules.training.batch_fields import refuse_missing_fields
 from lightning_modules.training.checkpoints import leave_frozen_out, refuse_unfit
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
@@ -127,11 +128,7 @@ class SpeechLLM(L.LightningModule):
 
     @property
     def responder(self) -> Responder:
-        """The system that answers queries.
-
-        Raises:
-            UserError: If there is no vocoder to speak with.
-        """
+        """The system that answers queries; raises UserError if there is no vocoder to speak with."""
         if self.vocoder is None:
             raise UserError("This speech LLM has no vocoder: set module.init_args.vocoder to let it speak.")
         return Responder(
@@ -143,6 +140,12 @@ class SpeechLLM(L.LightningModule):
 
     def _named_talkers(self) -> list[tuple[str, Talker]]:
         return [(name, talker) for name, talker in self.talkers.items() if isinstance(talker, Talker)]
+
+    def check_data(self, fields: Mapping[str, Sequence[str]]) -> None:
+        """Refuse data that lacks a field; see :func:`refuse_missing_fields`."""
+        objective = self.thinker_objective
+        needs_transcripts = objective is not None and (objective.transcript > 0 or objective.text > 0)
+        refuse_missing_fields(fields, objective is not None, needs_transcripts, bool(self.talkers))
 
     def train(self, mode: bool = True) -> "SpeechLLM":
         """Switch to training mode what trains; the rest stays in evaluation mode."""
@@ -212,9 +215,8 @@ class SpeechLLM(L.LightningModule):
         if not self._is_warm:  # within the first step, and so in the precision of the test
             responder.warm_up(self.decodings, self.device)
             self._is_warm = True
-        rows = enumerate(zip(batch.query, batch.query_lengths.tolist(), strict=True))
-        first = batch_idx * len(batch)
-        return [responder.compare(query[:length], self.decodings, first + row) for row, (query, length) in rows]
+        rows = enumerate(zip(batch.query, batch.query_lengths.tolist(), strict=True), start=batch_idx * len(batch))
+        return [responder.compare(query[:length], self.decodings, turn) for turn, (query, length) in rows]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what does not train, and keep which examples had too much text, on any device."""
@@ -252,13 +254,12 @@ class SpeechLLM(L.LightningModule):
 
     def log_scalars(self, run_name: str, scalars: dict[str, Tensor | float], step: int) -> None:
         """Write scalars to the TensorBoard run of that name; does nothing where there is none."""
-        for logger in self._loggers(run_name):
-            logger.log_metrics({tag: float(torch.as_tensor(value).detach()) for tag, value in scalars.items()}, step)
-
-    def _loggers(self, run_name: str) -> Sequence[TensorBoardLogger]:
         if self._trainer is None or not self.trainer.is_global_zero:
-            return []
-        return [one for one in self.trainer.loggers if isinstance(one, TensorBoardLogger) and one.name == run_name]
+            return
+        values = {tag: float(torch.as_tensor(value).detach()) for tag, value in scalars.items()}
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and logger.name == run_name:
+                logger.log_metrics(values, step)
 
     def _show(self, run_name: str, loss: Tensor) -> None:
         self.log(f"{run_name}/loss", loss.detach(), prog_bar=True, logger=False)

@@ -64,7 +64,7 @@ class Record:
         return self.name.replace(" ", "-")
 
     def as_transcript(self) -> dict[str, str]:
-        """What was to be said and what was heard."""
+        """Give what was to be said and what was heard."""
         words = {"gold": self.gold, "text": self.text, "heard": self.heard}
         return {"id": self.example_id, "decoding": self.name, **words}
 

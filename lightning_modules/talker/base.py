@@ -68,7 +68,7 @@ class Talker(nn.Module, ABC):
         block_size: Speech tokens per block; 16 in the paper (0.64 s at 25 Hz).
 
     Raises:
-        UserError: If the anchors do not fit into a block.
+        UserError: If the anchors do not fit into a block, or are not as wide as the backbone.
     """
 
     own_parts: tuple[str, ...] = ()
@@ -81,6 +81,11 @@ class Talker(nn.Module, ABC):
             raise UserError(
                 f"anchors_per_block is {anchors.anchors_per_block} but a block has {block_size} positions: "
                 "lower anchors_per_block or raise block_size."
+            )
+        if anchors.projection.out_features != backbone.width:
+            raise UserError(
+                f"the anchors are {anchors.projection.out_features} wide, the backbone {backbone.width}: make their "
+                "width equal."
             )
         self.vocabulary = SpeechVocabulary(num_codes)
         self.block_size = block_size

@@ -354,3 +354,27 @@ def test_text_states_of_another_thinker_or_none_at_all_are_refused() -> None:
         llm._talk(replace(batch, text_states=batch.text_states[..., 1:]), generators(llm))
     with pytest.raises(ValueError, match="add query or text_states"):
         llm._talk(replace(batch, text_states=None), generators(llm))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "settings", "fields", "message"),
+    [
+        (("ntp",), {}, {"train": ["text_states"]}, "add 'units'"),
+        (("ntp",), {}, {"train": ["units"]}, "add 'text_states'"),
+        (
+            ("ntp",),
+            {},
+            {"train": ["units", "query"], "test": ["units", "text_states"]},
+            "test batches lack; add 'query'",
+        ),
+        ((), {"thinker_objective": ThinkerObjective()}, {"train": ["transcript"]}, "add 'query'"),
+        ((), {"thinker_objective": ThinkerObjective(text=1.0)}, {"train": ["query"]}, "add 'transcript'"),
+    ],
+)
+def test_data_that_lacks_a_field_is_refused_up_front(
+    kinds: tuple[str, ...], settings: dict, fields: dict[str, list[str]], message: str
+) -> None:
+    llm = make_llm(*kinds, **settings)
+    llm.check_data({split: ["query", "units", "transcript", "text_states"] for split in fields})
+    with pytest.raises(UserError, match=message):
+        llm.check_data(fields)

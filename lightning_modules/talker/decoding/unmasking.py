@@ -148,6 +148,6 @@ class Unmasking:
 
 
 def powers_of_two_up_to(block_size: int) -> tuple[int, ...]:
-    """Steps per block that any masked-diffusion talker offers: 4, the paper's default, then the other powers of two."""
+    """Give the steps per block that any masked talker offers: 4, the paper's default, then other powers of two."""
     powers = [2**n for n in range(block_size.bit_length()) if 2**n <= block_size]
     return tuple(sorted(powers, key=lambda steps: (steps != 4, -steps)))

@@ -17,6 +17,7 @@ from lightning_modules.talker.decoding.streaming import KnownTextState, states_o
 from lightning_modules.talker.decoding.unmasking import Unmasking
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.network.anchors import TextStates
+from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.set_block import SetBlockTalker
 from tests.lightning_modules.talker.conftest import (
     NUM_CODES,
@@ -232,3 +233,9 @@ def test_copies_that_cannot_be_drawn_are_refused(num_copies: int, complementary:
         MaskedDiffusionTalker(
             NUM_CODES, whole.anchors, whole.backbone, whole.masking, 8, True, num_copies, complementary
         )
+
+
+def test_anchors_of_another_width_are_refused() -> None:
+    whole = make_talker("ntp")
+    with pytest.raises(UserError, match="anchors are 32 wide, the backbone 16"):
+        AutoregressiveTalker(NUM_CODES, whole.anchors, TalkerBackbone(16, 1, 2), 8)

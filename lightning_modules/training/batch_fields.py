@@ -1,0 +1,35 @@
+"""What a speech LLM needs of a batch, told before the first batch."""
+
+from collections.abc import Mapping, Sequence
+
+from lightning_modules.errors import UserError
+
+
+def refuse_missing_fields(
+    fields: Mapping[str, Sequence[str]], trains_thinker: bool, needs_transcripts: bool, has_talkers: bool
+) -> None:
+    """Refuse data that lacks a field.
+
+    Args:
+        fields: Names of the fields that a batch holds, by split.
+        trains_thinker: Whether the thinker learns from spoken queries.
+        needs_transcripts: Whether it learns from their transcripts, too.
+        has_talkers: Whether talkers learn from, or are compared with, the speech tokens of replies.
+
+    Raises:
+        UserError: If a split lacks one.
+    """
+    for split, names in fields.items():
+        hears = trains_thinker or split == "test"
+        for field, is_needed, why in (
+            ("query", hears, "the thinker listens to spoken queries"),
+            ("transcript", needs_transcripts and split == "train", "the thinker's objective weighs transcripts"),
+            ("units", has_talkers, "talkers speak in speech tokens"),
+        ):
+            if is_needed and field not in names:
+                raise UserError(f"{why}, which {split} batches lack; add {field!r} to the data module's fields")
+        if has_talkers and "query" not in names and "text_states" not in names:
+            raise UserError(
+                f"talkers read what the thinker writes, but {split} batches hold neither queries nor text states; add "
+                "'text_states' (or 'query', for a thinker pass per batch) to the data module's fields"
+            )
