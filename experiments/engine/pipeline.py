@@ -54,7 +54,7 @@ def execute(plan: Plan, force: bool = False, resume: bool = False, keep_objects:
             _write_latest(plan)
         else:
             results.append(_follow(planned))
-        if not keep_objects:
+        if not keep_objects and not results[-1].is_reused:
             results[-1].objects.clear()
             gc.collect()
     return results

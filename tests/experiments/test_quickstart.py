@@ -127,6 +127,9 @@ def test_experiments_on_the_quickstart_reuse_its_stages(
     fits = (*FITS[:-1], name) if name == "ablation" else FITS[:-1]
     overrides = tiny_overrides(runs, fits, made[-1])
     overrides += [f"stages.{made[-1]}.callbacks.comparison.init_args.num_samples=0"]  # the quickstart has drawn some
+    if name == "ablation":
+        rounds = "[{max_steps: 1, alpha: 0.7, num_steps: 4}, {alpha: 0.7, num_steps: 4}]"
+        overrides.append(f"stages.ablation.callbacks.distil_two_rounds.init_args.rounds={rounds}")
     plan = make_plan(EXPERIMENTS_DIR / f"{name}.yaml", overrides)
     assert tuple(planned.stage.name for planned in plan.stages if planned.state != "reuse") == made
     execute(plan)
