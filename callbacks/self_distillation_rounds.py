@@ -22,6 +22,7 @@ from lightning_modules.talker.distillation import SelfDistillation
 from lightning_modules.talker.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.schedule import read_levels
 from lightning_modules.talker.network.anchors import TextStates
+from lightning_modules.training.reduction import gather_over_ranks
 
 DISTILLATION_KEYS = {one.name for one in fields(SelfDistillation)}
 ROUND_KEYS = DISTILLATION_KEYS | {"max_steps", "patience", "masking"}
@@ -217,7 +218,14 @@ class SelfDistillationRounds(Callback):
             if len(gold) == self.num_decoded:
                 break
         student.train(was_training)
-        return {f"decode/token_error_rate_{steps}": process_words(gold, rows).wer for steps, rows in spoken.items()}
+        of_all = gather_over_ranks((gold, spoken), trainer.world_size)
+        gold = [reply for own, _ in of_all for reply in own]
+        return {
+            f"decode/token_error_rate_{steps}": process_words(
+                gold, [reply for _, own in of_all for reply in own[steps]]
+            ).wer
+            for steps in self.decoding_steps
+        }
 
 
 class _Progress:

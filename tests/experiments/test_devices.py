@@ -7,10 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from experiments.engine.configuration.config import EXPERIMENTS_DIR
+from experiments.engine.pipeline import execute
+from experiments.engine.plan import make_plan
+from tests.experiments.test_quickstart import tiny_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = """
@@ -125,3 +132,62 @@ def test_a_launcher_that_starts_all_processes_at_once(tmp_path: Path, whole: Pat
     assert (run_of(tmp_path, "after") / "count.txt").read_text() == "1"
     assert losses(tmp_path) == losses(whole)
     assert run(tmp_path, "--force", launcher=torchrun).returncode != 0
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Run a tiny quickstart up to the talkers; give the words of the command line that lead there."""
+    runs = tmp_path_factory.mktemp("quickstart")
+    words = ["quickstart", *tiny_overrides(runs)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plan = make_plan(EXPERIMENTS_DIR / "quickstart.yaml", words[1:] + [f"stages.{stage}=null" for stage in LATER])
+        execute(plan)
+    return words
+
+
+LATER = ("talkers", "distilled_talkers", "comparison")
+ROUNDS = "[{max_steps: 2, alpha: 0.7, num_steps: 2}, {alpha: 0.5, num_steps: 2}]"
+
+
+def on_two_devices(words: list[str], *stages: str) -> list[str]:
+    places = {"devices": 2, "strategy": "ddp", "accelerator": "cpu"}
+    found = [f"stages.{stage}.trainer.{key}={value}" for stage in stages for key, value in places.items()]
+    for stage in ("talkers", "distilled_talkers"):
+        found += [f"stages.{stage}.trainer.max_steps=4", f"stages.{stage}.trainer.val_check_interval=2"]
+    rounds = f"stages.distilled_talkers.callbacks.self_distillation.init_args.rounds={ROUNDS}"
+    return [*words, *found, "stages.talkers.checkpoint.every_n_steps=1", rounds]
+
+
+def run_words(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "experiments/run.py", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.slow
+def test_the_quickstart_trains_distils_and_compares_on_two_devices_and_resumes_after_sigkill(
+    quickstart: list[str], tmp_path: Path
+) -> None:
+    """Stage 2, killed on the way; stage 3 with a teacher promoted on the way; the comparison, all on two devices."""
+    words = on_two_devices(quickstart, *LATER)
+    arguments = f"{{signal_name: SIGKILL, step: 2, marker: {tmp_path}/marker, rank: 1}}"
+    kill = (
+        f"stages.talkers.callbacks.kill={{class_path: tests.experiments.engine.toy.SignalAt, init_args: {arguments}}}"
+    )
+    killed = run_words(*words, kill)
+    assert killed.returncode == 128 + signal.SIGTERM, killed.stderr[-2000:]
+    done = run_words(*words, kill)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "talkers: resumes in" in done.stdout and done.stdout.count("comparison: done") == 1
+    folder = Path(next(word for word in words if word.startswith("runs_dir=")).removeprefix("runs_dir=")) / "quickstart"
+    (distilled,) = folder.glob("distilled_talkers-*")
+    checkpoint = torch.load(distilled / "checkpoints" / "last.ckpt", weights_only=True)
+    (rounds,) = (state for key, state in checkpoint["callbacks"].items() if "SelfDistillationRounds" in key)
+    assert rounds["progress"]["mdm"]["index"] == 1 and rounds["progress"]["mdm"]["first_step"] == 2
+    events = EventAccumulator(str(distilled / "tensorboard" / "mdm"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("distillation/round")] == [0.0]
+    assert len(events.Scalars("decode/token_error_rate_4")) == 1, "the promotion decodes"
+    (comparison,) = folder.glob("comparison-*")
+    rows = json.loads((comparison / "results.json").read_text())
+    assert {row["num_examples"] for row in rows} == {2}, "the examples of both devices"

@@ -1,0 +1,120 @@
+"""The judge hears audio at its own rate, and files keep theirs."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+import soundfile
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from callbacks.comparison.comparison import Comparison, at_rate
+from datamodules.batch import SpokenBatch
+from lightning_modules.errors import UserError
+from lightning_modules.speech_recognizer import SpeechRecognizer
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.unmasking import Unmasking
+from lightning_modules.vocoder.base import Vocoder, VocoderStream
+from tests.lightning_modules.test_speech_llm import make_batch, make_llm
+
+TONE_HZ = 440.0
+
+
+class ToneVocoder(Vocoder):
+    """Speaks at 24 kHz, 960 samples per token: a tone, whatever the tokens are."""
+
+    sample_rate, samples_per_token = 24_000, 960
+
+    def stream(self) -> VocoderStream:
+        return ToneStream()
+
+
+class ToneStream(VocoderStream):
+    def push(self, tokens: Tensor, last: bool = False) -> Tensor:
+        return tone(960 * len(tokens), 24_000)
+
+
+def tone(num_samples: int, rate_hz: int) -> Tensor:
+    return 0.5 * torch.sin(2 * torch.pi * TONE_HZ * torch.arange(num_samples) / rate_hz)
+
+
+def loudest_hz(waveform: Tensor, rate_hz: int) -> float:
+    return float(torch.fft.rfft(waveform).abs().argmax()) * rate_hz / len(waveform)
+
+
+class Listener(SpeechRecognizer):
+    """Notes what it is given to hear."""
+
+    def __init__(self) -> None:
+        encoder = nn.Identity()
+        encoder.output_size = 4  # type: ignore[assignment]
+        super().__init__(encoder)
+        self.given: list[Tensor] = []
+
+    def transcribe(self, waveforms, lengths=None) -> list[str]:  # type: ignore[no-untyped-def]
+        self.given += waveforms
+        return ["yes"] * len(waveforms)
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> tuple[Path, Listener, SpokenBatch]:
+    decodings = {"ntp": Decoding("ntp"), "mdm_4": Decoding("mdm", 4), "mdm_4_sure": Decoding("mdm", 4, Unmasking(0.7))}
+    llm = make_llm("ntp", "mdm", decodings=decodings)
+    llm.vocoder = ToneVocoder()
+    listener = Listener()
+    batch = make_batch(0)
+    batch.reply, batch.reply_lengths = (
+        tone(16_000, 16_000).expand(3, -1).clone(),
+        torch.tensor([16_000, 12_000, 16_000]),
+    )
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[Comparison(listener, 1)],
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.test(llm, DataLoader([batch], batch_size=None), verbose=False)
+    return tmp_path, listener, batch
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+def test_audio_of_another_rate_is_resampled_for_the_judge_and_kept_for_people(
+    compared: tuple[Path, Listener, SpokenBatch],
+) -> None:
+    folder, listener, batch = compared
+    assert batch.unit_lengths is not None and batch.reply_lengths is not None
+    assert len(listener.given) == 3 * (2 + 3)
+    for row, (original, resynthesis) in enumerate(zip(listener.given[::5], listener.given[1::5], strict=True)):
+        assert len(original) == int(batch.reply_lengths[row]), "it is at the judge's rate already"
+        assert len(resynthesis) == int(batch.unit_lengths[row]) * 640, "as long in seconds, at 16 kHz"
+    for heard in listener.given:
+        assert not len(heard) or loudest_hz(heard, 16_000) == pytest.approx(TONE_HZ, rel=0.02)
+    rates = {path.stem: soundfile.info(path).samplerate for path in folder.glob("audio/a/*.wav")}
+    assert rates.items() >= {"original-audio": 16_000, "codec-resynthesis": 24_000}.items()
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+def test_one_talker_has_a_row_and_a_curve_for_each_rule(compared: tuple[Path, Listener, SpokenBatch]) -> None:
+    folder, _, _ = compared
+    rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
+    assert [rows[name]["rule"] for name in ("mdm_4", "mdm_4_sure")] == ["", "threshold 0.7"]
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {
+        "ntp",
+        "mdm",
+        "mdm_threshold_0.7",
+        "reference",
+    }
+    assert "mdm_4_sure" in (folder / "summary.txt").read_text()
+    transcripts = json.loads((folder / "transcripts.json").read_text())
+    assert {one["decoding"] for one in transcripts} == rows.keys()
+
+
+def test_equal_rates_leave_audio_as_it_is() -> None:
+    waveform = tone(1600, 16_000)
+    assert at_rate(waveform, 16_000, 16_000) is waveform
+    assert at_rate(waveform[:0], 24_000, 16_000).numel() == 0
+
+
+def test_a_negative_number_of_samples_is_refused() -> None:
+    with pytest.raises(UserError, match="num_samples is -1"):
+        Comparison(Listener(), -1)
