@@ -9,7 +9,7 @@ import torch
 from audiomentations.core.transforms_interface import BaseWaveformTransform
 from torch import Tensor
 
-from datamodules.formats.released_layout import SAMPLE_RATE
+from datamodules.batch import SAMPLE_RATE_HZ
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
 
@@ -52,7 +52,7 @@ class QueryAugmentation:
         samples = query.numpy()
         with _seeded([self.seed, epoch, example]):
             for transform in self.transforms:
-                samples = transform(samples, sample_rate=SAMPLE_RATE)
+                samples = transform(samples, sample_rate=SAMPLE_RATE_HZ)
         return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
 
 

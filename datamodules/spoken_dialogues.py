@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.batch import SpokenExample
-from datamodules.formats.released_layout import SAMPLE_RATE, ReleasedLayout, check_fields
+from datamodules.batch import SAMPLE_RATE_HZ, SpokenExample
+from datamodules.formats.released_layout import ReleasedLayout, check_fields
 from datamodules.sampling.epoch_plan import BatchBudget
 from datamodules.sampling.epoch_walk import EpochWalk
 from datamodules.sampling.resumable_data_module import ResumableDataModule
@@ -156,7 +156,7 @@ class _EpochExamples:
     def __init__(self, examples: ReleasedLayout, seed: int, reply_crop_s: float | None) -> None:
         self._examples = examples
         self._seed = seed
-        self._crop = None if reply_crop_s is None else round(reply_crop_s * SAMPLE_RATE)
+        self._crop = None if reply_crop_s is None else round(reply_crop_s * SAMPLE_RATE_HZ)
 
     def __getitem__(self, key: tuple[int, int]) -> SpokenExample:
         epoch, index = key

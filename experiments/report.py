@@ -116,7 +116,7 @@ def tabulate(runs: Sequence[Path]) -> str:
     read = [read_run(run) for run in runs]
     seeds = [seed for seed, _ in read]
     if len(set(seeds)) != len(seeds):
-        raise UserError(f"the runs have the seeds {seeds}; give one run a seed, or the spread says nothing")
+        raise UserError(f"the runs have the seeds {seeds}; give one run per seed, or the spread says nothing")
     first = read[0][1]
     for run, (_, rows) in zip(runs, read, strict=True):
         if rows.keys() != first.keys():

@@ -11,13 +11,12 @@ import soundfile
 import soxr
 import torch
 
-from datamodules.batch import SpokenExample, text_states_folder
+from datamodules.batch import SAMPLE_RATE_HZ, SpokenExample, text_states_folder
 from datamodules.formats.released_items import ReleasedItem, read_items
 from datamodules.formats.unit_files import read_units
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_positive
 
-SAMPLE_RATE = 16_000
 FIELDS = ("query", "units", "reply", "transcript", "text_states")
 
 # The key of an item that each field is read from.
@@ -244,4 +243,4 @@ def read_audio(path: Path) -> np.ndarray:
     if len(samples) == 0:
         raise UserError(f"{path}: holds no samples; make it again")
     mono = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
-    return mono if rate_hz == SAMPLE_RATE else soxr.resample(mono, rate_hz, SAMPLE_RATE)
+    return mono if rate_hz == SAMPLE_RATE_HZ else soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)

@@ -12,8 +12,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from datamodules.batch import SkippedExample, SpokenExample, from_pcm, to_pcm
-from datamodules.formats.released_layout import SAMPLE_RATE
+from datamodules.batch import SAMPLE_RATE_HZ, SkippedExample, SpokenExample, from_pcm, to_pcm
 from datamodules.shards.byte_ranges import RangeCache, retry
 from datamodules.shards.shard_files import DamagedExampleError, ShardFiles, decode_query, decode_text, decode_units
 from datamodules.shards.shard_index import INDEX, SHARDS, ShardIndex
@@ -120,8 +119,8 @@ class ShardedExamples:
         query = units = None
         if "query" in parts:
             query, rate_hz = decode_query(parts["query"])
-            if rate_hz != SAMPLE_RATE:
-                query = torch.from_numpy(soxr.resample(query.numpy(), rate_hz, SAMPLE_RATE))
+            if rate_hz != SAMPLE_RATE_HZ:
+                query = torch.from_numpy(soxr.resample(query.numpy(), rate_hz, SAMPLE_RATE_HZ))
         if "units" in parts:
             units = torch.from_numpy(decode_units(parts["units"]))
         transcript = text["transcript"] if "transcript" in self.fields else None

@@ -19,10 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from datamodules.batch import SpokenBatch, from_pcm
+from datamodules.batch import SAMPLE_RATE_HZ, SpokenBatch, from_pcm
 from datamodules.formats.atomic_files import write_json, write_text
 from datamodules.formats.released_items import read_items
-from datamodules.formats.released_layout import SAMPLE_RATE
 from datamodules.sampling.epoch_plan import BatchBudget
 from datamodules.sampling.epoch_walk import EpochWalk
 from datamodules.sampling.resumable_loader import ResumableLoader
@@ -273,7 +272,7 @@ def _summary(reads: Iterable[_Read]) -> dict[str, float]:
         "examples_per_s": statistics.median(rates),
         "examples_per_s_min": min(rates),
         "examples_per_s_max": max(rates),
-        "hours_per_s": statistics.median(one.query_samples / SAMPLE_RATE / 3600 / one.seconds for one in reads),
+        "hours_per_s": statistics.median(one.query_samples / SAMPLE_RATE_HZ / 3600 / one.seconds for one in reads),
         "query_padding": 1 - sum(one.query_samples for one in reads) / sum(one.query_places for one in reads),
         "padding": 1 - sum(one.num_tokens for one in reads) / sum(one.num_places for one in reads),
     }

@@ -10,10 +10,9 @@ from lightning_modules.errors import UserError
 from lightning_modules.inference.spoken_reply import SpokenReply, ThinkerText, stream_spoken_reply
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.thinker.log_mel import SAMPLE_RATE_HZ
 from lightning_modules.thinker.thinker import Thinker
 from lightning_modules.vocoder.base import Vocoder
-
-SAMPLE_RATE_HZ = 16_000
 
 
 class Responder:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from datamodules.formats.released_layout import SAMPLE_RATE
+from datamodules.batch import SAMPLE_RATE_HZ
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
 from tests.datamodules.tiny_corpus import write_split
 
@@ -64,7 +64,7 @@ def test_crops_are_stretches_of_the_reply_and_depend_on_seed_and_epoch(corpus: P
     examples = SpokenDialogueDataModule(str(corpus), fields=["reply"]).examples("train")
     whole = {examples[i].id: examples[i].reply for i in range(len(examples))}
     for name, crop in first.items():
-        assert crop.shape == (round(CROP_S * SAMPLE_RATE),)
+        assert crop.shape == (round(CROP_S * SAMPLE_RATE_HZ),)
         assert (whole[name].unfold(0, crop.numel(), 1) == crop).all(dim=1).any()
         assert torch.equal(again[name], crop)
     assert any(not torch.equal(second[name], crop) for name, crop in first.items())

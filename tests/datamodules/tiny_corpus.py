@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from datamodules.formats.released_layout import SAMPLE_RATE
+from datamodules.batch import SAMPLE_RATE_HZ
 
 
 def write_split(root: Path, split: str, count: int, seed: int = 0, num_codes: int = 50) -> list[dict]:
@@ -43,7 +43,7 @@ def write_index(root: Path, split: str, items: list[dict]) -> Path:
     return path
 
 
-def write_wav(path: Path, samples: np.ndarray, rate_hz: int = SAMPLE_RATE) -> None:
+def write_wav(path: Path, samples: np.ndarray, rate_hz: int = SAMPLE_RATE_HZ) -> None:
     """Write ``(S,)`` or ``(S, channels)`` samples as 16-bit PCM."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, rate_hz, subtype="PCM_16")

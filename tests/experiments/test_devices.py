@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -132,6 +133,23 @@ def test_a_launcher_that_starts_all_processes_at_once(tmp_path: Path, whole: Pat
     assert (run_of(tmp_path, "after") / "count.txt").read_text() == "1"
     assert losses(tmp_path) == losses(whole)
     assert run(tmp_path, "--force", launcher=torchrun).returncode != 0
+
+
+@pytest.mark.slow
+def test_slurm_as_lightning_finds_it(tmp_path: Path, whole: Path) -> None:
+    """Two tasks of one step on one node, with the environment that `srun` gives them."""
+    job = {"SLURM_JOB_ID": "4242", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    job |= {"SLURM_STEP_ID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "GLOO_SOCKET_IFNAME": "lo"}
+    tasks = []
+    for rank in range(2):
+        environment = {**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        tasks.append(subprocess.Popen(command(tmp_path), cwd=ROOT, env=environment, **pipes))
+    printed, errors = zip(*(task.communicate(timeout=240) for task in tasks), strict=True)
+    assert [task.returncode for task in tasks] == [0, 0], errors
+    assert "line: done" in printed[0] and printed[1] == "", "the first task prints"
+    assert (run_of(tmp_path, "corpus") / "count.txt").read_text() == "1"
+    assert losses(tmp_path) == losses(whole)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from datamodules.formats.released_layout import SAMPLE_RATE, ReleasedLayout
+from datamodules.batch import SAMPLE_RATE_HZ
+from datamodules.formats.released_layout import ReleasedLayout
 from datamodules.synthetic import spoken_examples
 from datamodules.synthetic.spoken_examples import SPLITS, SpokenExamplesMaker
 
@@ -43,7 +44,7 @@ def test_files_are_those_of_the_released_layout(corpus: Path) -> None:
         "reply_speech": "spoken_examples/replies/train_00000.wav",
     }
     info = soundfile.info(corpus / items[0]["speech"])
-    assert (info.samplerate, info.channels, info.subtype, info.format) == (SAMPLE_RATE, 1, "PCM_16", "WAV")
+    assert (info.samplerate, info.channels, info.subtype, info.format) == (SAMPLE_RATE_HZ, 1, "PCM_16", "WAV")
 
 
 def test_splits_are_disjoint_by_reply_text(corpus: Path) -> None:
@@ -62,7 +63,7 @@ def test_reader_takes_every_field_but_the_tokens(corpus: Path) -> None:
     layout = ReleasedLayout(corpus / "spoken_examples/test.json", corpus, fields=("query", "reply", "transcript"))
     for position in range(len(layout)):
         example = layout[position]
-        assert 1.0 < example.reply.numel() / SAMPLE_RATE < 4.0
+        assert 1.0 < example.reply.numel() / SAMPLE_RATE_HZ < 4.0
         assert example.transcript
 
 

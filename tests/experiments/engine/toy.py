@@ -115,7 +115,7 @@ class ToyLoader:
         self._position = 0
 
     def __len__(self) -> int:
-        """Return the number of batches an epoch."""
+        """Return the number of batches per epoch."""
         return len(self._data) // self._batch_size
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -102,7 +102,7 @@ def test_the_prompt_holds_the_audio_in_its_place(thinker: Thinker, speech: Speec
     prefix = thinker.language_model.embed(torch.tensor(thinker.prompt.prefix_ids))
     suffix = thinker.language_model.embed(torch.tensor(thinker.prompt.suffix_ids))
     torch.testing.assert_close(embeddings, torch.cat([prefix, audio[0], suffix]))
-    assert audio.shape[1] == 10  # 50 frames a second, 5 a token
+    assert audio.shape[1] == 10  # 50 frames per second, 5 per token
 
 
 def test_frozen_parts_do_not_train(tokenizer: PreTrainedTokenizerFast, speech: Speech) -> None:

@@ -52,7 +52,7 @@ def test_each_step_corrects_the_first_wrong_token_until_greedy_decoding_is_reach
         assert refined.tokens[0].tolist() == expected
     untouched = refined.order[0] < 0
     assert torch.equal(refined.tokens[0, untouched], given_tokens[0, untouched])
-    assert int((~untouched).sum()) == refined.num_steps - refined.is_settled, "one token a step"
+    assert int((~untouched).sum()) == refined.num_steps - refined.is_settled, "one token per step"
     assert given_tokens[0].tolist() == draft
 
 
