@@ -67,7 +67,12 @@ MAY_IMPORT = {
     "callbacks": ("callbacks", "lightning_modules", "datamodules.batch", "datamodules.formats.atomic_files"),
     "callbacks.runtime": ("callbacks.runtime", "lightning_modules.training.seeding"),
     "experiments": ("experiments", "callbacks", "datamodules", "lightning_modules"),
-    "experiments.engine": ("experiments.engine", "callbacks.runtime", "datamodules.formats.atomic_files"),
+    "experiments.engine": (
+        "experiments.engine",
+        "callbacks.runtime",
+        "datamodules.formats.atomic_files",
+        "lightning_modules.training.checkpoints",
+    ),
     "experiments.jobs": ("experiments", "callbacks", "datamodules", "lightning_modules"),
 }
 

@@ -21,9 +21,9 @@ from experiments.engine.configuration.checks import is_spec, resolve_class_path
 from experiments.engine.configuration.errors import ConfigError, join
 from experiments.engine.runs import Run
 from lightning_modules.errors import UserError
+from lightning_modules.training.checkpoints import LEFT_OUT
 
 Config = dict[str, Any]
-LEFT_OUT = "left_out"
 
 
 @dataclass

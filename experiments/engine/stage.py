@@ -118,7 +118,8 @@ def _told_to_stop(interrupt: InterruptHandler, trainer: Trainer) -> Iterator[Non
     try:
         yield
     except Exception as error:
-        if interrupt.signum is None and not ranks.has_lost_a_process(trainer.strategy.launcher):
+        is_alone = trainer.world_size == 1
+        if is_alone or (interrupt.signum is None and not ranks.has_lost_a_process(trainer.strategy.launcher)):
             raise
         why = "a process of this training ended; what was saved last is kept"
         raise Interrupted(interrupt.signum or signal.SIGTERM, why) from error

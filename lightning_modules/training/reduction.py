@@ -24,7 +24,7 @@ def mean_over_ranks(terms: Sequence[LossTerm], num_ranks: int) -> Tensor:
     """
     if num_ranks == 1:
         return add_terms(terms)
-    counts = torch.stack([term.count.detach().to(torch.float64) for term in terms])
+    counts = torch.stack([term.count.detach().to(torch.int64) for term in terms])
     total = counts.clone()
     torch.distributed.all_reduce(total)
     shares = (counts * num_ranks / total.clamp(min=1)).to(torch.float32)
