@@ -83,7 +83,7 @@ def draw_pareto(rows: Sequence[ComparisonRow]) -> Figure:
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for index, name in enumerate(dict.fromkeys(row.series for row in rows)):
         own = [row for row in rows if row.series == name]
@@ -99,5 +99,5 @@ def draw_pareto(rows: Sequence[ComparisonRow]) -> Figure:
     )
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))  # beside the points, not over them
     return figure

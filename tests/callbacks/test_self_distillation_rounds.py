@@ -1,10 +1,9 @@
 """Rounds of self-distillation: promotion, the frozen teacher, resuming in the middle of a round."""
 
 import copy
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from datamodules.spoken_dialogues import SpokenDialogueDataModule
 from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.masked_talker import MaskedTalker
+from tests import two_ranks
 from tests.datamodules.tiny_corpus import write_split
 from tests.lightning_modules.talker.conftest import NUM_CODES
 from tests.lightning_modules.test_speech_llm import fit, make_batch, make_llm, weights_of
@@ -34,7 +34,6 @@ pytestmark = [
 ]
 
 RATES = {"mdm": 0.0, "set_block": 0.7}
-ROOT = Path(__file__).resolve().parents[2]
 HIERARCHICAL = {"scheme": "hierarchical", "block_ratio": [0.5, 1.0], "token_ratio": [0.3, 1.0]}
 ROUNDS = [
     {"max_steps": 2, "alpha": 1.0, "num_steps": 2},
@@ -209,13 +208,12 @@ def stop_in_process(folder: Path, corpus: Path, step: int) -> None:
 
 def kill(folder: Path, corpus: Path, step: int) -> None:
     """Train in a separate process, which is killed."""
-    code = (
-        "from pathlib import Path\n"
-        "from tests.callbacks.test_self_distillation_rounds import KillAt, resumable_fit\n"
-        f"resumable_fit(Path({str(folder)!r}), Path({str(corpus)!r}), KillAt({step}))\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([two_ranks.__name__])
+    process = context.Process(target=resumable_fit, args=(folder, corpus, KillAt(step)))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("end", "stop"), [(stop_in_process, 1), (stop_in_process, 2), (stop_in_process, 4), (kill, 4)])

@@ -117,8 +117,13 @@ def test_the_distilled_talker_starts_from_the_trained_one(runs: Path) -> None:
     ("name", "made", "decodings"),
     [
         ("ablation", ("ablation",), {"bernoulli_4", "bernoulli_distilled_1", "two_rounds_4"}),
-        ("decoding", ("decoding",), {"mdm_16", "mdm_16_threshold", "mdm_4_sampled", "mdm_2_drafted_in_1"}),
-        ("paper_masking", ("talkers", "comparison"), {"mdm_4", "mdm_clean_context_4"}),
+        pytest.param(
+            *("decoding", ("decoding",), {"mdm_16", "mdm_16_threshold", "mdm_4_sampled", "mdm_2_drafted_in_1"}),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("paper_masking", ("talkers", "comparison"), {"mdm_4", "mdm_clean_context_4"}), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_experiments_on_the_quickstart_reuse_its_stages(
