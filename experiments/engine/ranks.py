@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -68,15 +69,43 @@ def launching(stage: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def has_lost_a_process(launcher: Any) -> bool:
-    """Tell whether a process that Lightning's launcher started has failed or was killed, if it started any."""
-    processes = getattr(launcher, "procs", [])
-    give_up_s = time.monotonic() + LOSS_S  # work with a process fails a moment before its end is known
-    while processes and time.monotonic() < give_up_s:
-        if any(process.poll() for process in processes):
-            return True
-        time.sleep(POLL_S)
-    return False
+class LossWatch:
+    """Says at once when a process that Lightning's launcher started fails or is killed.
+
+    Work with such a process fails soon, or waits for it without end, until Lightning kills this process, too, within
+    five seconds and without a word.
+
+    Args:
+        launcher: Of the strategy of a Trainer; None where nothing is launched.
+    """
+
+    def __init__(self, launcher: Any) -> None:
+        self._launcher = launcher
+        self._is_over, self._has_lost = threading.Event(), threading.Event()
+
+    def __enter__(self) -> LossWatch:
+        """Watch from now on."""
+        if self._launcher is not None:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Watch no more."""
+        self._is_over.set()
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether a process was lost; work with it fails a moment before its end is known."""
+        return self._launcher is not None and self._has_lost.wait(LOSS_S)
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(POLL_S):
+            codes = [process.poll() for process in getattr(self._launcher, "procs", [])]
+            if any(codes):
+                lost = ", ".join(str(code) for code in codes if code)
+                print(f"\na process of this training ended with code {lost}; run again to resume", file=sys.stderr)
+                self._has_lost.set()
+                return
 
 
 def wait_for(run: Run) -> None:

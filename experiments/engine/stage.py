@@ -115,14 +115,14 @@ def _fit_and_test(name: str, config: dict[str, Any], run: Run, path: str) -> tup
 @contextlib.contextmanager
 def _told_to_stop(interrupt: InterruptHandler, trainer: Trainer) -> Iterator[None]:
     """Take a failure for an interruption where another process of the training has ended: work with it then fails."""
-    try:
-        yield
-    except Exception as error:
-        is_alone = trainer.world_size == 1
-        if is_alone or (interrupt.signum is None and not ranks.has_lost_a_process(trainer.strategy.launcher)):
-            raise
-        why = "a process of this training ended; what was saved last is kept"
-        raise Interrupted(interrupt.signum or signal.SIGTERM, why) from error
+    with ranks.LossWatch(trainer.strategy.launcher) as watch:
+        try:
+            yield
+        except Exception as error:
+            if trainer.world_size == 1 or (interrupt.signum is None and not watch.has_lost):
+                raise
+            why = "a process of this training ended; what was saved last is kept"
+            raise Interrupted(interrupt.signum or signal.SIGTERM, why) from error
 
 
 def _build_trainer(

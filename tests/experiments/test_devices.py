@@ -98,8 +98,9 @@ def test_a_training_resumes_after_sigkill_of_either_process(tmp_path: Path, whol
     killed = run(tmp_path, kill)
     assert killed.returncode != 0 and time.monotonic() - started_s < 120
     if rank == 1:
-        assert killed.returncode == 128 + signal.SIGTERM
-        assert "a process of this training ended; what was saved last is kept" in killed.stderr
+        # Lightning may kill this process before work with the other one fails.
+        assert killed.returncode in (128 + signal.SIGTERM, -signal.SIGKILL)
+        assert "a process of this training ended with code -9; run again to resume" in killed.stderr
     assert (tmp_path / "marker").exists() and not (run_of(tmp_path, "line") / "finished.json").exists()
     resumed = run(tmp_path, kill, "--resume")
     assert resumed.returncode == 0, resumed.stderr
@@ -193,7 +194,7 @@ def test_the_quickstart_trains_distils_and_compares_on_two_devices_and_resumes_a
         f"stages.talkers.callbacks.kill={{class_path: tests.experiments.engine.toy.SignalAt, init_args: {arguments}}}"
     )
     killed = run_words(*words, kill)
-    assert killed.returncode == 128 + signal.SIGTERM, killed.stderr[-2000:]
+    assert killed.returncode in (128 + signal.SIGTERM, -signal.SIGKILL), killed.stderr[-2000:]
     done = run_words(*words, kill)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "talkers: resumes in" in done.stdout and done.stdout.count("comparison: done") == 1
