@@ -12,14 +12,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lightning_modules.errors import UserError
-
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments.engine.configuration import config  # noqa: E402
 from experiments.engine.configuration.errors import ConfigError, report_mistake  # noqa: E402
 from experiments.engine.plan import make_plan  # noqa: E402
+from lightning_modules.errors import UserError  # noqa: E402
 
 COLUMNS = (
     ("WER %", "wer_micro", 100.0, 2),
@@ -129,12 +128,14 @@ def tabulate(runs: Sequence[Path]) -> str:
         for _, column, scale, digits in COLUMNS:
             values = [rows[name][column] for _, rows in read]
             cells.append(_cell([scale * value for value in values if value is not None], digits))
+        if len(runs) == 1:
+            cells[0] += " ({:.1f} to {:.1f})".format(*(100 * bound for bound in own["wer_interval"]))
         how = [own[key] or "-" for key in ("talker", "steps", "rule")]
         lines.append(f"| {' | '.join(map(str, [name, *how, *cells]))} |")
     counts = sorted({row["num_examples"] for _, rows in read for row in rows.values()})
     named = ", ".join(str(seed) for seed in sorted(seeds, key=str))
     dialogues = " or ".join(map(str, counts))
-    what = "mean ± standard deviation over seeds" if len(runs) > 1 else "seed"
+    what = "mean ± standard deviation over seeds" if len(runs) > 1 else "WER with its 95 % bootstrap interval, seed"
     return "\n".join([*lines, "", f"{what} {named}; {dialogues} test dialogues per run"])
 
 

@@ -80,6 +80,7 @@ class ComparisonRow:
         rule: How a block is filled beside that, in words; empty for the paper's way.
         num_examples: Test dialogues.
         wer_micro: Word errors over all words.
+        wer_interval: 95 % interval of that, by bootstrap over the examples.
         wer_macro: Mean of the examples' word error rates.
         text_exact_match: Share of examples whose text reply equals the gold one.
         tokens_per_s: Speech tokens per second of the talker alone, batch 1.
@@ -98,6 +99,7 @@ class ComparisonRow:
     rule: str
     num_examples: int
     wer_micro: float
+    wer_interval: tuple[float, float]
     wer_macro: float
     text_exact_match: float | None = None
     tokens_per_s: float | None = None
@@ -170,7 +172,7 @@ def _summarize_group(name: str, group: list[Record], token_rate_hz: float) -> Co
     rates = word_error_rates([record.text for record in group], [record.heard for record in group])
     decoding = group[0].decoding
     talker, steps, rule = (None, None, "") if decoding is None else (decoding.talker, decoding.num_steps, decoding.rule)
-    row = ComparisonRow(name, talker, steps, rule, len(group), rates.micro, rates.macro)
+    row = ComparisonRow(name, talker, steps, rule, len(group), rates.micro, rates.interval, rates.macro)
     row.length_ratio = sum(record.num_tokens for record in group) / sum(record.num_gold_tokens for record in group)
     row.failures = {
         "empty": fmean(record.num_tokens == 0 for record in group),
@@ -199,8 +201,8 @@ def _forwards_per_block(replies: Sequence[SpokenReply]) -> float:
 def format_table(rows: Sequence[ComparisonRow]) -> str:
     """Lay the rows out as a table of plain text, percentages as such."""
     header = (
-        "decoding", "talker", "steps", "rule", "WER % micro", "macro", "text exact %", "tokens/s", "RTF", "fwd/block",
-        "first chunk ms (encoder+thinker+talker+vocoder)", "length", "empty/cut/loop %",
+        "decoding", "talker", "steps", "rule", "WER % micro", "95 %", "macro", "text exact %", "tokens/s", "RTF",
+        "fwd/block", "first chunk ms (encoder+thinker+talker+vocoder)", "length", "empty/cut/loop %",
     )  # fmt: skip
     lines = [header, *(_format_row(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -228,6 +230,7 @@ def _format_row(row: ComparisonRow) -> tuple[str, ...]:
         show(row.steps, "{:.0f}"),
         row.rule or "-",
         show(row.wer_micro, "{:.2f}", 100),
+        " to ".join(f"{100 * bound:.1f}" for bound in row.wer_interval),
         show(row.wer_macro, "{:.2f}", 100),
         show(row.text_exact_match, "{:.1f}", 100),
         show(row.tokens_per_s, "{:.0f}"),

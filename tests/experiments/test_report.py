@@ -39,7 +39,7 @@ def test_means_and_spreads_over_seeds(experiment: Path, capsys: pytest.CaptureFi
     assert lines[2] == f"Made from finished runs by `python experiments/report.py {experiment} --seeds 1,3`."
     assert f"python experiments/run.py {experiment} seed=3" in lines
     assert report.main([str(experiment)]) == 0
-    assert "| mdm_4 | mdm | 4 | - | 10.00 | 10.00 | 90.0 | 100 | 4.0 |" in capsys.readouterr().out
+    assert "| mdm_4 | mdm | 4 | - | 10.00 (5.0 to 15.0) | 10.00 | 90.0 | 100 | 4.0 |" in capsys.readouterr().out
 
 
 def test_overrides_lead_to_the_runs_made_with_them(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +50,7 @@ def test_overrides_lead_to_the_runs_made_with_them(experiment: Path, capsys: pyt
     error = capsys.readouterr().err
     assert f"comparison is not finished; run first: python experiments/run.py {experiment} seed=1" in error
     assert report.main([str(experiment), override]) == 0
-    assert "| mdm_4 | mdm | 4 | - | 20.00 |" in capsys.readouterr().out
+    assert "| mdm_4 | mdm | 4 | - | 20.00 (10.0 to 30.0) |" in capsys.readouterr().out
 
 
 def test_what_does_not_compare_is_refused(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

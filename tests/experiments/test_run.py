@@ -184,8 +184,11 @@ def test_a_job_is_stopped_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "interrupted: stopped by SIGTERM; finished stages are kept\nto resume, run" in capsys.readouterr().err
 
 
-def test_the_script_needs_no_installation(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "word", "shown"), [("run.py", "--list", "quickstart"), ("report.py", "-h", "--seeds")]
+)
+def test_a_script_needs_no_installation(tmp_path: Path, script: str, word: str, shown: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, str(ROOT / "experiments" / "run.py"), "--list"]
+    command = [sys.executable, str(ROOT / "experiments" / script), word]
     listed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert "quickstart" in listed.stdout
+    assert shown in listed.stdout

@@ -36,6 +36,7 @@ def test_a_row_sums_up_quality_speed_and_failures() -> None:
     (row,) = summarize(records, token_rate_hz=25)
     assert (row.name, row.talker, row.steps, row.rule, row.num_examples) == ("mdm_4", "mdm", 4, "threshold 0.7", 4)
     assert row.wer_micro == pytest.approx(3 / 7), "a silent reply counts as all wrong"
+    assert row.wer_interval[0] < row.wer_micro < row.wer_interval[1]
     assert row.wer_macro == pytest.approx((0 + 0.5 + 1 + 0) / 4)
     assert row.text_exact_match == 0.75
     assert row.tokens_per_s == pytest.approx((250 + 500) / 2)

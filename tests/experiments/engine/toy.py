@@ -73,7 +73,8 @@ class ToyComparison:
             }
             row = {"name": name, "talker": talker if steps else None, "steps": int(steps) if steps else None}
             row |= {"rule": "", "num_examples": 100}
-            row |= {"wer_micro": rate * self.factor, "wer_macro": rate * self.factor}
+            wer = rate * self.factor
+            row |= {"wer_micro": wer, "wer_macro": wer, "wer_interval": [0.5 * wer, 1.5 * wer]}
             rows.append({**row, **(costs if steps else dict.fromkeys(costs))})
         (output_dir / "results.json").write_text(json.dumps(rows))
         return {}

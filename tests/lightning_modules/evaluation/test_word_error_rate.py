@@ -36,6 +36,21 @@ def test_equal_texts_have_no_errors(texts):
     assert rates.micro == rates.macro == 0.0
 
 
+def test_the_interval_is_that_of_the_binomial_where_each_utterance_is_one_word():
+    """Of 100 words 20 are wrong: a standard error of 4 points."""
+    rates = word_error_rates(["a"] * 100, ["b"] * 20 + ["a"] * 80)
+    low, high = rates.interval
+    assert low == pytest.approx(0.2 - 1.96 * 0.04, abs=0.015) and high == pytest.approx(0.2 + 1.96 * 0.04, abs=0.015)
+    assert word_error_rates(["a"] * 100, ["b"] * 20 + ["a"] * 80).interval == rates.interval
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=6))
+def test_the_interval_lies_within_the_rates_of_utterances(pairs):
+    rates = word_error_rates(*zip(*pairs, strict=True))
+    single = [word_error_rates([reference], [hypothesis]).micro for reference, hypothesis in pairs]
+    assert min(single) - 1e-9 <= rates.interval[0] <= rates.interval[1] <= max(single) + 1e-9
+
+
 def test_errors():
     with pytest.raises(ValueError, match="one for each"):
         word_error_rates(["a"], [])
