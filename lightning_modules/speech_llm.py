@@ -112,7 +112,7 @@ class SpeechLLM(L.LightningModule):
             if initial_talker is not None:
                 talker.copy_weights(initial_talker)
         given = {name: one for name, one in (decodings or {}).items() if one is not None}
-        self.decodings = {name: self.responder.resolve(one) for name, one in given.items()}
+        self.decodings = self.responder.resolve_all(given) if given else {}
         # In place of a talker's own loss; callbacks that teach otherwise put it there while they train.
         self.training_scorers: dict[str, Callable[..., TalkerOutput]] = {}
         self.text_overflow = TextOverflow()

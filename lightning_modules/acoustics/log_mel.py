@@ -1,8 +1,8 @@
 """Log-mel features at 100 Hz: frame f is centred on sample ``160 f + 80``, so S samples give ``ceil(S / 160)``."""
 
-import librosa
 import torch
 import torch.nn.functional as F
+from librosa.filters import mel
 from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
@@ -31,7 +31,7 @@ class LogMel(nn.Module):
         super().__init__()
         # On the CPU even under torch.device("meta"): constants are computed from them, here and in the vocoder.
         window = torch.hann_window(WINDOW_SAMPLES, device="cpu")
-        filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=WINDOW_SAMPLES, n_mels=NUM_MELS, fmin=0.0, norm=None)
+        filters = mel(sr=SAMPLE_RATE, n_fft=WINDOW_SAMPLES, n_mels=NUM_MELS, fmin=0.0, norm=None)
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
         self.magnitude_scale = 2.0 / float(window.sum())

@@ -49,6 +49,20 @@ class Responder:
         talker.check(decoding)
         return replace(decoding, num_steps=talker.num_steps_of(decoding))
 
+    def resolve_all(self, decodings: Mapping[str, Decoding]) -> dict[str, Decoding]:
+        """Resolve decodings by name; see :meth:`resolve`.
+
+        Raises:
+            UserError: If one cannot be used, with its name.
+        """
+        resolved = {}
+        for name, decoding in decodings.items():
+            try:
+                resolved[name] = self.resolve(decoding)
+            except UserError as error:
+                raise UserError(f"decodings.{name}: {error}") from error
+        return resolved
+
     def write_text(self, query: Tensor) -> ThinkerText:
         """Let the thinker answer one spoken query, ``(S,) float32`` at 16 kHz, as fast as the text is read."""
         return ThinkerText(self.thinker, query, self.max_text_tokens)

@@ -18,13 +18,13 @@ class RunMeans(nn.Module):
 
     def update(self, run_name: str, tag: str, mean: Tensor, count: Tensor | int) -> None:
         """Take in a mean, and over how many things it is one."""
-        self.metrics[run_name][tag].update(mean, count)  # type: ignore[index, operator]
+        self.metrics[run_name][tag].update(mean, count)  # type: ignore[index]
 
     def pop(self) -> dict[str, dict[str, Tensor]]:
         """Give the means by run and tag, and start from nothing; called on all devices."""
         means: dict[str, dict[str, Tensor]] = {}
         for name, own in self.metrics.items():
-            means[name] = {tag: metric.compute() for tag, metric in own.items()}  # type: ignore[operator, union-attr]
-            for metric in own.values():  # type: ignore[operator, union-attr]
+            means[name] = {tag: metric.compute() for tag, metric in own.items()}  # type: ignore[operator]
+            for metric in own.values():  # type: ignore[operator]
                 metric.reset()
         return means

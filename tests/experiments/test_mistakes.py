@@ -87,8 +87,8 @@ MISTAKES = [
     ("quickstart", f"{ROUNDS}.init_args.rounds=[{{alpha: 2}}]", ROUNDS, "alpha"),
     ("quickstart", f"{ROUNDS}.init_args.talkers=[mdn]", ROUNDS, "mdn"),
     ("quickstart", f"{ROUNDS}.init_args.rounds=[{{max_steps: 400}}, {{}}]", ROUNDS, "150"),
-    ("quickstart", f"{DECODINGS}.mtp_2_tokens.num_steps=7", "stages.comparison.module", "7"),
-    ("quickstart", f"{DECODINGS}.mdm_4.talker=mdn", "stages.comparison.module", "mdn"),
+    ("quickstart", f"{DECODINGS}.mtp_2_tokens.num_steps=7", "stages.comparison.module", "decodings.mtp_2_tokens:"),
+    ("quickstart", f"{DECODINGS}.mdm_4.talker=mdn", "stages.comparison.module", "decodings.mdm_4: there is no talker"),
     ("quickstart", f"{DECODINGS}.mdm_4.num_step=4", f"{DECODINGS}.mdm_4.num_step", "did you mean num_steps?"),
     (
         "quickstart",
