@@ -143,6 +143,7 @@ def test_experiments_on_the_quickstart_reuse_its_stages(
     assert "codec resynthesis" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_talkers_train_on_shards(runs: Path) -> None:
     overrides = tiny_overrides(runs, FITS[:5], "streamed_talkers")[:-1]
     overrides += [f"stages.{stage}.job.init_args.num_workers=0" for stage in ("shards", "validation_shards")]

@@ -141,6 +141,7 @@ def test_without_a_file_it_is_the_quickstart(monkeypatch: pytest.MonkeyPatch, fi
     assert asked == ["quickstart"]
 
 
+@pytest.mark.slow
 def test_a_script_run_from_the_root_and_killed_resumes(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
