@@ -147,7 +147,7 @@ def _cell(values: list[float], digits: int) -> str:
 
 
 def read_seeds(text: str) -> list[int]:
-    """Read `1,2,3`; raises UserError if it is anything else."""
+    """Read `1,2,3`; raises ValueError, which argparse reports, if it is anything else."""
     return [int(seed) for seed in text.split(",")]
 
 

@@ -4,6 +4,9 @@ import math
 
 from lightning_modules.errors import UserError
 
+# the largest that Lightning and NumPy take
+MAX_SEED = 2**32 - 1
+
 
 def require_at_least(minimum: float, **values: float | None) -> None:
     """Refuse numbers below a minimum; None passes, NaN and infinity do not.

@@ -8,11 +8,12 @@ import time
 
 from omegaconf import OmegaConf
 
+from datamodules.formats.atomic_files import write_text
 from experiments.engine import ranks
 from experiments.engine.configuration.errors import ConfigError, is_users_mistake, text_of
 from experiments.engine.environment import describe_other_code
 from experiments.engine.plan import Plan, PlannedStage
-from experiments.engine.runs import Run, exclusive, read_json, write_text
+from experiments.engine.runs import Run, exclusive, read_json
 from experiments.engine.stage import StageResult, run_stage
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from datamodules.formats.atomic_files import replacing
+from datamodules.formats.atomic_files import write_text
 from experiments.engine.configuration.errors import ConfigError
 from lightning_modules.errors import UserError
 
@@ -93,16 +93,9 @@ def fingerprint_of_path(path: Path) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file such that it is wholly there or as before, even if the process is killed; make its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def write_json(file: Path, content: Any) -> None:
-    """Write JSON atomically; a value that JSON does not know becomes a number if it can, else text."""
-    write_text(file, json.dumps(content, indent=2, default=_plain) + "\n")
+    """Write a record as JSON, atomically; a value that JSON does not know becomes a number if it can, else text."""
+    _write(file, json.dumps(content, indent=2, default=_plain) + "\n")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -119,7 +112,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_config(file: Path, config: dict[str, Any]) -> None:
     """Write a resolved configuration as YAML, atomically."""
-    write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
+    _write(file, OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
 @contextlib.contextmanager
@@ -154,6 +147,12 @@ def is_held(directory: Path) -> bool:
     except OSError:
         return True
     return False
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a record atomically; make its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
 
 
 def _plain(value: Any) -> Any:

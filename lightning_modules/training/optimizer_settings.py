@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 
-from lightning_modules.number_checks import require_at_least, require_positive, require_within
-
-MAX_SEED = 2**32 - 1
+from lightning_modules.number_checks import MAX_SEED, require_at_least, require_positive, require_within
 
 
 def check_optimizer_settings(

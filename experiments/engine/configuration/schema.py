@@ -9,8 +9,8 @@ from typing import Any
 
 from experiments.engine.configuration.checks import IS_VALID, VALID, check_dataclass, check_finite
 from experiments.engine.configuration.errors import join
+from lightning_modules.number_checks import MAX_SEED
 
-MAX_SEED = 2**32 - 1
 PIPELINE_KEYS = ("base", "description", "name", "seed", "threads", "runs_dir", "inputs", "checkpoint", "stages")
 PIPELINE_ONLY_KEYS = ("name", "runs_dir", "stages")
 INHERITED_BY_STAGES = ("seed", "threads", "checkpoint")
