@@ -15,6 +15,7 @@ from lightning_modules.talker.network.attention_masks import (
     block_causal_order,
     clean_context_mask,
     mask_after_clean_copy,
+    mask_behind_committed,
     mask_from_order,
 )
 from lightning_modules.talker.network.backbone import TalkerBackbone
@@ -148,10 +149,8 @@ class _BlockDecoder(BlockDecoder):
             hidden = self.talker.backbone(embedded, self.positions(block_size), None, self.cache)
         else:
             both = torch.cat([self.pending, embedded], dim=1)
-            mask = torch.ones(
-                2 * block_size, self.cache.num_committed + 2 * block_size, dtype=torch.bool, device=self.device
-            )
-            mask[:block_size, -block_size:] = False
+            order = block_causal_order(2, block_size, self.device)
+            mask = mask_behind_committed(order, self.cache.num_committed)
             hidden = self.talker.backbone(both, self.positions(2 * block_size), mask, self.cache)[:, block_size:]
             self.cache.commit(block_size)
             self.pending = None
