@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least, require_positive, require_within
 from lightning_modules.talker.decoding.sampling import TokenSampler
 from lightning_modules.talker.decoding.unmasking import most_confident, num_to_reveal
 from lightning_modules.talker.losses import LossTerm
@@ -57,21 +58,16 @@ class SelfDistillation:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 0.0 <= self.alpha <= 1.0:
-            raise UserError(f"self-distillation: alpha is {self.alpha}; give a weight from 0 to 1")
-        if self.temperature <= 0.0:
-            raise UserError(f"self-distillation: temperature is {self.temperature}; give a number above 0")
-        if self.num_steps < 1:
-            raise UserError(f"self-distillation: num_steps is {self.num_steps}; give at least 1")
-        if not 0.0 <= self.on_policy_share <= 1.0:
-            raise UserError(f"self-distillation: on_policy_share is {self.on_policy_share}; give a share from 0 to 1")
+        where = "self-distillation: "
+        require_within(0, 1, **{f"{where}alpha": self.alpha, f"{where}on_policy_share": self.on_policy_share})
+        require_positive(**{f"{where}temperature": self.temperature})
+        require_at_least(1, **{f"{where}num_steps": self.num_steps})
+        require_at_least(0, **{f"{where}certainty_weight": self.certainty_weight})
         if self.on_policy_share > 0.0 and self.num_steps < 2:
             raise UserError(
                 f"self-distillation: on_policy_share is {self.on_policy_share}, but a teacher of one step leaves the "
                 "student no step of its own; give num_steps of at least 2, or a share of 0"
             )
-        if self.certainty_weight < 0.0:
-            raise UserError(f"self-distillation: certainty_weight is {self.certainty_weight}; give 0 or more")
 
 
 def reveal_by_block(confidence: Tensor, is_masked: Tensor, block_size: int, num_steps_left: int) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
@@ -58,8 +58,7 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
     ) -> None:
         copies = num_noisy_copies, complementary_masks
         super().__init__(num_codes, anchors, backbone, masking, block_size, True, *copies)
-        if next_token_weight < 0:
-            raise UserError(f"next_token_weight is {next_token_weight}: give 0 or more.")
+        require_at_least(0, next_token_weight=next_token_weight)
         self.next_token_weight = next_token_weight
 
     def hidden(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 from lightning_modules.talker.decoding.refinement import Refinement
 from lightning_modules.talker.decoding.sampling import TokenSampler
 from lightning_modules.talker.decoding.unmasking import Unmasking
@@ -39,8 +40,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         """Check the values against each other."""
-        if self.num_steps is not None and self.num_steps < 1:
-            raise UserError(f"decoding of {self.talker}: num_steps is {self.num_steps}; give at least 1")
+        require_at_least(1, **{f"decoding of {self.talker}: num_steps": self.num_steps})
         if not 0 <= self.seed < 2**63:
             raise UserError(f"decoding of {self.talker}: seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
         has_threshold = self.unmasking is not None and self.unmasking.confidence_threshold is not None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 
 
 class Refined(NamedTuple):
@@ -48,8 +48,7 @@ class Refinement:
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if self.draft_steps < 1:
-            raise UserError(f"draft_steps is {self.draft_steps}: give at least 1.")
+        require_at_least(1, draft_steps=self.draft_steps)
 
     def __str__(self) -> str:
         """Give the rule in words."""
