@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from datamodules.batch import SpokenBatch
@@ -23,6 +21,7 @@ from lightning_modules.thinker.objective import ThinkerObjective
 from lightning_modules.thinker.thinker import Thinker, ThinkerOutput
 from lightning_modules.training.batch_fields import refuse_missing_fields
 from lightning_modules.training.checkpoints import leave_frozen_out, refuse_unfit
+from lightning_modules.training.module_with_runs import ModuleWithRuns
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
 from lightning_modules.training.reduction import mean_over_ranks
@@ -34,7 +33,7 @@ from lightning_modules.vocoder.base import Vocoder
 THINKER = "thinker"
 
 
-class SpeechLLM(L.LightningModule):
+class SpeechLLM(ModuleWithRuns):
     """Trains and tests a thinker with any set of named talkers.
 
     One thinker pass per batch feeds every talker, so that all of them see the same data in the same order. They share
@@ -163,17 +162,17 @@ class SpeechLLM(L.LightningModule):
         if self.thinker_objective is not None:
             own_terms, scalars = self.thinker_objective(self.thinker, batch)
             terms += own_terms
-            self._show(THINKER, scalars["train/loss"])
+            self.show_loss(THINKER, scalars["train/loss"])
             if should_log:
                 self.log_scalars(THINKER, scalars, self.global_step)
         place = (self.global_step, batch_idx, self.global_rank)
         generators = {name: self._generator("masks", name, *place) for name in self.talkers}
         for name, output in self._talk(batch, generators).items():
             terms += output.terms
-            self._show(name, output.nll)
+            self.show_loss(name, output.nll)
             if should_log:
                 self.log_scalars(name, output.as_scalars(), self.global_step)
-        return mean_over_ranks(terms, self._num_ranks)
+        return mean_over_ranks(terms, self.num_ranks)
 
     def validation_step(self, batch: SpokenBatch, batch_idx: int) -> None:
         """Score gold replies; an example's masks depend on its id alone, so that validations and batchings compare."""
@@ -196,7 +195,7 @@ class SpeechLLM(L.LightningModule):
                 self.log_scalars(name, {f"val/{tag}": mean for tag, mean in means.items()}, self.global_step)
                 self.log_dict({f"{name}/val/{tag}": mean for tag, mean in means.items()}, logger=False)
         if self.talkers:
-            self.text_overflow.share(self._num_ranks)
+            self.text_overflow.share(self.num_ranks)
             self.log("num_text_overflow", float(len(self.text_overflow.ids)), logger=False)
 
     def test_step(self, batch: SpokenBatch, batch_idx: int) -> list[dict[str, SpokenReply]]:
@@ -221,7 +220,7 @@ class SpeechLLM(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what does not train, and keep which examples had too much text, on any device."""
         leave_frozen_out(checkpoint, self)
-        self.text_overflow.share(self._num_ranks)
+        self.text_overflow.share(self.num_ranks)
         checkpoint["ids_with_text_overflow"] = sorted(self.text_overflow.ids)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -251,22 +250,6 @@ class SpeechLLM(L.LightningModule):
             norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
             if should_log:
                 self.log_scalars(name, {"train/grad_norm": norm}, self.global_step)
-
-    def log_scalars(self, run_name: str, scalars: dict[str, Tensor | float], step: int) -> None:
-        """Write scalars to the TensorBoard run of that name; does nothing where there is none."""
-        if self._trainer is None or not self.trainer.is_global_zero:
-            return
-        values = {tag: float(torch.as_tensor(value).detach()) for tag, value in scalars.items()}
-        for logger in self.trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and logger.name == run_name:
-                logger.log_metrics(values, step)
-
-    def _show(self, run_name: str, loss: Tensor) -> None:
-        self.log(f"{run_name}/loss", loss.detach(), prog_bar=True, logger=False)
-
-    @property
-    def _num_ranks(self) -> int:
-        return 1 if self._trainer is None else self.trainer.world_size
 
     def _generator(self, *parts: int | str) -> torch.Generator:
         return derive_generator(self.device, self.seed, *parts)
