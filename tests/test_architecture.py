@@ -21,6 +21,7 @@ TOP_LEVEL = {
     "CONTRIBUTING.md",
 }
 PURE_ROOMS = (
+    "lightning_modules.adapters",
     "lightning_modules.talker",
     "lightning_modules.thinker",
     "lightning_modules.vocoder",
@@ -40,13 +41,19 @@ MAY_IMPORT = {
     "lightning_modules.talker.network": ("lightning_modules.talker.network",),
     "lightning_modules.talker.masking": ("lightning_modules.talker.masking",),
     "lightning_modules.talker.decoding": ("lightning_modules.talker.decoding", "lightning_modules.talker.network"),
-    "lightning_modules.thinker": ("lightning_modules.thinker", "lightning_modules.talker.losses"),
+    "lightning_modules.thinker": (
+        "lightning_modules.thinker",
+        "lightning_modules.talker.losses",
+        "lightning_modules.adapters",
+    ),
+    "lightning_modules.adapters": ("lightning_modules.adapters",),
     "lightning_modules.vocoder": ("lightning_modules.vocoder",),
     "lightning_modules.acoustics": ("lightning_modules.acoustics",),
     "lightning_modules.training": ("lightning_modules.training", "lightning_modules.talker.losses"),
     "lightning_modules.evaluation": ("lightning_modules.evaluation",),
     "lightning_modules.inference": (
         "lightning_modules.inference",
+        "lightning_modules.adapters",
         "lightning_modules.talker",
         "lightning_modules.thinker",
         "lightning_modules.vocoder",

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel, Qwen3Config
 
+from lightning_modules.adapters.adapter_set import TRAINED
+from lightning_modules.adapters.lora import LoraSettings, add_adapter, has_adapters, merge_adapter, save_adapter
 from lightning_modules.errors import UserError
-from lightning_modules.number_checks import require_at_least, require_below_one, require_divisible, require_positive
+from lightning_modules.number_checks import require_at_least, require_divisible
 from lightning_modules.thinker.initialization import initialize_by_fan_in
 from lightning_modules.thinker.pretrained import (
     check_attention,
@@ -27,10 +29,10 @@ class LanguageModel(nn.Module):
     """A causal LM as three maps: token to embedding, embeddings to hidden states, hidden state to logits.
 
     Args:
-        model: A causal LM of transformers, or a PeftModel around one.
+        model: A causal LM of transformers, with LoRA layers inside or without.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -102,7 +104,7 @@ class LanguageModel(nn.Module):
         lora_rank: int | None = None,
         lora_alpha: float | None = None,
         lora_dropout: float = 0.0,
-        lora_targets: Sequence[str] = LORA_TARGETS,
+        lora_targets: str | Sequence[str] = LORA_TARGETS,
         attention: str = "sdpa",
     ) -> "LanguageModel":
         """Load a pretrained causal LM, frozen under trainable LoRA weights if ``lora_rank`` is given.
@@ -113,7 +115,7 @@ class LanguageModel(nn.Module):
             lora_rank: Rank of the LoRA matrices; None trains all weights instead.
             lora_alpha: LoRA scale, None for twice the rank.
             lora_dropout: Dropout before the LoRA matrices.
-            lora_targets: Names of the linear layers that get LoRA matrices.
+            lora_targets: Layers that get LoRA matrices; see :class:`LoraSettings`.
             attention: Implementation of attention in transformers.
 
         Raises:
@@ -140,7 +142,7 @@ class LanguageModel(nn.Module):
         rank: int,
         alpha: float | None = None,
         dropout: float = 0.0,
-        targets: Sequence[str] = LORA_TARGETS,
+        targets: str | Sequence[str] = LORA_TARGETS,
     ) -> None:
         """Freeze the model and put trainable LoRA matrices beside its linear layers.
 
@@ -150,44 +152,32 @@ class LanguageModel(nn.Module):
             rank: Rank of the matrices.
             alpha: Scale, None for twice the rank.
             dropout: Dropout before the matrices.
-            targets: Names of the linear layers.
+            targets: Layers that get them; see :class:`LoraSettings`.
 
         Raises:
             UserError: If a target is no layer of the model, the model has LoRA already, or a number is out of range.
         """
-        require_at_least(1, lora_rank=rank)
-        require_positive(lora_alpha=alpha)
-        require_below_one(lora_dropout=dropout)
-        if isinstance(self.model, PeftModel):
+        settings = LoraSettings(rank, alpha, dropout, targets)
+        if has_adapters(self.model):
             raise UserError("the language model has LoRA matrices already; merge them first with merge_lora().")
-        modules = self.model.named_modules()
-        linear_names = {name.rsplit(".", 1)[-1] for name, part in modules if isinstance(part, nn.Linear)}
-        missing = sorted(set(targets) - linear_names)
-        if missing or not targets:
-            raise UserError(f"lora_targets: {missing} are no linear layers here; choose among {sorted(linear_names)}.")
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=2 * rank if alpha is None else alpha,
-            lora_dropout=dropout,
-            target_modules=list(targets),
-            task_type="CAUSAL_LM",
-        )
-        self.model = get_peft_model(self.model, config)
+        add_adapter(self.model, TRAINED, settings)
 
     def merge_lora(self) -> None:
         """Add the LoRA matrices to the weights beside them; without LoRA, do nothing."""
-        if isinstance(self.model, PeftModel):
-            self.model = self.model.merge_and_unload()
+        if has_adapters(self.model):
+            merge_adapter(self.model, TRAINED)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the LoRA matrices alone if there are any, else the whole model, as peft and transformers do."""
-        self.model.save_pretrained(str(path))
+        if has_adapters(self.model):
+            save_adapter(self.model, TRAINED, Path(path))
+        else:
+            self.model.save_pretrained(str(path))
 
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The causal LM, with LoRA layers inside if there are any."""
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        return cast(PreTrainedModel, model)
+        return self.model
 
     @property
     def hidden_size(self) -> int:

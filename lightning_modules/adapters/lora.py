@@ -1,0 +1,213 @@
+"""LoRA on one module, in place: matrices beside its linear layers, PEFT folders, merging.
+
+The module keeps its class, so that a talker stays a talker; adapters are told apart by their names.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least, require_below_one, require_positive
+
+ALL_LINEAR = "all-linear"
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."  # of peft's files, whose modules are wrapped
+# Heads that peft's "all-linear" leaves out of language models, too: they are as large as the vocabulary.
+_LANGUAGE_MODEL_HEADS = ("lm_head", "embed_out")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What is put beside the linear layers of one module.
+
+    Attributes:
+        rank: Rank of the matrices.
+        alpha: Scale; twice the rank if None.
+        dropout: Dropout before the matrices.
+        targets: Layers that get matrices: "all-linear" (all but the head of a language model), names of layers or
+            endings of their dotted names, or one regular expression that matches whole dotted names.
+
+    Raises:
+        UserError: If a number is out of range or there are no targets.
+
+    Reference: arXiv 2106.09685.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: str | Sequence[str] = ALL_LINEAR
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require_at_least(1, lora_rank=self.rank)
+        require_positive(lora_alpha=self.alpha)
+        require_below_one(lora_dropout=self.dropout)
+        if not self.targets:
+            raise UserError(f"lora_targets is {self.targets!r}; name layers, or write {ALL_LINEAR}")
+
+
+def has_adapters(module: nn.Module) -> bool:
+    """Tell whether a module has LoRA matrices."""
+    return any(True for _ in lora_layers(module))
+
+
+def lora_layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """Give the layers of a module that have LoRA matrices, by name."""
+    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLayer))
+
+
+def add_adapter(module: nn.Module, name: str, settings: LoraSettings) -> None:
+    """Freeze a module and put trainable LoRA matrices beside its layers; at first they change nothing.
+
+    Args:
+        module: Any module; a causal LM of transformers, if its folder is to be read by peft and transformers alone.
+        name: Name of the adapter.
+        settings: Rank, scale and targets.
+
+    Raises:
+        UserError: If a target matches no layer, or the module has an adapter of this name.
+    """
+    _refuse_duplicate(module, name)
+    scale = 2 * settings.rank if settings.alpha is None else settings.alpha
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=scale,
+        lora_dropout=settings.dropout,
+        target_modules=_resolve_targets(module, settings.targets),
+        base_model_name_or_path=getattr(module, "name_or_path", None) or None,
+        task_type="CAUSAL_LM" if hasattr(module, "lm_head") else None,
+    )
+    module.requires_grad_(False)
+    inject_adapter_in_model(config, module, name)
+
+
+def select_adapter(module: nn.Module, name: str | None) -> None:
+    """Let one adapter of a module act, or none; what trains stays as it is.
+
+    Args:
+        module: Any module.
+        name: An adapter; None, or one that this module does not have, leaves the base as it is.
+    """
+    for _, layer in lora_layers(module):
+        trains = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
+        if name is not None and name in layer.lora_A:
+            layer.set_adapter([name])
+            layer.enable_adapters(True)
+        else:
+            layer.enable_adapters(False)
+        for parameter, requires_grad in trains:  # peft lets the active adapter train, and no other
+            parameter.requires_grad_(requires_grad)
+
+
+def save_adapter(module: nn.Module, name: str, folder: Path) -> None:
+    """Write a PEFT folder: `adapter_config.json` and `adapter_model.safetensors`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu().contiguous() for key, value in _adapter_weights(module, name).items()}
+    save_file({_PREFIX + key: value for key, value in weights.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
+    replace(_configs(module)[name], inference_mode=True).save_pretrained(str(folder))
+
+
+def load_adapter(module: nn.Module, name: str, folder: Path) -> None:
+    """Read a PEFT folder into a module, frozen, and let it act.
+
+    Args:
+        module: The module that the adapter was trained on.
+        name: What the adapter is called here.
+        folder: What :func:`save_adapter`, or peft, has written.
+
+    Raises:
+        FileNotFoundError: If it is no PEFT folder.
+        UserError: If it holds no LoRA, or any weight is missing, unexpected or of another shape.
+    """
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"adapter {name}: {folder} has no {file}; give a PEFT folder")
+    _refuse_duplicate(module, name)
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"adapter {name}: {folder} holds {config.peft_type}, not LoRA; give a LoRA adapter")
+    found = load_file(folder / WEIGHTS_FILE)
+    weights = {key.removeprefix(_PREFIX): value for key, value in found.items()}
+    requires_grad = {id(one) for one in module.parameters() if one.requires_grad}
+    try:
+        inject_adapter_in_model(config, module, name)
+    except ValueError as error:
+        raise UserError(f"adapter {name}: {folder} does not fit: {str(error).splitlines()[0]}") from error
+    _refuse_misfit(_adapter_weights(module, name), weights, f"adapter {name}: {folder}")
+    set_peft_model_state_dict(module, weights, name)
+    for parameter in module.parameters():  # peft makes what it injects trainable
+        parameter.requires_grad_(id(parameter) in requires_grad)
+    select_adapter(module, name)
+
+
+def merge_adapter(module: nn.Module, name: str) -> None:
+    """Add an adapter's matrices to the weights beside them, and take all LoRA layers out again."""
+    for path, layer in list(lora_layers(module)):
+        if name in layer.lora_A:
+            layer.merge(adapter_names=[name])
+        parent, _, last = path.rpartition(".")
+        setattr(module.get_submodule(parent), last, layer.get_base_layer())
+    if hasattr(module, "peft_config"):
+        del module.peft_config
+
+
+def _adapter_weights(module: nn.Module, name: str) -> dict[str, Tensor]:
+    return get_peft_model_state_dict(module, adapter_name=name, save_embedding_layers=False)
+
+
+def _configs(module: nn.Module) -> dict[str, LoraConfig]:
+    return cast(dict[str, LoraConfig], getattr(module, "peft_config", {}))
+
+
+def _refuse_duplicate(module: nn.Module, name: str) -> None:
+    if name in _configs(module):
+        raise UserError(f"the module has an adapter {name!r} already; merge it first, or give another name")
+
+
+def _refuse_misfit(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:
+    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or unexpected:
+        raise UserError(
+            f"{where} does not fit its base: {len(missing)} weights are missing ({missing[:1]}), {len(unexpected)} "
+            f"are unexpected ({unexpected[:1]}); give the adapter of this very module"
+        )
+    for key, value in expected.items():
+        if value.shape != found[key].shape:
+            shapes = f"{tuple(found[key].shape)}, where {tuple(value.shape)} is needed"
+            raise UserError(f"{where} does not fit its base: {key} is {shapes}; give the adapter of this very module")
+
+
+def _resolve_targets(module: nn.Module, targets: str | Sequence[str]) -> str | list[str]:
+    """Give what peft is to match, and refuse what matches nothing."""
+    linear = [
+        name.replace(".base_layer", "")
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and ".lora_" not in name
+    ]
+    last_names = sorted({name.rsplit(".", 1)[-1] for name in linear} - set(_LANGUAGE_MODEL_HEADS))
+    if not last_names:
+        raise UserError("lora_targets: this part has no linear layers; leave it out of lora")
+    if targets == ALL_LINEAR:
+        return last_names
+    if isinstance(targets, str):
+        try:
+            matched = any(re.fullmatch(targets, name) for name in linear)
+        except re.error as error:
+            raise UserError(f"lora_targets {targets!r} is no regular expression ({error})") from error
+        missing = [] if matched else [targets]
+    else:
+        missing = sorted(one for one in targets if not any(f".{name}".endswith(f".{one}") for name in linear))
+    if missing:
+        raise UserError(
+            f"lora_targets: {missing} are no linear layers here; choose among {last_names}, or {ALL_LINEAR}"
+        )
+    return targets if isinstance(targets, str) else list(targets)
