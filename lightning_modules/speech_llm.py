@@ -1,12 +1,15 @@
 """The speech LLM as one LightningModule: a thinker, and any number of talkers side by side."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datamodules.batch import SpokenBatch
+from lightning_modules.adapters.adapter_set import TRAINED, AdapterFolder, adapt, refuse_unadapted
+from lightning_modules.adapters.lora import LoraSettings
 from lightning_modules.errors import UserError
 from lightning_modules.inference.responder import Responder
 from lightning_modules.inference.spoken_reply import SpokenReply
@@ -24,13 +27,12 @@ from lightning_modules.training.checkpoints import leave_frozen_out, refuse_unfi
 from lightning_modules.training.module_with_runs import ModuleWithRuns
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
+from lightning_modules.training.parts import THINKER, present_talkers
 from lightning_modules.training.reduction import mean_over_ranks
 from lightning_modules.training.run_means import RunMeans
 from lightning_modules.training.seeding import derive_generator
 from lightning_modules.training.text_overflow import TextOverflow
 from lightning_modules.vocoder.base import Vocoder
-
-THINKER = "thinker"
 
 
 class SpeechLLM(ModuleWithRuns):
@@ -46,6 +48,9 @@ class SpeechLLM(ModuleWithRuns):
         thinker_objective: What the thinker learns from; it is frozen if left out.
         initial_talker: Trained talker whose weights all talkers start from; drawn by seed and name if left out.
         draw_weights: False leaves talkers that come trained as they are.
+        lora: Parts ("thinker.language_model", "thinker.speech_encoder", "thinker.adaptor", "talkers.<name>") that are
+            frozen under trainable LoRA matrices. Then nothing else trains.
+        adapters: Folders of trained LoRA matrices by name, for decodings to choose from.
         vocoder: Turns speech tokens into samples; needed to speak, not to train.
         decodings: Ways to decode that a test compares, by the names of their rows; None leaves one out.
         max_text_tokens: Where a reply's text is cut off.
@@ -73,6 +78,8 @@ class SpeechLLM(ModuleWithRuns):
         thinker_objective: ThinkerObjective | None = None,
         initial_talker: Talker | None = None,
         draw_weights: bool = True,
+        lora: dict[str, LoraSettings] | None = None,
+        adapters: dict[str, AdapterFolder | None] | None = None,
         vocoder: Vocoder | None = None,
         decodings: dict[str, Decoding | None] | None = None,
         max_text_tokens: int = 64,
@@ -94,7 +101,7 @@ class SpeechLLM(ModuleWithRuns):
         require_positive(gradient_clip_norm=gradient_clip_norm, max_speech_s=max_speech_s)
         require_at_least(1, max_text_tokens=max_text_tokens, log_every_n_steps=log_every_n_steps)
         require_within(0.0, 1.0, final_learning_rate_share=final_learning_rate_share)
-        present = _present(talkers or {}, thinker_objective is not None, self.talker_learning_rates)
+        present = present_talkers(talkers or {}, thinker_objective is not None, self.talker_learning_rates)
         self.thinker, self.thinker_objective, self.vocoder = thinker, thinker_objective, vocoder
         self.talkers = nn.ModuleDict(present)
         self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
@@ -106,10 +113,15 @@ class SpeechLLM(ModuleWithRuns):
         if thinker_objective is None:
             thinker.requires_grad_(False)
         for name, talker in present.items():
-            if draw_weights:
+            if draw_weights and not lora:
                 talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
             if initial_talker is not None:
                 talker.copy_weights(initial_talker)
+        parts = thinker.adaptable_parts() | {f"talkers.{name}": talker for name, talker in present.items()}
+        if lora:
+            refuse_unadapted(lora, self.run_names)
+            self.requires_grad_(False)
+        self.adapters = adapt(parts, lora or {}, adapters or {}, seed)
         given = {name: one for name, one in (decodings or {}).items() if one is not None}
         self.decodings = self.responder.resolve_all(given) if given else {}
         # In place of a talker's own loss; callbacks that teach otherwise put it there while they train.
@@ -131,7 +143,12 @@ class SpeechLLM(ModuleWithRuns):
         if self.vocoder is None:
             raise UserError("This speech LLM has no vocoder: set module.init_args.vocoder to let it speak.")
         return Responder(
-            self.thinker, dict(self._named_talkers()), self.vocoder, self.max_text_tokens, self.max_speech_s
+            self.thinker,
+            dict(self._named_talkers()),
+            self.vocoder,
+            self.max_text_tokens,
+            self.max_speech_s,
+            self.adapters,
         )
 
     def _part(self, run_name: str) -> nn.Module:
@@ -159,15 +176,16 @@ class SpeechLLM(ModuleWithRuns):
         """Add the losses of all that trains; none depends on another's parameters."""
         should_log = self.global_step % self.log_every_n_steps == 0
         terms: list[LossTerm] = []
+        thinker_output = None
         if self.thinker_objective is not None:
-            own_terms, scalars = self.thinker_objective(self.thinker, batch)
+            own_terms, scalars, thinker_output = self.thinker_objective(self.thinker, batch)
             terms += own_terms
             self.show_loss(THINKER, scalars["train/loss"])
             if should_log:
                 self.log_scalars(THINKER, scalars, self.global_step)
         place = (self.global_step, batch_idx, self.global_rank)
         generators = {name: self._generator("masks", name, *place) for name in self.talkers}
-        for name, output in self._talk(batch, generators).items():
+        for name, output in self._talk(batch, generators, thinker_output).items():
             terms += output.terms
             self.show_loss(name, output.nll)
             if should_log:
@@ -216,6 +234,14 @@ class SpeechLLM(ModuleWithRuns):
             self._is_warm = True
         rows = enumerate(zip(batch.query, batch.query_lengths.tolist(), strict=True), start=batch_idx * len(batch))
         return [responder.compare(query[:length], self.decodings, turn) for turn, (query, length) in rows]
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the LoRA adapter that trains, one PEFT folder per part.
+
+        Raises:
+            UserError: If none trains.
+        """
+        self.adapters.save(TRAINED, folder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what does not train, and keep which examples had too much text, on any device."""
@@ -268,7 +294,7 @@ class SpeechLLM(ModuleWithRuns):
             sizes = self.thinker.hidden_size, self.thinker.embedding_size
             return TextStates.of_stored(batch.text_states, batch.text_lengths, *sizes)
         output = thinker_output or self._think(batch)
-        return TextStates(output.hidden, output.embedding, output.lengths)
+        return TextStates(output.hidden.detach(), output.embedding.detach(), output.lengths)  # no talker moves it
 
     def _talk(
         self,
@@ -289,15 +315,3 @@ class SpeechLLM(ModuleWithRuns):
             score = self.training_scorers.get(name, talker) if self.training else talker
             outputs[name] = score(text, batch.units, batch.unit_lengths, generators[name])
         return outputs
-
-
-def _present(given: dict[str, Talker | None], trains_thinker: bool, named: Iterable[str]) -> dict[str, Talker]:
-    """Give the talkers that are there; settings may name one that is left out, but none that nobody knows."""
-    talkers = {name: talker for name, talker in given.items() if talker is not None}
-    if not talkers and not trains_thinker:
-        raise UserError("Nothing to train: give at least one talker or a thinker_objective.")
-    if THINKER in talkers:
-        raise UserError(f"A talker cannot be called {THINKER!r}: that is the thinker's TensorBoard run.")
-    if unknown := sorted(set(named) - set(given)):
-        raise UserError(f"talker_learning_rates name {unknown}, but the talkers are {sorted(given)}.")
-    return talkers

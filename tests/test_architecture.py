@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "lightning_modules.talker.losses",
         "lightning_modules.adapters",
     ),
-    "lightning_modules.adapters": ("lightning_modules.adapters",),
+    "lightning_modules.adapters": ("lightning_modules.adapters", "lightning_modules.training.seeding"),
     "lightning_modules.vocoder": ("lightning_modules.vocoder",),
     "lightning_modules.acoustics": ("lightning_modules.acoustics",),
     "lightning_modules.training": ("lightning_modules.training", "lightning_modules.talker.losses"),

@@ -28,6 +28,7 @@ from experiments.engine.configuration.builder import build
 from experiments.engine.configuration.errors import ConfigError, join
 from experiments.engine.configuration.schema import without_empty
 from experiments.engine.environment import write_environment
+from experiments.engine.parameters import report_parameters
 from experiments.engine.runs import Run, read_json, write_config, write_json
 
 TRAINER_DEFAULTS = {"devices": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
@@ -98,6 +99,7 @@ def _fit_and_test(name: str, config: dict[str, Any], run: Run, path: str) -> tup
     metrics: dict[str, Any] = {}
     if config["fit"] and not run.fitted_file.is_file():
         checkpoint = run.checkpoint_file if run.checkpoint_file.is_file() else None
+        report_parameters(name, module, run)
         with _told_to_stop(interrupt, trainer):
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(trainer.callback_metrics)

@@ -10,15 +10,17 @@ from torch import nn
 from lightning_modules.adapters.lora import (
     CONFIG_FILE,
     LoraSettings,
+    adapter_names,
     add_adapter,
     load_adapter,
-    merge_adapter,
+    merge_adapters,
     save_adapter,
-    select_adapter,
+    select_adapters,
 )
 from lightning_modules.errors import UserError
+from lightning_modules.training.seeding import derive_seed
 
-TRAINED = "default"  # what is trained here; peft's own name for an adapter that has none
+TRAINED = "trained"  # the adapter that learns here
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class AdapterFolder:
 class AdapterSet:
     """Named adapters over the parts of a system.
 
+    LoRA matrices that a part came with belong to the base: they act under every adapter.
+
     Args:
         parts: The modules that may have LoRA matrices, by name.
     """
@@ -44,6 +48,7 @@ class AdapterSet:
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         self.parts = dict(parts)
         self._parts_of: dict[str, list[str]] = {}
+        self._base = {part: adapter_names(module) for part, module in self.parts.items()}
 
     @property
     def names(self) -> list[str]:
@@ -54,17 +59,23 @@ class AdapterSet:
         """Name the parts that an adapter changes."""
         return list(self._parts_of[name])
 
-    def train(self, settings: Mapping[str, LoraSettings]) -> None:
-        """Freeze the named parts under new, trainable matrices, the adapter "default".
+    def train(self, settings: Mapping[str, LoraSettings], seed: int) -> None:
+        """Freeze the named parts under new, trainable matrices, the adapter "trained".
+
+        Args:
+            settings: What to put there, by part.
+            seed: With the part's name, of its initial matrices.
 
         Raises:
             UserError: If there is no such part, or a target matches none of its layers.
         """
         for part, one in settings.items():
-            try:
-                add_adapter(self._part(part, f"lora.{part}"), TRAINED, one)
-            except UserError as error:
-                raise UserError(f"lora.{part}: {error}") from error
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(seed, "lora", part))
+                try:
+                    add_adapter(self._part(part, f"lora.{part}"), TRAINED, one)
+                except UserError as error:
+                    raise UserError(f"lora.{part}: {error}") from error
         if settings:
             self._parts_of[TRAINED] = list(settings)
 
@@ -100,7 +111,7 @@ class AdapterSet:
         """
         self.check(name)
         for part, module in self.parts.items():
-            select_adapter(module, name if name is not None and part in self._parts_of[name] else None)
+            select_adapters(module, self._active(name, part))
 
     def check(self, name: str | None) -> None:
         """Refuse a name that no adapter has.
@@ -112,22 +123,79 @@ class AdapterSet:
             raise UserError(f"there is no adapter {name!r}; there are {self.names}")
 
     def save(self, name: str, folder: Path) -> None:
-        """Write one PEFT folder per part of an adapter, named after the part."""
-        for part in self._parts_of[name]:
-            save_adapter(self.parts[part], name, folder / part)
-
-    def merge(self, name: str) -> None:
-        """Add an adapter to the weights of its parts; all adapters are gone then.
+        """Write one PEFT folder per part of an adapter, named after the part.
 
         Raises:
             UserError: If there is no such adapter.
         """
         self.check(name)
-        for module in self.parts.values():
-            merge_adapter(module, name)
+        for part in self._parts_of[name]:
+            save_adapter(self.parts[part], name, folder / part)
+
+    def merge(self, name: str | None) -> None:
+        """Add an adapter, and what the base came with, to the weights; all LoRA layers are gone then.
+
+        Raises:
+            UserError: If there is no such adapter.
+        """
+        self.check(name)
+        for part, module in self.parts.items():
+            merge_adapters(module, self._active(name, part))
         self._parts_of.clear()
+        self._base = {part: [] for part in self.parts}
+
+    def _active(self, name: str | None, part: str) -> list[str]:
+        chosen = [] if name is None or part not in self._parts_of[name] else [name]
+        return self._base[part] + chosen
 
     def _part(self, name: str, where: str) -> nn.Module:
         if name not in self.parts:
             raise UserError(f"{where}: there is no part {name!r}; there are {sorted(self.parts)}")
         return self.parts[name]
+
+
+def adapt(
+    parts: Mapping[str, nn.Module],
+    lora: Mapping[str, LoraSettings],
+    adapters: Mapping[str, AdapterFolder | None],
+    seed: int,
+) -> AdapterSet:
+    """Load adapters, put new LoRA matrices beside them if some are to train, and let those act; else the base acts.
+
+    Args:
+        parts: The modules that may have LoRA matrices, by name.
+        lora: What trains, by part.
+        adapters: What was trained before, by the adapter's name; None leaves one out.
+        seed: Of the new matrices.
+
+    Raises:
+        FileNotFoundError: If a folder is missing.
+        UserError: If something does not fit.
+    """
+    found = AdapterSet(parts)
+    for name, source in adapters.items():
+        if source is not None:
+            found.load(name, source)
+    found.train(lora, seed)
+    found.select(TRAINED if lora else None)
+    return found
+
+
+def refuse_unadapted(lora: Mapping[str, LoraSettings], trained: Sequence[str]) -> None:
+    """Refuse LoRA that leaves a part which has a loss without anything to train, or the other way round.
+
+    Args:
+        lora: Settings by part, "thinker.<part>" or "talkers.<name>".
+        trained: What has a loss: "thinker", if it has an objective, and the names of talkers.
+
+    Raises:
+        UserError: If a talker, or the thinker, has a loss but no LoRA matrices, or matrices but no loss.
+    """
+    owners = {part.removeprefix("talkers.") if part.startswith("talkers.") else part.split(".")[0] for part in lora}
+    for name in trained:
+        if name not in owners:
+            raise UserError(f"lora: {name} has a loss but nothing to train; name a part of it in lora, or leave it out")
+    if untaught := sorted(owners - set(trained)):
+        raise UserError(
+            f"lora: nothing teaches {untaught}; give a thinker_objective for the thinker, and talkers that are there"
+        )

@@ -4,6 +4,7 @@ The module keeps its class, so that a talker stays a talker; adapters are told a
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,9 +56,9 @@ class LoraSettings:
             raise UserError(f"lora_targets is {self.targets!r}; name layers, or write {ALL_LINEAR}")
 
 
-def has_adapters(module: nn.Module) -> bool:
-    """Tell whether a module has LoRA matrices."""
-    return any(True for _ in lora_layers(module))
+def adapter_names(module: nn.Module) -> list[str]:
+    """Name the adapters of a module, in the order in which they came."""
+    return list(_configs(module))
 
 
 def lora_layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -87,23 +88,22 @@ def add_adapter(module: nn.Module, name: str, settings: LoraSettings) -> None:
         task_type="CAUSAL_LM" if hasattr(module, "lm_head") else None,
     )
     module.requires_grad_(False)
-    inject_adapter_in_model(config, module, name)
+    _inject(config, module, name)
 
 
-def select_adapter(module: nn.Module, name: str | None) -> None:
-    """Let one adapter of a module act, or none; what trains stays as it is.
+def select_adapters(module: nn.Module, names: Sequence[str]) -> None:
+    """Let some adapters of a module act, added up, or none; what trains stays as it is.
 
     Args:
         module: Any module.
-        name: An adapter; None, or one that this module does not have, leaves the base as it is.
+        names: Adapters; those that a layer does not have leave it as it is.
     """
     for _, layer in lora_layers(module):
         trains = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
-        if name is not None and name in layer.lora_A:
-            layer.set_adapter([name])
-            layer.enable_adapters(True)
-        else:
-            layer.enable_adapters(False)
+        active = [name for name in names if name in layer.lora_A]
+        if active:
+            layer.set_adapter(active)
+        layer.enable_adapters(bool(active))
         for parameter, requires_grad in trains:  # peft lets the active adapter train, and no other
             parameter.requires_grad_(requires_grad)
 
@@ -117,7 +117,7 @@ def save_adapter(module: nn.Module, name: str, folder: Path) -> None:
 
 
 def load_adapter(module: nn.Module, name: str, folder: Path) -> None:
-    """Read a PEFT folder into a module, frozen, and let it act.
+    """Read a PEFT folder into a module, frozen; it is the one that acts then.
 
     Args:
         module: The module that the adapter was trained on.
@@ -139,21 +139,20 @@ def load_adapter(module: nn.Module, name: str, folder: Path) -> None:
     weights = {key.removeprefix(_PREFIX): value for key, value in found.items()}
     requires_grad = {id(one) for one in module.parameters() if one.requires_grad}
     try:
-        inject_adapter_in_model(config, module, name)
+        _inject(config, module, name)
     except ValueError as error:
         raise UserError(f"adapter {name}: {folder} does not fit: {str(error).splitlines()[0]}") from error
     _refuse_misfit(_adapter_weights(module, name), weights, f"adapter {name}: {folder}")
     set_peft_model_state_dict(module, weights, name)
     for parameter in module.parameters():  # peft makes what it injects trainable
         parameter.requires_grad_(id(parameter) in requires_grad)
-    select_adapter(module, name)
+    select_adapters(module, [name])
 
 
-def merge_adapter(module: nn.Module, name: str) -> None:
-    """Add an adapter's matrices to the weights beside them, and take all LoRA layers out again."""
+def merge_adapters(module: nn.Module, names: Sequence[str]) -> None:
+    """Add adapters' matrices to the weights beside them, and take all LoRA layers out again."""
     for path, layer in list(lora_layers(module)):
-        if name in layer.lora_A:
-            layer.merge(adapter_names=[name])
+        layer.merge(adapter_names=[name for name in names if name in layer.lora_A])
         parent, _, last = path.rpartition(".")
         setattr(module.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(module, "peft_config"):
@@ -162,6 +161,12 @@ def merge_adapter(module: nn.Module, name: str) -> None:
 
 def _adapter_weights(module: nn.Module, name: str) -> dict[str, Tensor]:
     return get_peft_model_state_dict(module, adapter_name=name, save_embedding_layers=False)
+
+
+def _inject(config: LoraConfig, module: nn.Module, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is meant
+        inject_adapter_in_model(config, module, name)
 
 
 def _configs(module: nn.Module) -> dict[str, LoraConfig]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_modules.adapters.adapter_set import AdapterSet
 from lightning_modules.errors import UserError
 from lightning_modules.inference.spoken_reply import SpokenReply, ThinkerText, stream_spoken_reply
 from lightning_modules.talker.base import Talker
@@ -24,6 +25,7 @@ class Responder:
         vocoder: Turns speech tokens into samples.
         max_text_tokens: Where a reply's text is cut off.
         max_speech_s: Where a reply's speech is cut off.
+        adapters: LoRA adapters of thinker and talkers, of which each decoding chooses one; there are none if left out.
     """
 
     def __init__(
@@ -33,20 +35,23 @@ class Responder:
         vocoder: Vocoder,
         max_text_tokens: int = 64,
         max_speech_s: float = 20.0,
+        adapters: AdapterSet | None = None,
     ) -> None:
         self.thinker, self.talkers, self.vocoder = thinker, dict(talkers), vocoder
         self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
+        self.adapters = adapters or AdapterSet({})
 
     def resolve(self, decoding: Decoding) -> Decoding:
         """Give a decoding its number of steps, and refuse one that cannot be used.
 
         Raises:
-            UserError: If its talker is not there, or does not know its steps or rules.
+            UserError: If its talker or adapter is not there, or the talker does not know its steps or rules.
         """
         if decoding.talker not in self.talkers:
             raise UserError(f"there is no talker {decoding.talker!r} to decode; there are {sorted(self.talkers)}")
         talker = self.talkers[decoding.talker]
         talker.check(decoding)
+        self.adapters.check(decoding.adapter)
         return replace(decoding, num_steps=talker.num_steps_of(decoding))
 
     def resolve_all(self, decodings: Mapping[str, Decoding]) -> dict[str, Decoding]:
@@ -63,12 +68,18 @@ class Responder:
                 raise UserError(f"decodings.{name}: {error}") from error
         return resolved
 
-    def write_text(self, query: Tensor) -> ThinkerText:
-        """Let the thinker answer one spoken query, ``(S,) float32`` at 16 kHz, as fast as the text is read."""
+    def write_text(self, query: Tensor, adapter: str | None = None) -> ThinkerText:
+        """Let the thinker answer one spoken query as fast as the text is read.
+
+        Args:
+            query: ``(S,) float32`` at 16 kHz.
+            adapter: LoRA adapter that acts on it, also while the text is read; give it to a decoding that has the same.
+        """
+        self.adapters.select(adapter)
         return ThinkerText(self.thinker, query, self.max_text_tokens)
 
     def stream(self, text: ThinkerText, decoding: Decoding, reply: SpokenReply | None = None) -> Iterable[Tensor]:
-        """Speak the answer to one query chunk by chunk.
+        """Speak the answer to one query chunk by chunk, under the decoding's adapter, which stays selected.
 
         Args:
             text: What the thinker answers, from :meth:`write_text`.
@@ -82,6 +93,7 @@ class Responder:
             UserError: If the decoding cannot be used.
         """
         decoding = self.resolve(decoding)
+        self.adapters.select(decoding.adapter)
         talker = self.talkers[decoding.talker]
         samples_per_block = self.vocoder.samples_per_token * talker.block_size
         max_blocks = max(1, round(self.max_speech_s * self.vocoder.sample_rate / samples_per_block))
@@ -97,7 +109,7 @@ class Responder:
     def compare(self, query: Tensor, decodings: Mapping[str, Decoding], turn: int = 0) -> dict[str, SpokenReply]:
         """Answer one query with every decoding in turn, so that a change of the machine's speed hits all.
 
-        The thinker writes once; its times count for every decoding.
+        The thinker writes once under each adapter; its times count for every decoding that has this adapter.
 
         Args:
             query: ``(S,) float32`` at 16 kHz.
@@ -107,13 +119,14 @@ class Responder:
         Returns:
             The reply of each decoding, in the order of the decodings.
         """
-        names, text = list(decodings), self.write_text(query)
+        names = list(decodings)
+        texts = {one: self.write_text(query, one) for one in {decodings[name].adapter: None for name in names}}
         first = turn % len(names)
-        answers = {name: self.answer(text, decodings[name]) for name in names[first:] + names[:first]}
+        order = names[first:] + names[:first]
+        answers = {name: self.answer(texts[decodings[name].adapter], decodings[name]) for name in order}
         return {name: answers[name] for name in names}
 
     def warm_up(self, decodings: Mapping[str, Decoding], device: torch.device) -> None:
         """Decode once with every decoding, so that none pays for lazy initialisation in timed runs."""
-        text = self.write_text(torch.zeros(SAMPLE_RATE_HZ, device=device))
         for decoding in decodings.values():
-            self.answer(text, decoding)
+            self.answer(self.write_text(torch.zeros(SAMPLE_RATE_HZ, device=device), decoding.adapter), decoding)

@@ -9,8 +9,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel, Qwen3Config
 
-from lightning_modules.adapters.adapter_set import TRAINED
-from lightning_modules.adapters.lora import LoraSettings, add_adapter, has_adapters, merge_adapter, save_adapter
+from lightning_modules.adapters.lora import LoraSettings, adapter_names, add_adapter, merge_adapters, save_adapter
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_divisible
 from lightning_modules.thinker.initialization import initialize_by_fan_in
@@ -22,6 +21,7 @@ from lightning_modules.thinker.pretrained import (
     read_config,
 )
 
+OWN_ADAPTER = "default"  # peft's name for an adapter that has none
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -158,19 +158,19 @@ class LanguageModel(nn.Module):
             UserError: If a target is no layer of the model, the model has LoRA already, or a number is out of range.
         """
         settings = LoraSettings(rank, alpha, dropout, targets)
-        if has_adapters(self.model):
+        if adapter_names(self.model):
             raise UserError("the language model has LoRA matrices already; merge them first with merge_lora().")
-        add_adapter(self.model, TRAINED, settings)
+        add_adapter(self.model, OWN_ADAPTER, settings)
 
     def merge_lora(self) -> None:
         """Add the LoRA matrices to the weights beside them; without LoRA, do nothing."""
-        if has_adapters(self.model):
-            merge_adapter(self.model, TRAINED)
+        if adapter_names(self.model):
+            merge_adapters(self.model, adapter_names(self.model))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the LoRA matrices alone if there are any, else the whole model, as peft and transformers do."""
-        if has_adapters(self.model):
-            save_adapter(self.model, TRAINED, Path(path))
+        if adapter_names(self.model):
+            save_adapter(self.model, OWN_ADAPTER, Path(path))
         else:
             self.model.save_pretrained(str(path))
 

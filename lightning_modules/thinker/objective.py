@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_modules.errors import UserError
 from lightning_modules.talker.losses import LossTerm, add_terms
+from lightning_modules.thinker.outputs import ThinkerOutput
 from lightning_modules.thinker.thinker import Thinker
 
 
@@ -54,7 +55,9 @@ class ThinkerObjective:
                 f"weights (reply, transcript, text) are {weights}: none may be negative, one must be positive."
             )
 
-    def __call__(self, thinker: Thinker, batch: SpokenQueries) -> tuple[list[LossTerm], dict[str, Tensor]]:
+    def __call__(
+        self, thinker: Thinker, batch: SpokenQueries
+    ) -> tuple[list[LossTerm], dict[str, Tensor], ThinkerOutput | None]:
         """Compute the loss of a batch.
 
         Args:
@@ -62,7 +65,8 @@ class ThinkerObjective:
             batch: With queries, and with transcripts if their weights ask for them.
 
         Returns:
-            The terms of the loss, and what there is to log: `train/loss`, their sum, and each of them.
+            The terms of the loss; what there is to log: `train/loss`, their sum, and each of them; and the pass over
+            the spoken queries, for talkers to read along, None if ``reply`` is 0.
 
         Raises:
             UserError: If the batch has no transcripts but needs them.
@@ -72,11 +76,12 @@ class ThinkerObjective:
         if transcripts is None and (self.transcript or self.text):
             raise UserError("The thinker is to learn from transcripts: add transcript to the data module's fields.")
         terms: dict[str, LossTerm] = {}
+        heard_output = None
         scalars: dict[str, Tensor] = {}
         num_rows = batch.query_lengths.new_tensor(len(batch.reply_texts))
         if self.reply:
             heard = transcripts if self.transcript else None
-            output = thinker(batch.query, batch.query_lengths, batch.reply_texts, heard)
+            heard_output = output = thinker(batch.query, batch.query_lengths, batch.reply_texts, heard)
             terms["reply"] = LossTerm(output.loss, output.num_scored_tokens, self.reply)
             scalars = {"train/nll": output.loss, "train/accuracy": output.is_exact.float().mean()}
             if output.transcript_loss is not None:
@@ -91,4 +96,4 @@ class ThinkerObjective:
             terms["text"] = LossTerm(output.loss, output.num_scored_tokens, self.text)
         parts = {f"train/{name}_loss": term.mean for name, term in terms.items()}
         total = add_terms(list(terms.values()))
-        return list(terms.values()), {"train/loss": total, **scalars, **parts}
+        return list(terms.values()), {"train/loss": total, **scalars, **parts}, heard_output

@@ -69,6 +69,14 @@ class Thinker(nn.Module):
         """Width of ``embedding`` in the outputs."""
         return self.language_model.embedding_size
 
+    def adaptable_parts(self) -> dict[str, nn.Module]:
+        """Give the modules that may get LoRA matrices; those of transformers bare, so that it reads what is saved."""
+        return {
+            "thinker.language_model": self.language_model.causal_lm,
+            "thinker.speech_encoder": self.speech_encoder.encoder,
+            "thinker.adaptor": self.adaptor,
+        }
+
     def train(self, mode: bool = True) -> "Thinker":
         """Set the training mode, except in a frozen speech encoder."""
         super().train(mode)

@@ -17,8 +17,13 @@ def refuse_missing_fields(
         has_talkers: Whether talkers learn from, or are compared with, the speech tokens of replies.
 
     Raises:
-        UserError: If a split lacks one.
+        UserError: If a split lacks one, or training batches hold text states of a thinker that changes meanwhile.
     """
+    if trains_thinker and has_talkers and "text_states" in fields.get("train", ()):
+        raise UserError(
+            "talkers train beside a thinker that changes, but train batches hold text states that it wrote before; "
+            "take 'text_states' out of the data module's fields"
+        )
     for split, names in fields.items():
         hears = trains_thinker or split == "test"
         for field, is_needed, why in (

@@ -304,7 +304,7 @@ def test_a_part_of_weight_zero_trains_nothing(objective: ThinkerObjective, untou
     before = {key: value.clone() for key, value in llm.thinker.named_parameters()}
     batch = make_batch(0)
     batch.transcripts = ["a", "b", "a"]  # few enough tokens for half a second of audio
-    terms, scalars = objective(llm.thinker, batch)
+    terms, scalars, _ = objective(llm.thinker, batch)
     scalars["train/loss"].backward()
     assert [int(term.count) for term in terms] == [3 if objective.transcript else int(sum(num_tokens(llm, batch)))]
     assert before.keys() > {untouched}

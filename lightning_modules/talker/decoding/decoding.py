@@ -22,6 +22,7 @@ class Decoding:
         sampler: Chooses tokens; the most likely ones if None.
         fused_commit: Let a finished block ride with the next block's first pass, which writes its keys and values to
             the cache: K passes per block. Otherwise a pass of its own writes them: K + 1.
+        adapter: Name of the LoRA adapter that acts on thinker and talker meanwhile; the base alone if None.
         seed: Of drawn tokens and of noise on the order; each reply draws from a generator of its own.
 
     Raises:
@@ -36,6 +37,7 @@ class Decoding:
     refinement: Refinement | None = None
     sampler: TokenSampler | None = None
     fused_commit: bool = True
+    adapter: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,4 +61,6 @@ class Decoding:
         parts = [str(one) for one in (self.unmasking, self.refinement, self.sampler) if one is not None]
         if not self.fused_commit:
             parts.append("separate commit")
+        if self.adapter is not None:
+            parts.append(f"adapter {self.adapter}")
         return ", ".join(part for part in parts if part)
