@@ -49,7 +49,7 @@ class SpeechLLM(ModuleWithRuns):
         initial_talker: Trained talker whose weights all talkers start from; drawn by seed and name if left out.
         draw_weights: False leaves talkers that come trained as they are.
         lora: Parts ("thinker.language_model", "thinker.speech_encoder", "thinker.adaptor", "talkers.<name>") that are
-            frozen under trainable LoRA matrices. Then nothing else trains.
+            frozen under trainable LoRA matrices, None leaves one out. Then nothing else trains.
         adapters: Folders of trained LoRA matrices by name, for decodings to choose from.
         vocoder: Turns speech tokens into samples; needed to speak, not to train.
         decodings: Ways to decode that a test compares, by the names of their rows; None leaves one out.
@@ -78,7 +78,7 @@ class SpeechLLM(ModuleWithRuns):
         thinker_objective: ThinkerObjective | None = None,
         initial_talker: Talker | None = None,
         draw_weights: bool = True,
-        lora: dict[str, LoraSettings] | None = None,
+        lora: dict[str, LoraSettings | None] | None = None,
         adapters: dict[str, AdapterFolder | None] | None = None,
         vocoder: Vocoder | None = None,
         decodings: dict[str, Decoding | None] | None = None,
@@ -118,10 +118,11 @@ class SpeechLLM(ModuleWithRuns):
             if initial_talker is not None:
                 talker.copy_weights(initial_talker)
         parts = thinker.adaptable_parts() | {f"talkers.{name}": talker for name, talker in present.items()}
-        if lora:
-            refuse_unadapted(lora, self.run_names)
+        adapted = {part: one for part, one in (lora or {}).items() if one is not None}
+        if adapted:
+            refuse_unadapted(adapted, self.run_names)
             self.requires_grad_(False)
-        self.adapters = adapt(parts, lora or {}, adapters or {}, seed)
+        self.adapters = adapt(parts, adapted, adapters or {}, seed)
         given = {name: one for name, one in (decodings or {}).items() if one is not None}
         self.decodings = self.responder.resolve_all(given) if given else {}
         # In place of a talker's own loss; callbacks that teach otherwise put it there while they train.

@@ -58,9 +58,9 @@ def load_trained(run: Path, attribute: str | None = None) -> Any:
     run = Path(run)
     planned = _planned.get()
     if planned is None:
-        return _part_of(run, _read_config(run), attribute, is_trained=True)
+        return _part_of(run, read_config(run), attribute, is_trained=True)
     if (run, attribute) not in planned.parts:
-        config = planned.configs[run] if run in planned.configs else _read_config(run)
+        config = planned.configs[run] if run in planned.configs else read_config(run)
         planned.parts[run, attribute] = _part_of(run, config, attribute, is_trained=False)
     return copy.deepcopy(planned.parts[run, attribute])  # whoever gets a part may change it
 
@@ -86,12 +86,12 @@ def _part_of(run: Path, config: Config, attribute: str | None, is_trained: bool)
         raise UserError(f"{name} is the run of a job and holds no module; give the run of a training stage")
     names = attribute.split(".") if attribute is not None else []
     try:
-        node, path, depth = _nearest_node(config["module"], names)
+        node, path, depth = nearest_node(config["module"], names)
         with torch.random.fork_rng(devices=[]):
             part = build(node, path)
     except ConfigError as error:
         raise UserError(f"{name}: {error}") from error
-    if is_trained:
+    if is_trained and config.get("fit", True):  # a run that only tests has its weights from others
         load_weights(part, Run(run, config["fingerprint"]), "".join(f"{one}." for one in names[:depth]))
     try:
         part = operator.attrgetter(".".join(names[depth:]))(part) if names[depth:] else part
@@ -140,7 +140,7 @@ def _misfit(file: Path, detail: str) -> UserError:
     return UserError(f"{file} does not fit its module ({detail}); train that run again")
 
 
-def _nearest_node(module: Config, names: list[str]) -> tuple[Config, str, int]:
+def nearest_node(module: Config, names: list[str]) -> tuple[Config, str, int]:
     """Find the description of an attribute of a module, or of the innermost object on the way to it.
 
     Returns:
@@ -160,7 +160,7 @@ def _nearest_node(module: Config, names: list[str]) -> tuple[Config, str, int]:
     return found
 
 
-def _read_config(run: Path) -> Config:
+def read_config(run: Path) -> Config:
     """Read the saved configuration of a run, its paths changed if all runs were moved together since."""
     file = run / "config.yaml"
     if not file.is_file():

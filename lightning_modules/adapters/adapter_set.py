@@ -132,17 +132,22 @@ class AdapterSet:
         for part in self._parts_of[name]:
             save_adapter(self.parts[part], name, folder / part)
 
-    def merge(self, name: str | None) -> None:
+    def merge(self, name: str | None) -> bool:
         """Add an adapter, and what the base came with, to the weights; all LoRA layers are gone then.
+
+        Returns:
+            Whether there was anything to add.
 
         Raises:
             UserError: If there is no such adapter.
         """
         self.check(name)
+        has_merged = any(self._active(name, part) for part in self.parts)
         for part, module in self.parts.items():
             merge_adapters(module, self._active(name, part))
         self._parts_of.clear()
         self._base = {part: [] for part in self.parts}
+        return has_merged
 
     def _active(self, name: str | None, part: str) -> list[str]:
         chosen = [] if name is None or part not in self._parts_of[name] else [name]

@@ -121,7 +121,8 @@ class SpeechEncoder(nn.Module):
         """Load the encoder of a pretrained Whisper.
 
         Args:
-            path: A directory written by ``save_pretrained``, or a published name ("openai/whisper-large-v3").
+            path: A directory written by ``save_pretrained`` of a whole Whisper or of its encoder alone, or a published
+                name ("openai/whisper-large-v3").
             dtype: Dtype of the weights, "float32", "bfloat16" or "float16".
             pad_to_s: See the class.
             attention: Implementation of attention in transformers.
@@ -135,15 +136,19 @@ class SpeechEncoder(nn.Module):
         config = read_config(path, "speech encoder")
         if not isinstance(config, WhisperConfig):
             raise UserError(f"speech encoder: {str(path)!r} holds a {config.model_type} model; give a Whisper.")
+        is_encoder = config.architectures == [WhisperEncoder.__name__]
+        kind = WhisperEncoder if is_encoder else WhisperModel
+        settings = {"dtype": torch_dtype, "attn_implementation": attention}
         if is_on_meta():
-            whisper = WhisperModel._from_config(config, dtype=torch_dtype, attn_implementation=attention)
+            whisper = kind._from_config(config, **settings)
         else:
-            whisper = load_pretrained(
-                lambda name: WhisperModel.from_pretrained(name, dtype=torch_dtype, attn_implementation=attention),
-                path,
-                "speech encoder",
-            )
-        return cls(whisper.encoder, pad_to_s)
+            whisper = load_pretrained(lambda name: kind.from_pretrained(name, **settings), path, "speech encoder")
+        return cls(whisper if is_encoder else whisper.encoder, pad_to_s)
+
+    @property
+    def pad_to_s(self) -> float | None:
+        """Seconds that each row is padded to; None for the longest row of the batch."""
+        return None if self.pad_to_samples is None else self.pad_to_samples / SAMPLE_RATE_HZ
 
     @property
     def output_size(self) -> int:

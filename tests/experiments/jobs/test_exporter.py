@@ -1,0 +1,283 @@
+"""Exports: read by transformers and peft alone, and read back by us to the same tokens, merged or not."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from experiments.engine.artifacts import load_trained
+from experiments.engine.configuration.builder import build
+from experiments.engine.exports import from_export, self_contained_spec
+from experiments.engine.runs import Run, write_config
+from experiments.jobs.exporter import Exporter
+from lightning_modules.adapters.lora import lora_layers
+from lightning_modules.errors import UserError
+from lightning_modules.speech_llm import SpeechLLM
+from lightning_modules.thinker.language_model import LanguageModel
+from tests.lightning_modules.thinker.tiny import make_tokenizer
+
+SPEECH_LLM = "lightning_modules.speech_llm.SpeechLLM"
+QUERY = 0.1 * torch.randn(8_000, generator=torch.Generator().manual_seed(3))
+
+
+def spec(class_path: str, **init_args: Any) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": init_args}
+
+
+def trained(run: Path, attribute: str | None = None) -> dict[str, Any]:
+    name = "experiments.engine.artifacts.load_trained"
+    return spec(name, run=str(run), **({"attribute": attribute} if attribute else {}))
+
+
+def thinker_spec(tokenizer: Path) -> dict[str, Any]:
+    sizes = {"width": 32, "num_layers": 2, "num_heads": 2, "feed_forward_width": 64}
+    return spec(
+        "lightning_modules.thinker.thinker.Thinker",
+        speech_encoder=spec(
+            "lightning_modules.thinker.speech_encoder.SpeechEncoder.from_config", max_positions=300, **sizes
+        ),
+        adaptor=spec("lightning_modules.thinker.adaptor.Adaptor", input_size=32, output_size=32, hidden_size=64),
+        language_model=spec(
+            "lightning_modules.thinker.language_model.LanguageModel.from_config", vocab_size=304, **sizes
+        ),
+        tokenizer=str(tokenizer),
+    )
+
+
+def talker_spec(name: str, **more: Any) -> dict[str, Any]:
+    network = "lightning_modules.talker.network"
+    return spec(
+        f"lightning_modules.talker.{name}",
+        num_codes=240,
+        block_size=8,
+        anchors=spec(
+            f"{network}.anchors.SemanticAnchors", hidden_size=32, embedding_size=32, width=32, anchors_per_block=2
+        ),
+        backbone=spec(f"{network}.backbone.TalkerBackbone", width=32, num_layers=2, num_heads=2),
+        **more,
+    )
+
+
+def write_run(directory: Path, module: dict[str, Any], fits: bool = True, seed: int = 0) -> Path:
+    """Write a run whose trained weights are drawn at random."""
+    run = Run(directory, "1a2b3c4d")
+    write_config(run.config_file, {"module": module, "fit": fits, "fingerprint": run.fingerprint})
+    if fits:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            built = build(module, "module")
+            left_out = [name for name, one in built.named_parameters() if not one.requires_grad]
+            for name, parameter in built.named_parameters():
+                if ".lora_B." in name:
+                    torch.nn.init.normal_(parameter, std=0.2)
+        state = {key: value for key, value in built.state_dict().items() if key not in left_out}
+        run.checkpoint_file.parent.mkdir()
+        left_out += [key for key in built.state_dict() if key.startswith("vocoder")]
+        torch.save({"state_dict": state, "left_out": left_out, "ids_with_text_overflow": []}, run.checkpoint_file)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs as the quickstart and its fine-tuning leave them: codec, base, LoRA, and a comparison of both."""
+    root = tmp_path_factory.mktemp("runs")
+    make_tokenizer().save_pretrained(root / "tokenizer")
+    masking = spec("lightning_modules.talker.masking.schemes.BlockBernoulli", low=0.3, high=1.0)
+    talkers = {
+        "ntp": talker_spec("autoregressive.AutoregressiveTalker"),
+        "mdm": talker_spec("set_block.SetBlockTalker", masking=masking),
+    }
+    objective = spec("lightning_modules.thinker.objective.ThinkerObjective")
+    base = write_run(
+        root / "base",
+        spec(SPEECH_LLM, thinker=thinker_spec(root / "tokenizer"), talkers=talkers, thinker_objective=objective),
+    )
+    codec = spec("lightning_modules.speech_codec.SpeechCodec", levels=[8, 6, 5], channels=[8, 8, 8])
+    write_run(root / "codec", codec, seed=1)
+    parts = {
+        "thinker": trained(base, "thinker"),
+        "talkers": {name: trained(base, f"talkers.{name}") for name in talkers},
+        "draw_weights": False,
+    }
+    lora = {part: {"rank": 2} for part in ("thinker.language_model", "talkers.ntp", "talkers.mdm")}
+    write_run(
+        root / "lora",
+        spec(SPEECH_LLM, **parts, thinker_objective=objective, lora=lora),
+        seed=2,
+    )
+    load_trained(root / "lora").save_adapter(root / "lora" / "adapters" / "last")
+    vocoder = spec("lightning_modules.vocoder.codec_vocoder.CodecVocoder", codec=trained(root / "codec"))
+    decodings: dict[str, dict[str, Any]] = {
+        "ntp": {"talker": "ntp"},
+        "mdm_4": {"talker": "mdm", "num_steps": 4},
+        "ntp_voice": {"talker": "ntp", "adapter": "voice"},
+        "mdm_4_voice": {"talker": "mdm", "num_steps": 4, "adapter": "voice"},
+    }
+    comparison = spec(
+        SPEECH_LLM,
+        **parts,
+        vocoder=vocoder,
+        decodings=decodings,
+        adapters={"voice": {"folder": str(root / "lora" / "adapters" / "last")}},
+        max_text_tokens=8,
+        max_speech_s=1.0,
+    )
+    write_run(root / "comparison", comparison, fits=False)
+    (root / "comparison" / "summary.txt").write_text("WER 1.23 %\n")
+    return root
+
+
+def answers(llm: SpeechLLM) -> dict[str, tuple[str, list[int], Tensor]]:
+    replies = llm.responder.compare(QUERY, llm.decodings)
+    return {name: (one.text, one.speech_tokens.tolist(), one.waveform) for name, one in replies.items()}
+
+
+def assert_same(found: tuple[str, list[int], Tensor], expected: tuple[str, list[int], Tensor]) -> None:
+    assert found[:2] == expected[:2] and len(found[1]) > 0
+    torch.testing.assert_close(found[2], expected[2], atol=1e-5, rtol=1e-4)
+
+
+def logits_elsewhere(export: Path, out: Path, adapter: str = "") -> Tensor:
+    """Let a fresh process that knows transformers and peft alone compute text logits."""
+    code = f"""
+import torch, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+model = AutoModelForCausalLM.from_pretrained("thinker/language_model")
+assert len(AutoTokenizer.from_pretrained("thinker/language_model")) > 200
+WhisperEncoder.from_pretrained("thinker/speech_encoder")
+if {adapter!r}:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, {adapter!r})
+torch.save(model.eval()(torch.arange(9)[None]).logits, {str(out)!r})
+assert not any(name.split(".")[0] in ("lightning_modules", "experiments") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=export, check=True, timeout=120, capture_output=True)
+    return torch.load(out, weights_only=True)
+
+
+def logits_here(model: LanguageModel) -> Tensor:
+    with torch.no_grad():
+        return model.logits(model(model.embed(torch.arange(9)[None])))
+
+
+def test_a_merged_export_speaks_and_other_programs_read_it(runs: Path, tmp_path: Path) -> None:
+    metrics = Exporter(runs / "comparison", adapter="voice").run(tmp_path)
+    differences = {name: value for name, value in metrics.items() if name.startswith("merge_difference/")}
+    assert differences.keys() == {
+        f"merge_difference/{name}" for name in ("prompt embeddings", "text logits", "logits of ntp", "logits of mdm")
+    }
+    assert 0 < differences["merge_difference/logits of ntp"] < 1e-4 and metrics["num_talkers"] == 2
+    moved = tmp_path / "elsewhere"
+    shutil.move(tmp_path / "export", moved)  # nothing in it says where it lies
+    llm, original = from_export(moved), load_trained(runs / "comparison")
+    assert not list(lora_layers(llm)) and set(llm.decodings) == {"ntp_voice", "mdm_4_voice"}
+    expected = answers(original)
+    assert expected["ntp"][:2] != expected["ntp_voice"][:2]
+    for name, found in answers(llm).items():
+        assert_same(found, expected[name])
+    torch.testing.assert_close(logits_elsewhere(moved, tmp_path / "logits.pt"), logits_here(llm.thinker.language_model))
+    original.adapters.select("voice")
+    here = logits_here(original.thinker.language_model)
+    torch.testing.assert_close(logits_here(llm.thinker.language_model), here, atol=1e-4, rtol=1e-4)
+    card = (moved / "README.md").read_text()
+    assert "WER 1.23 %" in card and "ntp (" in card and "mdm (" in card and "voice, merged" in card
+    assert str(runs) not in (moved / "config.json").read_text()
+
+
+def test_an_unmerged_export_keeps_base_and_adapter_apart(runs: Path, tmp_path: Path) -> None:
+    Exporter(runs / "comparison", adapter="voice", merge=False).run(tmp_path)
+    export = tmp_path / "export"
+    expected = answers(load_trained(runs / "comparison"))
+    llm = from_export(export)
+    for name, found in answers(llm).items():
+        assert_same(found, expected[name])
+    assert set(llm.decodings) == set(expected)
+    adapter = "adapters/voice/thinker.language_model"
+    for name, folder in ((None, ""), ("voice", adapter)):
+        llm.adapters.select(name)
+        elsewhere = logits_elsewhere(export, tmp_path / "logits.pt", folder)
+        torch.testing.assert_close(elsewhere, logits_here(llm.thinker.language_model))
+    weights = load_file(export / "talkers" / "ntp.safetensors")
+    assert weights and not any("lora" in key or "base_layer" in key for key in weights)
+
+
+def test_a_training_run_is_exported_with_what_it_trained_and_the_vocoder_of_another(runs: Path, tmp_path: Path) -> None:
+    metrics = Exporter(runs / "lora", vocoder_run=runs / "comparison").run(tmp_path)
+    assert metrics["merge_difference/text logits"] > 0
+    llm, original = from_export(tmp_path / "export"), load_trained(runs / "lora")
+    original.adapters.select("trained")
+    here = logits_here(original.thinker.language_model)
+    torch.testing.assert_close(logits_here(llm.thinker.language_model), here, atol=1e-4, rtol=1e-4)
+    assert llm.vocoder is not None and set(llm.talkers) == {"ntp", "mdm"}
+
+
+def test_a_difference_above_the_tolerance_is_told(runs: Path, tmp_path: Path) -> None:
+    Exporter(runs / "comparison", adapter="voice", tolerance=1e-12).run(tmp_path)
+    told = (tmp_path / "summary.txt").read_text()
+    assert "warning: merged and unmerged text logits differ by" in told and "more than 1e-12" in told
+    assert "more than allowed" in (tmp_path / "export" / "README.md").read_text()
+    Exporter(runs / "comparison", adapter="voice").run(tmp_path)
+    assert "warning" not in (tmp_path / "summary.txt").read_text()
+
+
+def test_without_an_adapter_the_base_is_exported(runs: Path, tmp_path: Path) -> None:
+    metrics = Exporter(runs / "comparison").run(tmp_path)
+    assert not any("difference" in name for name in metrics)
+    expected = answers(load_trained(runs / "comparison"))
+    found = answers(from_export(tmp_path / "export"))
+    assert set(found) == {"ntp", "mdm_4"}
+    for name, one in found.items():
+        assert_same(one, expected[name])
+
+
+def test_what_cannot_be_exported_is_told(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no vocoder; give a comparison, or job.init_args.vocoder_run"):
+        Exporter(runs / "lora").run(tmp_path)
+    with pytest.raises(UserError, match="holds a SpeechCodec; give the run of a SpeechLLM"):
+        Exporter(runs / "codec").run(tmp_path)
+    with pytest.raises(UserError, match=r"there is no adapter 'x'; there are \['voice'\]"):
+        Exporter(runs / "comparison", adapter="x").run(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is no run directory"):
+        Exporter(tmp_path / "nowhere").run(tmp_path)
+    with pytest.raises(UserError, match="tolerance"):
+        Exporter(runs / "comparison", tolerance=0.0)
+    objective = spec("lightning_modules.thinker.objective.ThinkerObjective")
+    alone = spec(SPEECH_LLM, thinker=thinker_spec(runs / "tokenizer"), thinker_objective=objective)
+    with pytest.raises(UserError, match="has no talker; give a run that holds thinker and talkers"):
+        Exporter(write_run(tmp_path / "alone", alone)).run(tmp_path)
+
+
+def test_a_damaged_export_is_refused(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is no export, it has no config.json"):
+        from_export(tmp_path)
+    Exporter(runs / "comparison").run(tmp_path)
+    export = tmp_path / "export"
+    config = json.loads((export / "config.json").read_text())
+    (export / "talkers" / "ntp.safetensors").rename(tmp_path / "aside")
+    with pytest.raises(FileNotFoundError, match="ntp.safetensors is missing; copy the whole export"):
+        from_export(export)
+    shutil.copy(export / "talkers" / "mdm.safetensors", export / "talkers" / "ntp.safetensors")
+    (export / "thinker" / "adaptor.safetensors").replace(export / "talkers" / "ntp.safetensors")
+    shutil.copy(tmp_path / "aside", export / "thinker" / "adaptor.safetensors")
+    with pytest.raises(UserError, match=r"adaptor.safetensors does not fit: 4 weights are missing"):
+        from_export(export)
+    (export / "config.json").write_text(json.dumps({**config, "format_version": 0}))
+    with pytest.raises(UserError, match="has format 0, this code reads 1; export the run again"):
+        from_export(export)
+
+
+def test_a_description_names_no_other_run(runs: Path) -> None:
+    text = json.dumps(self_contained_spec(runs / "comparison"))
+    assert "load_trained" not in text and "SpeechCodec" in text and "Thinker" in text
+    part = self_contained_spec(runs / "comparison", "talkers.ntp")
+    assert part["class_path"].endswith("AutoregressiveTalker") and part["init_args"]["num_codes"] == 240
+    with pytest.raises(UserError, match="its configuration describes no talkers.ntp.head"):
+        self_contained_spec(runs / "base", "talkers.ntp.head")
