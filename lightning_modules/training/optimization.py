@@ -65,7 +65,9 @@ def optimizer_with_warmup_cosine(
         adamw_groups.append({"params": vectors, "weight_decay": 0.0, "lr": learning_rate})
     muon_groups, adamw_groups = ([g for g in groups if g["params"]] for groups in (muon_groups, adamw_groups))
     optimizer: torch.optim.Optimizer
-    if muon_groups:
+    if not adamw_groups:  # LoRA matrices are matrices all
+        optimizer = torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw")
+    elif muon_groups:
         optimizer = MuonAdamW(muon_groups, adamw_groups, BETAS, fused)
     else:
         optimizer = torch.optim.AdamW(adamw_groups, betas=BETAS, fused=fused)

@@ -72,3 +72,15 @@ def test_rates_may_end_at_a_share_of_their_peak_or_stay_there() -> None:
     assert warmup_cosine(60, 10, 110, 0.1) == pytest.approx(0.55)
     assert {warmup_cosine(step, 10, 110, 1.0) for step in range(10, 111)} == {1.0}
     assert warmup_cosine(4, 10, 110, 1.0) == 0.5
+
+
+def test_matrices_alone_are_trained_by_muon_alone() -> None:
+    """LoRA leaves no vector to train, and an optimizer of nothing is refused by torch."""
+    module = Attached(10)
+    for layer in (module.first, module.second):
+        layer.bias.requires_grad_(False)
+    optimizer = optimizer_with_warmup_cosine(module, [(module, 1e-2)], 0.1, 1, muon=True)["optimizer"]
+    before = module.first.weight.detach().clone()
+    module.first(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert isinstance(optimizer, torch.optim.Muon) and not torch.equal(module.first.weight, before)
