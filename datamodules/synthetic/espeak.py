@@ -1,6 +1,7 @@
 """Speech synthesis by the eSpeak NG library that comes inside the `espeakng_loader` wheel."""
 
 import ctypes
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +140,25 @@ class EspeakSynthesizer:
             raise UserError(f"eSpeak: {text!r} as {voice.name} is silent; give it words to say")
         return waveform
 
+    def phonemes(self, text: str, voice: Voice) -> tuple[str, ...]:
+        """Tell how a text would be spoken.
+
+        Args:
+            text: Words of one clause.
+            voice: Who would say it.
+
+        Returns:
+            eSpeak's names of the phonemes, without stress.
+
+        Raises:
+            UserError: If eSpeak does not know the voice.
+        """
+        library, _ = _shared_library()
+        _select(library, voice)
+        rest = ctypes.c_char_p(text.encode("utf-8"))
+        spoken = library.espeak_TextToPhonemes(ctypes.byref(rest), _CHARS_UTF8, ord("_") << 8).decode("utf-8")
+        return tuple(name for name in re.sub(r"[',|%=]", "", spoken).replace(" ", "_").split("_") if name)
+
     def _collect(self, samples, count: int, _events) -> int:
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
@@ -185,6 +205,8 @@ def _load_library() -> tuple[ctypes.CDLL, int]:
     library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
     library.espeak_SetParameter.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
     library.espeak_SetSynthCallback.argtypes = [_Callback]
+    library.espeak_TextToPhonemes.argtypes = [ctypes.POINTER(ctypes.c_char_p), ctypes.c_int, ctypes.c_int]
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
     path = str(Path(data_path)).encode()
     rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, path, _INITIALIZE_DONT_EXIT)
     if rate <= 0:

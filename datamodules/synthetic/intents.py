@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datamodules.synthetic import lexicon
@@ -47,14 +48,21 @@ class Intent:
 
     def render(self, choice: tuple[int, ...], phrasing: str) -> Dialogue:
         """Fill one choice of slot values into a phrasing."""
-        words = {
+        query = phrasing.format(**self._words(choice))
+        return Dialogue(self.name, query[0].upper() + query[1:], self.reply_to(choice))
+
+    def reply_to(self, choice: tuple[int, ...]) -> str:
+        """Give the reply to one choice of slot values."""
+        reply = self.reply.format(**self._words(choice))
+        return reply[0].upper() + reply[1:]
+
+    def _words(self, choice: tuple[int, ...]) -> dict[str, str]:
+        return {
             place: word for slot, index in zip(self.slots, choice, strict=True) for place, word in slot[index].items()
         }
-        query, reply = phrasing.format(**words), self.reply.format(**words)
-        return Dialogue(self.name, query[0].upper() + query[1:], reply[0].upper() + reply[1:])
 
 
-def _slot(place: str, words: tuple[str, ...]) -> tuple[dict[str, str], ...]:
+def _slot(place: str, words: Sequence[str]) -> tuple[dict[str, str], ...]:
     return tuple({place: word} for word in words)
 
 
@@ -66,9 +74,13 @@ def _successors(cycle: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple(zip(cycle, cycle[1:] + cycle[:1], strict=True))
 
 
-def default_intents() -> tuple[Intent, ...]:
-    """Return the embedded templates."""
-    names = _slot("name", lexicon.NAMES)
+def default_intents(names: Sequence[str] = lexicon.NAMES) -> tuple[Intent, ...]:
+    """Return the embedded templates.
+
+    Args:
+        names: Who may be asked about.
+    """
+    people = _slot("name", names)
     rooms = _slot("room", lexicon.ROOMS)
     days = _slot("day", lexicon.DAYS)
     events = _slot("event", lexicon.EVENTS)
@@ -89,14 +101,14 @@ def default_intents() -> tuple[Intent, ...]:
                 "On {day}, {name} should {task}.",
             ),
             "{name} will {task} on {day}.",
-            (names, _slot("task", lexicon.TASKS), days),
+            (people, _slot("task", lexicon.TASKS), days),
         ),
         Intent(
             "alarm",
             400,
             ("Wake {name} at {time}.", "Set an alarm for {name} at {time}.", "{name} has to get up at {time}."),
             "The alarm of {name} is at {time}.",
-            (names, moments),
+            (people, moments),
         ),
         Intent(
             "timer",
@@ -107,7 +119,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "I am {name}. Time the {food}, {number} minutes.",
             ),
             "{food} for {name} in {number} minutes.",
-            (names, _slot("food", lexicon.FOODS), _slot("number", lexicon.NUMBERS)),
+            (people, _slot("food", lexicon.FOODS), _slot("number", lexicon.NUMBERS)),
         ),
         Intent(
             "song",
@@ -118,7 +130,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "In the {room}, put on {song} for {name}.",
             ),
             "{song} for {name} in the {room}.",
-            (songs, names, rooms),
+            (songs, people, rooms),
         ),
         Intent(
             "switch",
@@ -129,7 +141,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "I am {name}. Please turn the {device} in the {room} {state}.",
             ),
             "The {room} {device} is {state} for {name}.",
-            (names, rooms, switches),
+            (people, rooms, switches),
         ),
         Intent(
             "where",
@@ -140,7 +152,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "In the {room} is the {thing} of {name}.",
             ),
             "The {thing} of {name} is in the {room}.",
-            (names, rooms, _slot("thing", lexicon.THINGS)),
+            (people, rooms, _slot("thing", lexicon.THINGS)),
         ),
         Intent(
             "trip",
@@ -151,7 +163,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "{name} has to be in the capital of {country} on {day}.",
             ),
             "{name} will fly to {city} on {day}.",
-            (names, _pairs("country", "city", lexicon.CAPITALS), days),
+            (people, _pairs("country", "city", lexicon.CAPITALS), days),
         ),
         Intent(
             "capital",
@@ -162,7 +174,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "{name} asks which city is the capital of {country}.",
             ),
             "I will tell {name} it is {city}.",
-            (names, _pairs("country", "city", lexicon.CAPITALS)),
+            (people, _pairs("country", "city", lexicon.CAPITALS)),
         ),
         Intent(
             "opposite",
@@ -173,7 +185,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "{name} asks which word means the opposite of {word}.",
             ),
             "I will tell {name} it is {answer}.",
-            (names, _pairs("word", "answer", opposites)),
+            (people, _pairs("word", "answer", opposites)),
         ),
         Intent(
             "message",
@@ -184,7 +196,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "The {event} is {state}. Please tell {name}.",
             ),
             "I told {name} the {event} is {state}.",
-            (names, events, _slot("state", tuple(word for word, _ in opposites))),
+            (people, events, _slot("state", tuple(word for word, _ in opposites))),
         ),
         Intent(
             "month",
@@ -195,7 +207,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "{name} asks which month comes after {word}.",
             ),
             "I will tell {name} it is {answer}.",
-            (names, _pairs("word", "answer", _successors(lexicon.MONTHS))),
+            (people, _pairs("word", "answer", _successors(lexicon.MONTHS))),
         ),
         Intent(
             "weekday",
@@ -206,7 +218,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "{name} asks which day comes before {word}.",
             ),
             "I will tell {name} it is {answer}.",
-            (names, _pairs("answer", "word", _successors(lexicon.DAYS))),
+            (people, _pairs("answer", "word", _successors(lexicon.DAYS))),
         ),
         Intent(
             "calendar",
@@ -217,7 +229,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "Put the {event} with {name} in my calendar for {month}.",
             ),
             "The {event} with {name} is in {month}.",
-            (names, events, _slot("month", lexicon.MONTHS)),
+            (people, events, _slot("month", lexicon.MONTHS)),
         ),
         Intent(
             "shopping",
@@ -228,7 +240,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "Add {food} and {other} for {name}.",
             ),
             "{food} and {other} for {name}.",
-            (names, foods),
+            (people, foods),
         ),
         Intent(
             "spelling",
@@ -239,7 +251,7 @@ def default_intents() -> tuple[Intent, ...]:
                 "{name} asks how to spell {word}.",
             ),
             "I will tell {name} it is {letters}.",
-            (names, spelled),
+            (people, spelled),
         ),
         Intent(
             "code",
@@ -250,6 +262,6 @@ def default_intents() -> tuple[Intent, ...]:
                 "{name} has the code {code}.",
             ),
             "The code of {name} is {code}.",
-            (names, codes),
+            (people, codes),
         ),
     )

@@ -10,6 +10,23 @@ NAMES = (
     "Julia", "Peter", "Naomi", "Hugo", "Olivia", "Edward", "Chloe", "David", "Ruby", "Jack",
 )  # fmt: skip
 
+# For a model that learns further names: each differs from every other word of the lexicon by at least three phonemes of
+# eSpeak, and takes few enough pieces of the quickstart's tokenizer that the anchors of its time hold them.
+NEW_NAMES = (
+    "Agnes", "Ahmed", "Amelia", "Aramis", "Ariadne", "Augustus", "Beatrice", "Bellamy", "Benedict", "Benjamin",
+    "Bernard", "Beverly", "Bridget", "Calliope", "Candice", "Carmen", "Casimir", "Catalina", "Cecilia", "Chester",
+    "Clarissa", "Clement", "Conrad", "Cordelia", "Cynthia", "Daphne", "Desmond", "Dimitri", "Dolores", "Domingo",
+    "Dominic", "Dorian", "Edwina", "Estella", "Everard", "Fatima", "Felix", "Ferdinand", "Fergus", "Florence",
+    "Franklin", "Giselle", "Gloria", "Gustav", "Hamish", "Harold", "Henrietta", "Horatio", "Ingrid", "Jasper",
+    "Jessica", "Juanita", "Judith", "Lambert", "Lavinia", "Letitia", "Lorenzo", "Ludwig", "Mallory", "Marcella",
+    "Mariana", "Marietta", "Mario", "Mercedes", "Monica", "Mortimer", "Moses", "Muriel", "Nadia", "Octavia",
+    "Octavio", "Olivier", "Pablo", "Paloma", "Pamela", "Pandora", "Patricia", "Petra", "Quincy", "Raphael",
+    "Reinhold", "Rosalind", "Rosamund", "Salvador", "Samantha", "Samson", "Santiago", "Serena", "Sergio", "Sigmund",
+    "Silvio", "Sonia", "Tabitha", "Tatiana", "Theodora", "Titus", "Tobias", "Tristan", "Valeria", "Xavier",
+)  # fmt: skip
+
+NAME_LISTS = {"old": NAMES, "new": NEW_NAMES}
+
 ROOMS = ("kitchen", "bedroom", "garden", "office", "attic", "hallway", "cellar", "porch", "study", "garage")
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")

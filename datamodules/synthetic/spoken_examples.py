@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import random
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ import soundfile
 from tqdm import tqdm
 
 from datamodules.formats.atomic_files import remove_partial_files, replacing, write_json
+from datamodules.formats.released_items import read_items
+from datamodules.synthetic import lexicon
 from datamodules.synthetic.dialogues import make_dialogues, reply_words
 from datamodules.synthetic.espeak import PITCHES, RATES_WPM, SAMPLE_RATE, EspeakSynthesizer, Voice
 from datamodules.synthetic.intents import Dialogue
@@ -63,9 +66,13 @@ class SpokenExamplesMaker:
         query_rates_wpm: Lowest and highest speed of the queries, in words per minute.
         query_pitches: Lowest and highest base pitch of the queries, 0 to 99.
         askers_per_dialogue: Voices that ask for each training dialogue, one example each; they share its spoken reply.
+        names: Who is asked about: "old" stands for the quickstart's 20 names, "new" for 100 others, anything else is
+            itself a name.
+        exclude: Corpora of this kind whose replies this one must not have, in none of its splits.
 
     Raises:
-        UserError: If a number is out of range, or there is no language or variant to draw from.
+        UserError: If a number is out of range, a name is no word with a capital, or there is no name, language or
+            variant to draw from.
     """
 
     def __init__(
@@ -85,6 +92,8 @@ class SpokenExamplesMaker:
         query_rates_wpm: tuple[int, int] | list[int] = (140, 200),
         query_pitches: tuple[int, int] | list[int] = (30, 70),
         askers_per_dialogue: int = 1,
+        names: Sequence[str] = ("old",),
+        exclude: Sequence[str] = (),
     ) -> None:
         require_at_least(1, num_train=num_train, num_validation=num_validation, num_test=num_test)
         require_at_least(1, askers_per_dialogue=askers_per_dialogue)
@@ -108,6 +117,8 @@ class SpokenExamplesMaker:
         self.query_rates_wpm = tuple(query_rates_wpm)
         self.query_pitches = tuple(query_pitches)
         self.askers_per_dialogue = askers_per_dialogue
+        self.names = _names(names)
+        self.exclude = tuple(exclude)
 
     def run(self, output_dir: Path | str) -> dict[str, float]:
         """Write `<output_dir>/spoken_examples/{train,validation,test}.json` and the wav files.
@@ -120,6 +131,7 @@ class SpokenExamplesMaker:
 
         Raises:
             UserError: If more dialogues are asked for than the templates hold, or eSpeak does not know a voice.
+            FileNotFoundError: If a corpus to exclude is not there.
         """
         root = Path(output_dir)
         splits = self._plan()
@@ -141,8 +153,9 @@ class SpokenExamplesMaker:
         return self._metrics(splits, durations)
 
     def _plan(self) -> dict[str, list[_Task]]:
-        """List the examples of each split; a pure function of the constructor's arguments."""
-        dialogues = iter(make_dialogues(sum(self.num_examples.values()), self.seed))
+        """List the examples of each split; a pure function of the arguments and of the corpora to exclude."""
+        total = sum(self.num_examples.values())
+        dialogues = iter(make_dialogues(total, self.seed, self.names, self._excluded_replies()))
         askers = {"train": self.askers_per_dialogue}
         return {
             split: [
@@ -152,6 +165,10 @@ class SpokenExamplesMaker:
             ]
             for split, count in self.num_examples.items()
         }
+
+    def _excluded_replies(self) -> set[str]:
+        indices = [Path(corpus) / SET_NAME / f"{split}.json" for corpus in self.exclude for split in SPLITS]
+        return {item.reply for index in indices for item in read_items(index)}
 
     def _task(self, reply: str, dialogue: Dialogue, asker: int) -> _Task:
         name = f"{reply}_{asker:02d}" if asker else reply
@@ -267,3 +284,15 @@ def _write_wav(path: Path, waveform: np.ndarray) -> None:
 def _require_range(name: str, found: Sequence[int], low: int, high: int) -> None:
     if len(found) != 2 or not low <= found[0] <= found[1] <= high:
         raise UserError(f"{name}={list(found)}: give the lowest and the highest, from {low} to {high}")
+
+
+def _names(given: Sequence[str]) -> tuple[str, ...]:
+    """Put the lists in place of their names."""
+    names = [name for entry in given for name in lexicon.NAME_LISTS.get(entry, (entry,))]
+    odd = [name for name in names if not re.fullmatch("[A-Z][A-Za-z']*", name)]
+    if odd or not names:
+        raise UserError(
+            f"names={list(given)}: {odd or 'an empty list'} cannot be asked about; give "
+            f"{' or '.join(lexicon.NAME_LISTS)}, or words that begin with a capital"
+        )
+    return tuple(dict.fromkeys(names))

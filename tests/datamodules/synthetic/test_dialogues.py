@@ -1,12 +1,15 @@
 """Dialogues: replies follow from queries, slots are even, and words are unambiguous when heard."""
 
+import itertools
 import re
 from collections import Counter, defaultdict
 
+import jiwer
 import pytest
 
 from datamodules.synthetic import lexicon
 from datamodules.synthetic.dialogues import make_dialogues, reply_words
+from datamodules.synthetic.espeak import EspeakSynthesizer, Voice
 from datamodules.synthetic.intents import Dialogue, default_intents
 
 NUM_TRAIN = 7200
@@ -92,3 +95,39 @@ def test_what_an_intent_cannot_give_others_do() -> None:
     counts = Counter(dialogue.intent for dialogue in drawn)
     for intent in default_intents():
         assert counts[intent.name] <= intent.capacity
+
+
+def test_new_names_differ_in_sound_from_each_other_and_from_every_other_word() -> None:
+    synthesizer, voice = EspeakSynthesizer(), Voice()
+    words = {word for dialogue in make_dialogues(3000, seed=0) for word in reply_words(dialogue.reply) if len(word) > 1}
+    assert (
+        len(words) > 140 and len(set(lexicon.NEW_NAMES)) == 100 and not words & {n.lower() for n in lexicon.NEW_NAMES}
+    )
+    spoken = {word: " ".join(synthesizer.phonemes(word, voice)) for word in (*lexicon.NEW_NAMES, *words)}
+    pairs = [*itertools.combinations(lexicon.NEW_NAMES, 2), *itertools.product(lexicon.NEW_NAMES, words)]
+    for one, other in pairs:
+        counts = jiwer.process_words(spoken[one], spoken[other])
+        assert counts.substitutions + counts.deletions + counts.insertions >= 3, (one, other)
+
+
+@pytest.mark.parametrize("num_dialogues", [400, 11_500])  # a few of what there is, and nearly everything
+def test_replies_that_are_excluded_do_not_come(num_dialogues: int) -> None:
+    first = {dialogue.reply for dialogue in make_dialogues(1000, seed=0)}
+    drawn = [dialogue.reply for dialogue in make_dialogues(num_dialogues, seed=0, excluded_replies=first)]
+    assert len(set(drawn)) == num_dialogues and not first & set(drawn)
+
+
+def test_what_is_excluded_is_missing_from_what_there_is() -> None:
+    capacity = sum(intent.capacity for intent in default_intents())
+    first = {dialogue.reply for dialogue in make_dialogues(1000, seed=0)}
+    make_dialogues(capacity - 1000, seed=0, excluded_replies=first)
+    with pytest.raises(ValueError, match=f"hold {capacity - 1000} distinct replies"):
+        make_dialogues(capacity - 999, seed=0, excluded_replies=first)
+
+
+def test_other_names_take_the_place_of_names(dialogues: list[Dialogue]) -> None:
+    drawn = make_dialogues(2000, seed=0, names=lexicon.NEW_NAMES)
+    counts = Counter(word for dialogue in drawn for word in reply_words(dialogue.reply))
+    assert not {name.lower() for name in lexicon.NAMES} & set(counts)
+    assert min(counts[name.lower()] for name in lexicon.NEW_NAMES) >= 10
+    assert not {dialogue.reply for dialogue in drawn} & {dialogue.reply for dialogue in dialogues}

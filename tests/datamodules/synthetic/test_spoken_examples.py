@@ -9,6 +9,7 @@ import soundfile
 from datamodules.batch import SAMPLE_RATE_HZ
 from datamodules.formats.released_layout import ReleasedLayout
 from datamodules.synthetic import spoken_examples
+from datamodules.synthetic.lexicon import NAMES, NEW_NAMES
 from datamodules.synthetic.spoken_examples import SPLITS, SpokenExamplesMaker
 
 COUNTS = {"num_train": 42, "num_validation": 3, "num_test": 5}
@@ -127,9 +128,34 @@ def test_several_may_ask_for_one_dialogue_and_share_its_reply(corpus: Path, tmp_
     ReleasedLayout(tmp_path / "spoken_examples/train.json", tmp_path, fields=("query", "reply"))
 
 
+def plan_of(**settings) -> list[str]:
+    tasks = [task for split in SpokenExamplesMaker(**{**COUNTS, **settings})._plan().values() for task in split]
+    return [task.dialogue.reply for task in tasks]
+
+
+def test_names_are_lists_of_the_lexicon_or_names() -> None:
+    assert plan_of(names=["old"]) == plan_of()
+    for names, wanted in ((["new"], set(NEW_NAMES)), (["Zoltan", "Ming"], {"Zoltan", "Ming"})):
+        replies = plan_of(names=names, num_train=80)
+        assert all(any(name in reply for name in wanted) for reply in replies)
+        assert not any(name in reply.split() for reply in replies for name in NAMES)
+    mixed = plan_of(names=["old", "new"], num_train=592)
+    shares = [sum(any(name in reply for name in names) for reply in mixed) / len(mixed) for names in (NAMES, NEW_NAMES)]
+    assert shares == pytest.approx([1 / 6, 5 / 6], abs=0.01)
+
+
+def test_replies_of_other_corpora_are_left_out(corpus: Path, tmp_path: Path) -> None:
+    assert set(plan_of()) & set(plan_of(seed=1, num_train=2000))
+    assert not set(plan_of()) & set(plan_of(seed=1, num_train=2000, exclude=[str(corpus)]))
+    with pytest.raises(FileNotFoundError, match="train.json"):
+        plan_of(exclude=[str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"names": []}, "an empty list cannot be asked about; give old or new"),
+        ({"names": ["old", "nwe"]}, r"\['nwe'\] cannot be asked about"),
         ({"askers_per_dialogue": 0}, "askers_per_dialogue is 0"),
         ({"num_test": 0}, "num_test is 0"),
         ({"seed": -1}, "seed is -1"),
