@@ -45,6 +45,7 @@ class SpokenExample:
         transcript: The query as text.
         text_states: Hidden state and embedding of each text token of the reply, ``(N, hidden_size + embedding_size)
             float32``.
+        corpus: The name of its corpus, where several are read.
     """
 
     id: str
@@ -54,6 +55,7 @@ class SpokenExample:
     reply: Tensor | None = None
     transcript: str | None = None
     text_states: Tensor | None = None
+    corpus: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class SpokenBatch:
         reply_lengths: ``(B,) int64``, in samples.
         text_states: ``(B, N, hidden_size + embedding_size) float32``, hidden states and embeddings of the reply's text.
         text_lengths: ``(B,) int64``, in text tokens.
+        corpora: B names of corpora, where several are read.
         skipped: What is wrong with examples that were left out.
     """
 
@@ -99,6 +102,7 @@ class SpokenBatch:
     reply_lengths: Tensor | None = None
     text_states: Tensor | None = None
     text_lengths: Tensor | None = None
+    corpora: list[str] | None = None
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -148,7 +152,8 @@ def collate(found: Sequence[SpokenExample | SkippedExample]) -> SpokenBatch:
     reply, reply_lengths = _pad([example.reply for example in examples])
     text_states, text_lengths = _pad([example.text_states for example in examples])
     transcripts = [example.transcript for example in examples if example.transcript is not None]
-    assert len(transcripts) in (0, len(examples)), "examples of one batch have the same fields"
+    corpora = [example.corpus for example in examples if example.corpus is not None]
+    assert {len(transcripts), len(corpora)} <= {0, len(examples)}, "examples of one batch have the same fields"
     return SpokenBatch(
         ids=[example.id for example in examples],
         reply_texts=[example.reply_text for example in examples],
@@ -161,6 +166,7 @@ def collate(found: Sequence[SpokenExample | SkippedExample]) -> SpokenBatch:
         reply_lengths=reply_lengths,
         text_states=text_states,
         text_lengths=text_lengths,
+        corpora=corpora or None,
         skipped=[example.problem for example in found if isinstance(example, SkippedExample)],
     )
 

@@ -1,12 +1,14 @@
 """The DataModule that feeds spoken dialogues to every model of the project."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datamodules.batch import SAMPLE_RATE_HZ, SpokenExample
+from datamodules.formats.joined_layouts import JoinedLayouts
 from datamodules.formats.released_layout import ReleasedLayout, check_fields
 from datamodules.sampling.epoch_plan import BatchBudget
 from datamodules.sampling.epoch_walk import EpochWalk
@@ -24,9 +26,12 @@ class SpokenDialogueDataModule(ResumableDataModule):
     Each device reads its own share, so use `Trainer(use_distributed_sampler=False)`. The constructor touches no file.
 
     Args:
-        root: The folder of the corpus.
-        units_root: The folder of the speech tokens, if another job wrote them elsewhere; `root` if None.
-        text_states_root: The folder of a thinker's states, if another job wrote them elsewhere; `root` if None.
+        root: The folder of the corpus; or several by name, whose examples are mixed, named `<name>/<id>`, and know the
+            name of their corpus.
+        units_root: The folder of the speech tokens, if another job wrote them elsewhere, or one by the name of each
+            corpus; `root` if None.
+        text_states_root: The same for a thinker's states.
+        weights: How often an epoch takes the examples of each of several corpora; once if None.
         set_name: The folder of the set inside `root`.
         fields: Which of "query", "units", "reply", "transcript", "text_states" a batch holds; ids and reply texts are
             always there.
@@ -38,22 +43,23 @@ class SpokenDialogueDataModule(ResumableDataModule):
         reply_crop_s: Trains on a random stretch of this many seconds of each reply, a function of seed, epoch and
             example; whole replies if None.
         num_codes: The size of the codebook that speech tokens must lie in; not checked if None.
-        max_train_examples: Uses only the first ones; all if None.
-        max_validation_examples: Uses only the first ones; all if None.
-        max_test_examples: Uses only the first ones; all if None.
+        max_train_examples: Uses only the first ones of each corpus; all if None.
+        max_validation_examples: The same for validation.
+        max_test_examples: The same for the test.
         train_index: The JSON file of the training examples.
         validation_index: The JSON file of the validation examples; no validation if None.
         test_index: The JSON file of the test examples; no test if None.
 
     Raises:
-        UserError: If a number is out of range, a field is unknown, or a crop is asked for without the field "reply".
+        UserError: If a number is out of range, a field is unknown, a crop is asked for without the field "reply", or
+            folders or weights are not those of the corpora.
     """
 
     def __init__(
         self,
-        root: str,
-        units_root: str | None = None,
-        text_states_root: str | None = None,
+        root: str | Mapping[str, str],
+        units_root: str | Mapping[str, str] | None = None,
+        text_states_root: str | Mapping[str, str] | None = None,
         set_name: str = "spoken_examples",
         fields: Sequence[str] = ("query", "units"),
         test_fields: Sequence[str] | None = None,
@@ -69,6 +75,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         train_index: str = "train.json",
         validation_index: str | None = "validation.json",
         test_index: str | None = "test.json",
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(batch_size if eval_batch_size is None else eval_batch_size, num_workers)
         if reply_crop_s is not None and "reply" not in fields:
@@ -78,9 +85,13 @@ class SpokenDialogueDataModule(ResumableDataModule):
         require_at_least(1, batch_size=batch_size, num_codes=num_codes)
         require_at_least(1, **{f"max_{split}_examples": limit for split, limit in limits.items()})
         require_positive(reply_crop_s=reply_crop_s)
-        self.root = Path(root)
-        self.units_root = Path(units_root) if units_root is not None else self.root
-        self.text_states_root = text_states_root
+        self.roots: dict[str | None, str] = {None: root} if isinstance(root, str) else dict(root)
+        if not self.roots:
+            raise UserError("root is an empty mapping; name the folder of at least one corpus")
+        self.units_roots = self._by_corpus("units_root", units_root)
+        self.text_states_roots = self._by_corpus("text_states_root", text_states_root)
+        self.weights = [float(weight) for weight in self._by_corpus("weights", weights, default=1.0).values()]
+        require_at_least(0, **{f"weights[{index}]": weight for index, weight in enumerate(self.weights)})
         self.set_name = set_name
         self.fields = dict.fromkeys(("train", "validation", "test"), check_fields(fields))
         if test_fields is not None:
@@ -91,7 +102,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         self.num_codes = num_codes
         self._limits = limits
         self._indices = {"train": train_index, "validation": validation_index, "test": test_index}
-        self._layouts: dict[str, ReleasedLayout] = {}
+        self._layouts: dict[str, ReleasedLayout | JoinedLayouts] = {}
 
     def setup(self, stage: str) -> None:
         """Read the indices and check that the files are there.
@@ -108,8 +119,8 @@ class SpokenDialogueDataModule(ResumableDataModule):
             if self._indices[split] is not None:
                 self.examples(split)
 
-    def examples(self, split: str) -> ReleasedLayout:
-        """Return the dialogues of one split, in the order of its index.
+    def examples(self, split: str) -> ReleasedLayout | JoinedLayouts:
+        """Return the dialogues of one split, in the order of its index, one corpus behind the other.
 
         Args:
             split: One of "train", "validation" and "test".
@@ -122,24 +133,42 @@ class SpokenDialogueDataModule(ResumableDataModule):
         if index is None:
             raise UserError(f"{split}_index is null, so there are no examples for {split}; name a JSON file there")
         if split not in self._layouts:
-            path = self.root / self.set_name / index
-            self._layouts[split] = ReleasedLayout(
-                path,
-                self.root,
-                self.units_root,
-                self.fields[split],
-                self.num_codes,
-                self._limits[split],
-                self.text_states_root,
-            ).load()
+            read = {name: self._read(split, index, name) for name in self.roots}
+            self._layouts[split] = read[None] if None in read else JoinedLayouts(read)
         return self._layouts[split]
+
+    def _read(self, split: str, index: str, name: str | None) -> ReleasedLayout:
+        root = Path(self.roots[name])
+        return ReleasedLayout(
+            root / self.set_name / index,
+            root,
+            self.units_roots[name],
+            self.fields[split],
+            self.num_codes,
+            self._limits[split],
+            self.text_states_roots[name],
+        ).load()
+
+    def _by_corpus(self, argument: str, given: Any, default: Any = None) -> dict[str | None, Any]:
+        """Return what is given for each corpus."""
+        if given is None:
+            return dict.fromkeys(self.roots, default)
+        values = dict(given) if isinstance(given, Mapping) else {None: given}
+        if values.keys() != self.roots.keys():
+            raise UserError(
+                f"{argument}={given!r} does not go with root={self.roots.get(None, self.roots)!r}; give one value for "
+                "one corpus, or one by the name of each"
+            )
+        return {name: values[name] for name in self.roots}
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of shuffled training batches; its state goes into each checkpoint."""
         examples = self.examples("train")
         _, world_size = self._place()
-        one_set, budget = np.zeros(len(examples), dtype=np.int64), BatchBudget(None, self.batch_size)
-        walk = EpochWalk(one_set, examples.sizes(), [1.0], budget, self.seed, world_size)
+        one_set = np.zeros(len(examples), dtype=np.int64)
+        sets = examples.sets() if isinstance(examples, JoinedLayouts) else one_set
+        budget = BatchBudget(None, self.batch_size)
+        walk = EpochWalk(sets, examples.sizes(), self.weights, budget, self.seed, world_size)
         return self._load_training(_EpochExamples(examples, self.seed, self.reply_crop_s), walk)
 
     def evaluation_examples(self, split: str) -> tuple[EpochDataset, int] | None:
@@ -153,7 +182,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
 class _EpochExamples:
     """Examples by (epoch, index); crops replies differently in each epoch."""
 
-    def __init__(self, examples: ReleasedLayout, seed: int, reply_crop_s: float | None) -> None:
+    def __init__(self, examples: ReleasedLayout | JoinedLayouts, seed: int, reply_crop_s: float | None) -> None:
         self._examples = examples
         self._seed = seed
         self._crop = None if reply_crop_s is None else round(reply_crop_s * SAMPLE_RATE_HZ)

@@ -135,6 +135,7 @@ class SpeechCodec(L.LightningModule):
         self.crop_tokens = round(crop_s * self.frame_rate_hz)
         if abs(self.crop_tokens - crop_s * self.frame_rate_hz) > 1e-6:
             raise UserError(f"crop_s is {crop_s}; give a multiple of 0.04 s, a token")
+        self.levels, self.channels = tuple(levels), tuple(channels)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps

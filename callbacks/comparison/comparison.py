@@ -18,14 +18,17 @@ from lightning_modules.number_checks import require_at_least
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.speech_recognizer import SpeechRecognizer
 from lightning_modules.training.reduction import gather_over_ranks
+from lightning_modules.voice_classifier import VoiceClassifier
 
 
 class Comparison(L.Callback):
     """Scores the spoken replies of a test and reports them.
 
     What was said is judged by a recognizer: word error rate of the speech against the *thinker's own* text, so that
-    the talker does not pay for the thinker's mistakes. Two reference rows, the original audio and its codec
+    the talker does not pay for the thinker's mistakes, and against the gold reply, so that a name that the thinker
+    misspells and the talker says as it is spelled is wrong. Two reference rows, the original audio and its codec
     resynthesis against the gold text, are the floor that the recognizer and the codec set. A silent reply is all wrong.
+    Whose voice is heard is judged by a classifier, if there is one, and told as shares of all replies.
 
     Writes ``results.json``, ``summary.txt``, a Pareto plot and wav files into the trainer's root folder, and scalars
     (over the decoding steps per block), audio, pictures (mel, unmasking order) and transcripts into a TensorBoard run
@@ -34,23 +37,29 @@ class Comparison(L.Callback):
     Args:
         recognizer: The judge.
         num_samples: Test dialogues, from the first on, whose audio is kept.
+        voice_classifier: The judge of voices; None asks nobody.
 
     Raises:
         UserError: If the number of samples is negative.
     """
 
-    def __init__(self, recognizer: SpeechRecognizer, num_samples: int = 8) -> None:
+    def __init__(
+        self, recognizer: SpeechRecognizer, num_samples: int = 8, voice_classifier: VoiceClassifier | None = None
+    ) -> None:
         require_at_least(0, num_samples=num_samples)
         self.recognizer = recognizer.eval().requires_grad_(False)
+        self.voice_classifier = None if voice_classifier is None else voice_classifier.eval().requires_grad_(False)
         self.num_samples = num_samples
         self.records: list[Record] = []
         self.rows: list[ComparisonRow] = []
         self._samples: list[Sample] = []
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget what an earlier test left, and bring the judge to the module's device."""
+        """Forget what an earlier test left, and bring the judges to the module's device."""
         self.records, self.rows, self._samples = [], [], []
         self.recognizer.to(pl_module.device)
+        if self.voice_classifier is not None:
+            self.voice_classifier.to(pl_module.device)
 
     def on_test_batch_end(
         self,
@@ -76,13 +85,23 @@ class Comparison(L.Callback):
             for name, reply in outputs[row].items():
                 record = Record.of_reply(name, pl_module.decodings[name], example_id, gold, units, reply)
                 spoken.append(Sample(record, reply.waveform, vocoder.sample_rate))
-            judged = [at_rate(one.waveform, one.sample_rate, self.recognizer.sample_rate) for one in spoken]
-            heard = self.recognizer.transcribe([waveform.to(pl_module.device) for waveform in judged])
-            for sample, transcript in zip(spoken, heard, strict=True):
-                sample.record.heard = transcript
-                self.records.append(sample.record)
+            self._judge(spoken, pl_module.device)
+            self.records += [sample.record for sample in spoken]
             if len({sample.record.example_id for sample in self._samples}) < self.num_samples:
                 self._samples += spoken
+
+    def _judge(self, spoken: list[Sample], device: torch.device) -> None:
+        """Write down what is heard, and in whose voice."""
+
+        def audio(rate_hz: int) -> list[Tensor]:
+            return [at_rate(sample.waveform, sample.sample_rate, rate_hz).to(device) for sample in spoken]
+
+        for sample, heard in zip(spoken, self.recognizer.transcribe(audio(self.recognizer.sample_rate)), strict=True):
+            sample.record.heard = heard
+        if self.voice_classifier is not None:
+            voices = self.voice_classifier.classify(audio(self.voice_classifier.sample_rate))
+            for sample, voice in zip(spoken, voices, strict=True):
+                sample.record.voice = voice
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: SpeechLLM) -> None:  # type: ignore[override]
         """Sum up, and write everything that people look at or listen to."""
@@ -93,7 +112,8 @@ class Comparison(L.Callback):
             return
         assert pl_module.vocoder is not None
         token_rate_hz = pl_module.vocoder.sample_rate / pl_module.vocoder.samples_per_token
-        self.rows = summarize(self.records, token_rate_hz)
+        voices = () if self.voice_classifier is None else self.voice_classifier.voices
+        self.rows = summarize(self.records, token_rate_hz, voices)
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "results.json", [asdict(row) for row in self.rows])

@@ -30,6 +30,7 @@ class Record:
         decoding: How it was decoded; None for a reference.
         reply: Costs of a reply (without its waveform); None for a reference.
         heard: What the recognizer heard.
+        voice: Whose voice it is, if a classifier was asked; empty if there was nothing to hear.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Record:
     decoding: Decoding | None = None
     reply: SpokenReply | None = None
     heard: str = ""
+    voice: str | None = None
 
     @classmethod
     def of_reference(cls, name: str, example_id: str, gold: str, units: Tensor) -> "Record":
@@ -64,9 +66,10 @@ class Record:
         return self.name.replace(" ", "-")
 
     def as_transcript(self) -> dict[str, str]:
-        """Give what was to be said and what was heard."""
+        """Give what was to be said and what was heard, in whose voice."""
         words = {"gold": self.gold, "text": self.text, "heard": self.heard}
-        return {"id": self.example_id, "decoding": self.name, **words}
+        voice = {} if self.voice is None else {"voice": self.voice}
+        return {"id": self.example_id, "decoding": self.name, **words, **voice}
 
 
 @dataclass
@@ -82,6 +85,9 @@ class ComparisonRow:
         wer_micro: Word errors over all words.
         wer_interval: 95 % interval of that, by bootstrap over the examples.
         wer_macro: Mean of the examples' word error rates.
+        wer_gold_micro: Word errors against the gold reply over all its words: the thinker's mistakes count, too.
+        wer_gold_interval: 95 % interval of that.
+        voices: Share of examples in each voice, if a classifier was asked.
         text_exact_match: Share of examples whose text reply equals the gold one.
         tokens_per_s: Speech tokens per second of the talker alone, batch 1.
         rtf: Seconds of the talker alone per second of speech.
@@ -101,6 +107,9 @@ class ComparisonRow:
     wer_micro: float
     wer_interval: tuple[float, float]
     wer_macro: float
+    wer_gold_micro: float
+    wer_gold_interval: tuple[float, float]
+    voices: dict[str, float] = field(default_factory=dict)
     text_exact_match: float | None = None
     tokens_per_s: float | None = None
     rtf: float | None = None
@@ -121,6 +130,7 @@ class ComparisonRow:
         names = (
             "wer_micro",
             "wer_macro",
+            "wer_gold_micro",
             "text_exact_match",
             "tokens_per_s",
             "rtf",
@@ -128,6 +138,7 @@ class ComparisonRow:
             "length_ratio",
         )
         scalars = {f"decode/{name}": float(getattr(self, name)) for name in names if getattr(self, name) is not None}
+        scalars |= {f"decode/voice/{voice}": share for voice, share in self.voices.items()}
         scalars |= {f"decode/first_chunk_ms/{part}": value for part, value in self.first_chunk_ms.items()}
         return scalars | {f"decode/failures/{kind}": share for kind, share in self.failures.items()}
 
@@ -152,12 +163,13 @@ def is_repeating(tokens: Sequence[int], longest_period: int = 16, shortest_loop:
     return False
 
 
-def summarize(records: Sequence[Record], token_rate_hz: float) -> list[ComparisonRow]:
+def summarize(records: Sequence[Record], token_rate_hz: float, voices: Sequence[str] = ()) -> list[ComparisonRow]:
     """Sum up the records of each decoding, in order of first appearance.
 
     Args:
         records: One per decoding and example.
         token_rate_hz: Speech tokens per second of audio.
+        voices: Those that a classifier told apart.
 
     Returns:
         One row per decoding; the references have no text match and no costs.
@@ -165,14 +177,18 @@ def summarize(records: Sequence[Record], token_rate_hz: float) -> list[Compariso
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.name, []).append(record)
-    return [_summarize_group(name, group, token_rate_hz) for name, group in groups.items()]
+    return [_summarize_group(name, group, token_rate_hz, voices) for name, group in groups.items()]
 
 
-def _summarize_group(name: str, group: list[Record], token_rate_hz: float) -> ComparisonRow:
-    rates = word_error_rates([record.text for record in group], [record.heard for record in group])
+def _summarize_group(name: str, group: list[Record], token_rate_hz: float, voices: Sequence[str]) -> ComparisonRow:
+    heard = [record.heard for record in group]
+    rates = word_error_rates([record.text for record in group], heard)
+    gold_rates = word_error_rates([record.gold for record in group], heard)
     decoding = group[0].decoding
     talker, steps, rule = (None, None, "") if decoding is None else (decoding.talker, decoding.num_steps, decoding.rule)
-    row = ComparisonRow(name, talker, steps, rule, len(group), rates.micro, rates.interval, rates.macro)
+    own, gold = (rates.micro, rates.interval, rates.macro), (gold_rates.micro, gold_rates.interval)
+    row = ComparisonRow(name, talker, steps, rule, len(group), *own, *gold)
+    row.voices = {voice: fmean(record.voice == voice for record in group) for voice in voices}
     row.length_ratio = sum(record.num_tokens for record in group) / sum(record.num_gold_tokens for record in group)
     row.failures = {
         "empty": fmean(record.num_tokens == 0 for record in group),
@@ -201,8 +217,9 @@ def _forwards_per_block(replies: Sequence[SpokenReply]) -> float:
 def format_table(rows: Sequence[ComparisonRow]) -> str:
     """Lay the rows out as a table of plain text, percentages as such."""
     header = (
-        "decoding", "talker", "steps", "rule", "WER % micro", "95 %", "macro", "text exact %", "tokens/s", "RTF",
-        "fwd/block", "first chunk ms (encoder+thinker+talker+vocoder)", "length", "empty/cut/loop %",
+        "decoding", "talker", "steps", "rule", "WER % micro", "95 %", "macro", "gold WER %", "text exact %", "tokens/s",
+        "RTF", "fwd/block", "first chunk ms (encoder+thinker+talker+vocoder)", "length", "empty/cut/loop %",
+        *([f"voice % {'/'.join(rows[0].voices)}"] if rows[0].voices else []),
     )  # fmt: skip
     lines = [header, *(_format_row(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -210,7 +227,8 @@ def format_table(rows: Sequence[ComparisonRow]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     ]
     rule = "-" * max(map(len, laid_out))
-    count = f"{rows[0].num_examples} test dialogues; WER by {rows[0].normalizer}, against the thinker's own text."
+    against = "against the thinker's own text; gold WER against the gold reply."
+    count = f"{rows[0].num_examples} test dialogues; WER by {rows[0].normalizer}, {against}"
     return "\n".join([laid_out[0], rule, *laid_out[1:], rule, count])
 
 
@@ -232,11 +250,17 @@ def _format_row(row: ComparisonRow) -> tuple[str, ...]:
         show(row.wer_micro, "{:.2f}", 100),
         " to ".join(f"{100 * bound:.1f}" for bound in row.wer_interval),
         show(row.wer_macro, "{:.2f}", 100),
+        show(row.wer_gold_micro, "{:.2f}", 100),
         show(row.text_exact_match, "{:.1f}", 100),
         show(row.tokens_per_s, "{:.0f}"),
         show(row.rtf, "{:.4f}"),
         show(row.forwards_per_block, "{:.2f}"),
         first,
         show(row.length_ratio, "{:.3f}"),
-        "/".join(f"{100 * share:.0f}" for share in row.failures.values()),
+        _percentages(row.failures),
+        *([_percentages(row.voices)] if row.voices else []),
     )
+
+
+def _percentages(shares: dict[str, float]) -> str:
+    return "/".join(f"{100 * share:.0f}" for share in shares.values())

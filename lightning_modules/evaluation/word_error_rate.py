@@ -50,14 +50,25 @@ def word_error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> Wo
         raise UserError(f"{len(references)} references but {len(hypotheses)} hypotheses: give one for each")
     if not references:
         raise UserError("no utterances: a word error rate needs at least one")
-    counts = [
-        _count(*pair) for pair in zip(map(normalize_text, references), map(normalize_text, hypotheses), strict=True)
-    ]
-    errors, words = (np.array(column) for column in zip(*counts, strict=True))
+    errors, words = count_word_errors([*zip(references, hypotheses, strict=True)])
     rates = np.where(words > 0, errors / np.maximum(words, 1), errors > 0)
-    drawn = np.random.default_rng(0).integers(len(counts), size=(NUM_RESAMPLES, len(counts)))
-    low, high = np.quantile(_micro(errors[drawn], words[drawn]), QUANTILES)
-    return WordErrorRates(float(_micro(errors, words)), float(rates.mean()), (float(low), float(high)))
+    drawn = np.random.default_rng(0).integers(len(words), size=(NUM_RESAMPLES, len(words)))
+    low, high = np.quantile(micro_rates(errors[drawn], words[drawn]), QUANTILES)
+    return WordErrorRates(float(micro_rates(errors, words)), float(rates.mean()), (float(low), float(high)))
+
+
+def count_word_errors(pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Count the word errors of each utterance, and the words of its reference, after :func:`normalize_text`.
+
+    Args:
+        pairs: Reference and hypothesis of each utterance, at least one.
+
+    Returns:
+        Errors and words, each ``(N,) int64``.
+    """
+    counts = [_count(normalize_text(reference), normalize_text(hypothesis)) for reference, hypothesis in pairs]
+    errors, words = np.array(counts, dtype=np.int64).T
+    return errors, words
 
 
 def _count(reference: str, hypothesis: str) -> tuple[int, int]:
@@ -68,7 +79,7 @@ def _count(reference: str, hypothesis: str) -> tuple[int, int]:
     return counts.substitutions + counts.deletions + counts.insertions, len(reference.split())
 
 
-def _micro(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
+def micro_rates(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
     """Divide all errors by all words along the last dimension; without any word it is 1 if anything was heard."""
     num_errors, num_words = errors.sum(axis=-1), words.sum(axis=-1)
     return np.where(num_words > 0, num_errors / np.maximum(num_words, 1), num_errors > 0)

@@ -117,6 +117,81 @@ def test_state_goes_through_the_data_module(corpus: Path) -> None:
     assert first + [batch.ids for batch in resumed.train_dataloader()] == whole
 
 
+@pytest.fixture(scope="module")
+def several(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two corpora whose examples have the same names."""
+    root = tmp_path_factory.mktemp("other")
+    for split, count in (("train", 5), ("validation", 2), ("test", 3)):
+        write_split(root, split, count, seed=1)
+    return {"first": str(corpus), "other": str(root)}
+
+
+def test_several_corpora_are_read_as_one(several: dict[str, str]) -> None:
+    data = SpokenDialogueDataModule(several, fields=["query", "units"], batch_size=4)
+    alone = {name: SpokenDialogueDataModule(root, batch_size=1) for name, root in several.items()}
+    wanted = {
+        f"{name}/{batch.ids[0]}": (name, batch.units[0, : batch.unit_lengths[0]])
+        for name, one in alone.items()
+        for batch in one.train_dataloader()
+    }
+    found = {
+        name: (corpus, units[:length])
+        for batch in data.train_dataloader()
+        for name, corpus, units, length in zip(batch.ids, batch.corpora, batch.units, batch.unit_lengths, strict=True)
+    }
+    assert len(found) == 16 and found.keys() == wanted.keys()
+    for name, (corpus, units) in found.items():
+        assert corpus == wanted[name][0] and torch.equal(units, wanted[name][1])
+    assert sum((batch.ids for batch in data.test_dataloader()), []) == [
+        *(f"first/test_{index}" for index in range(5)),
+        *(f"other/test_{index}" for index in range(3)),
+    ]
+
+
+def test_an_epoch_takes_each_corpus_by_its_weight(several: dict[str, str]) -> None:
+    weights = {"other": 3, "first": 1}
+    data = SpokenDialogueDataModule(several, fields=[], batch_size=4, weights=weights)
+    corpora = sum((batch.corpora for batch in data.train_dataloader()), [])
+    assert (corpora.count("first"), corpora.count("other")) == (11, 15)
+
+
+def test_several_corpora_resume_with_the_next_batch(several: dict[str, str]) -> None:
+    whole = [batch.ids for batch in SpokenDialogueDataModule(several, fields=[], batch_size=3).train_dataloader()]
+    data = SpokenDialogueDataModule(several, fields=[], batch_size=3)
+    begun = iter(data.train_dataloader())
+    first = [next(begun).ids for _ in range(2)]
+    resumed = SpokenDialogueDataModule(several, fields=[], batch_size=3)
+    resumed.load_state_dict(data.state_dict())
+    assert first + [batch.ids for batch in resumed.train_dataloader()] == whole
+
+
+def test_one_corpus_by_name_is_read_like_one_without(corpus: Path) -> None:
+    unnamed = SpokenDialogueDataModule(str(corpus), fields=[], batch_size=2, seed=3).train_dataloader()
+    named = SpokenDialogueDataModule({"a": str(corpus)}, fields=[], batch_size=2, seed=3).train_dataloader()
+    assert [[f"a/{name}" for name in batch.ids] for batch in unnamed] == [batch.ids for batch in named]
+
+
+def test_speech_tokens_of_each_corpus_come_from_its_own_folder(several: dict[str, str], tmp_path: Path) -> None:
+    roots = {"first": several["first"], "other": str(tmp_path)}
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}.* is missing"):
+        SpokenDialogueDataModule(several, units_root=roots).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"root": {}}, "root is an empty mapping"),
+        ({"root": {"a": "x", "b": "y"}, "units_root": "z"}, "units_root='z' does not go with root="),
+        ({"root": {"a": "x", "b": "y"}, "weights": {"a": 1}}, "weights=.* does not go with root="),
+        ({"root": "x", "weights": {"a": 1}}, "one value for one corpus"),
+        ({"root": {"a": "x"}, "weights": {"a": -1}}, "is -1"),
+    ],
+)
+def test_folders_and_weights_are_those_of_the_corpora(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpokenDialogueDataModule(**settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -17,6 +17,7 @@ from lightning_modules.speech_recognizer import SpeechRecognizer
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.unmasking import Unmasking
 from lightning_modules.vocoder.base import Vocoder, VocoderStream
+from lightning_modules.voice_classifier import VoiceClassifier
 from tests.lightning_modules.test_speech_llm import make_batch, make_llm
 
 TONE_HZ = 440.0
@@ -58,6 +59,21 @@ class Listener(SpeechRecognizer):
         return ["yes"] * len(waveforms)
 
 
+class Ear(VoiceClassifier):
+    """Names a voice by its loudest frequency, and notes what it is given to hear."""
+
+    def __init__(self) -> None:
+        encoder = nn.Identity()
+        encoder.output_size = 4  # type: ignore[assignment]
+        super().__init__(["tone", "other"], encoder)
+        self.given: list[Tensor] = []
+
+    def classify(self, waveforms) -> list[str]:  # type: ignore[no-untyped-def]
+        self.given += waveforms
+        is_tone = [len(one) and abs(loudest_hz(one, 16_000) - TONE_HZ) < 20 for one in waveforms]
+        return ["" if not len(one) else "tone" if yes else "other" for one, yes in zip(waveforms, is_tone, strict=True)]
+
+
 @pytest.fixture
 def compared(tmp_path: Path) -> tuple[Path, Listener, SpokenBatch]:
     decodings = {"ntp": Decoding("ntp"), "mdm_4": Decoding("mdm", 4), "mdm_4_sure": Decoding("mdm", 4, Unmasking(0.7))}
@@ -70,7 +86,7 @@ def compared(tmp_path: Path) -> tuple[Path, Listener, SpokenBatch]:
         torch.tensor([16_000, 12_000, 16_000]),
     )
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[Comparison(listener, 1)],
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[Comparison(listener, 1, Ear())],
         default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.test(llm, DataLoader([batch], batch_size=None), verbose=False)
@@ -107,6 +123,20 @@ def test_one_talker_has_a_row_and_a_curve_for_each_rule(compared: tuple[Path, Li
     assert "mdm_4_sure" in (folder / "summary.txt").read_text()
     transcripts = json.loads((folder / "transcripts.json").read_text())
     assert {one["decoding"] for one in transcripts} == rows.keys()
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+def test_voices_of_originals_resynthesis_and_decodings_are_in_the_rows(
+    compared: tuple[Path, Listener, SpokenBatch],
+) -> None:
+    folder, _, _ = compared
+    rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
+    assert rows["original audio"]["voices"] == rows["codec resynthesis"]["voices"] == {"tone": 1.0, "other": 0.0}
+    transcripts = json.loads((folder / "transcripts.json").read_text())
+    for name, row in rows.items():
+        voices = [one["voice"] for one in transcripts if one["decoding"] == name]
+        assert row["voices"]["tone"] == voices.count("tone") / 3
+        assert row["wer_gold_micro"] >= 0 and len(row["wer_gold_interval"]) == 2
 
 
 def test_equal_rates_leave_audio_as_it_is() -> None:

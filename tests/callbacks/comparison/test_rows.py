@@ -38,6 +38,8 @@ def test_a_row_sums_up_quality_speed_and_failures() -> None:
     assert row.wer_micro == pytest.approx(3 / 7), "a silent reply counts as all wrong"
     assert row.wer_interval[0] < row.wer_micro < row.wer_interval[1]
     assert row.wer_macro == pytest.approx((0 + 0.5 + 1 + 0) / 4)
+    assert row.wer_gold_micro == pytest.approx(4 / 8), "the thinker's missing word counts against the gold reply"
+    assert row.wer_gold_interval[0] < row.wer_gold_micro < row.wer_gold_interval[1]
     assert row.text_exact_match == 0.75
     assert row.tokens_per_s == pytest.approx((250 + 500) / 2)
     assert row.rtf == pytest.approx(25 / 375)
@@ -48,6 +50,19 @@ def test_a_row_sums_up_quality_speed_and_failures() -> None:
     assert row.failures == {"empty": 0.25, "truncated": 0.25, "repeating": 0.0}
 
 
+def test_voices_are_shares_of_all_replies_silent_ones_too() -> None:
+    records = [make_record(name, make_reply(50, 0.1), "hello there") for name in "abcd"]
+    for record, voice in zip(records, ["new", "old", "new", ""], strict=True):
+        record.voice = voice
+    (row,) = summarize(records, 25, voices=("old", "new"))
+    assert row.voices == {"old": 0.25, "new": 0.5}
+    assert row.as_scalars()["decode/voice/new"] == 0.5
+    assert [record.as_transcript()["voice"] for record in records] == ["new", "old", "new", ""]
+    table = format_table([row]).splitlines()
+    assert table[0].endswith("voice % old/new") and table[2].endswith("25/50")
+    assert "voice" not in format_table(summarize(records, 25)).splitlines()[0], "nobody was asked"
+
+
 def test_a_reference_has_quality_but_no_costs() -> None:
     record = Record.of_reference(ORIGINAL, "a", "hello there", torch.arange(9))
     record.heard = "hello there"
@@ -55,7 +70,7 @@ def test_a_reference_has_quality_but_no_costs() -> None:
     assert row.wer_micro == 0
     assert row.tokens_per_s is None and row.text_exact_match is None and row.first_chunk_ms == {}
     assert set(row.as_scalars()) == {
-        "decode/wer_micro", "decode/wer_macro", "decode/length_ratio",
+        "decode/wer_micro", "decode/wer_macro", "decode/wer_gold_micro", "decode/length_ratio",
         "decode/failures/empty", "decode/failures/truncated", "decode/failures/repeating",
     }  # fmt: skip
 
