@@ -48,3 +48,9 @@ def test_corpora_are_disjoint_and_judges_and_codec_can_be_loaded(tmp_path: Path)
     assert load_trained(run_of["voice_classifier"]).classify([example.reply])[0] in ("old", "new")
     metrics = json.loads((run_of["voice_classifier"] / "finished.json").read_text())["metrics"]
     assert {"val/accuracy", "val/accuracy_old", "val/accuracy_new"} <= set(metrics)
+
+    floor = json.loads((run_of["resynthesis_floor"] / "finished.json").read_text())["metrics"]
+    assert {
+        f"{voice}/{name}/wer" for voice in ("old", "new") for name in ("original", "codec", "adapted_codec")
+    } <= set(floor)
+    assert (run_of["resynthesis_floor"] / "results.md").is_file()
