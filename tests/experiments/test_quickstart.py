@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.filterwarnings("ignore:The replies"), pytest.mark.filt
 
 FITS = ("codec", "recognizer", "thinker_pretraining", "thinker", "first_talker", "talkers", "distilled_talkers")
 KEYS = {
-    "name", "talker", "steps", "rule", "num_examples", "wer_micro", "wer_macro", "text_exact_match", "tokens_per_s",
-    "rtf", "forwards_per_block", "first_chunk_ms", "length_ratio", "failures",
+    "name", "talker", "steps", "rule", "num_examples", "wer_micro", "wer_macro", "wer_gold_micro", "text_exact_match",
+    "tokens_per_s", "rtf", "forwards_per_block", "first_chunk_ms", "length_ratio", "failures", "voices",
 }  # fmt: skip
 DECODINGS = [
     "ntp", "mtp_2_tokens", "mdm_16", "mdm_4", "mdm_1", "mdm_4_threshold", "mdm_2_threshold", "mdm_16_refined",
