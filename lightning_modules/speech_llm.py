@@ -15,11 +15,10 @@ from lightning_modules.inference.responder import Responder
 from lightning_modules.inference.spoken_reply import SpokenReply
 from lightning_modules.number_checks import require_at_least, require_positive, require_within
 from lightning_modules.talker.base import Talker, TalkerOutput
-from lightning_modules.talker.blocks import count_blocks
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.losses import LossTerm
 from lightning_modules.talker.masking.schemes import RowGenerators
-from lightning_modules.talker.network.anchors import TextStates, count_text_overflow
+from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.thinker.objective import ThinkerObjective
 from lightning_modules.thinker.thinker import Thinker, ThinkerOutput
 from lightning_modules.training.batch_fields import refuse_missing_fields
@@ -311,8 +310,8 @@ class SpeechLLM(ModuleWithRuns):
         text = self.read_text(batch, thinker_output)
         outputs = {}
         for name, talker in self._named_talkers():
-            num_anchors = count_blocks(batch.unit_lengths, talker.block_size), talker.anchors.anchors_per_block
-            self.text_overflow.report(batch.ids, count_text_overflow(text.lengths, *num_anchors), self.global_rank)
+            overflow = talker.count_text_overflow(text.lengths, batch.unit_lengths)
+            self.text_overflow.report(batch.ids, overflow, self.global_rank)
             score = self.training_scorers.get(name, talker) if self.training else talker
             outputs[name] = score(text, batch.units, batch.unit_lengths, generators[name])
         return outputs

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import UserError
-from lightning_modules.talker.base import Talker, TalkerOutput
+from lightning_modules.talker.anchored import AnchoredTalker
+from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.sampling import TokenSampler
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
@@ -21,7 +22,7 @@ from lightning_modules.talker.network.attention_masks import (
 from lightning_modules.talker.network.backbone import TalkerBackbone
 
 
-class AutoregressiveTalker(Talker):
+class AutoregressiveTalker(AnchoredTalker):
     """Predicts one speech token after the other.
 
     A block's anchors stand in slots of their own ahead of its tokens, so that all of them are visible at its

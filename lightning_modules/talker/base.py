@@ -1,28 +1,20 @@
-"""What every talker has in common: embeddings, anchors, backbone, output head, a loss and a stream."""
+"""What every talker has in common, whatever it makes of the text: a loss, a stream, decodings that it knows."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
-from lightning_modules.talker.blocks import BlockedSpeech, lay_out_in_blocks
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.streaming import (
-    AnchorReader,
-    BlockDecoder,
-    SpeechChunk,
-    TextState,
-    stream_blocks,
-)
+from lightning_modules.talker.decoding.streaming import SpeechChunk, TextState
 from lightning_modules.talker.losses import LossTerm, add_terms
 from lightning_modules.talker.masking.schemes import RowGenerators
-from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
-from lightning_modules.talker.network.backbone import TalkerBackbone
-from lightning_modules.talker.vocabulary import SpeechVocabulary
+from lightning_modules.talker.network.anchors import TextStates
 
 
 @dataclass(frozen=True)
@@ -54,45 +46,38 @@ class TalkerOutput:
         return {f"train/{name}": getattr(self, name).detach() for name in names}
 
 
+class EndOfSpeech(Protocol):
+    """What others must know of a talker's vocabulary."""
+
+    @property
+    def num_codes(self) -> int:
+        """Size of the speech codebook; smaller ids are codes."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """End of speech."""
+        ...
+
+
 class Talker(nn.Module, ABC):
     """Turns the text states of a thinker into discrete speech tokens.
 
-    Subclasses differ in a loss (:meth:`forward`) and a decoder (:meth:`new_decoder`), and may have parts of their own
-    (:attr:`own_parts`, prefixes of parameter names), which :meth:`copy_weights` leaves as they are if the source lacks
-    them.
+    Subclasses differ in how they read text, in a loss (:meth:`forward`) and a decoder (:meth:`stream`), and may have
+    parts of their own (:attr:`own_parts`, prefixes of parameter names), which :meth:`copy_weights` leaves as they are if
+    the source lacks them.
 
     Args:
-        num_codes: Size of the speech codebook.
-        anchors: Projects text states and assigns them to blocks.
-        backbone: Decoder layers, as wide as the anchors.
-        block_size: Speech tokens per block; 16 in the paper (0.64 s at 25 Hz).
-
-    Raises:
-        UserError: If the anchors do not fit into a block, or are not as wide as the backbone.
+        vocabulary: Gives the id that ends speech.
+        block_size: Speech tokens that are decoded, and leave, together.
     """
 
     own_parts: tuple[str, ...] = ()
 
-    def __init__(
-        self, num_codes: int, anchors: SemanticAnchors, backbone: TalkerBackbone, block_size: int = 16
-    ) -> None:
+    def __init__(self, vocabulary: EndOfSpeech, block_size: int) -> None:
         super().__init__()
-        if anchors.anchors_per_block > block_size:
-            raise UserError(
-                f"anchors_per_block is {anchors.anchors_per_block} but a block has {block_size} positions: "
-                "lower anchors_per_block or raise block_size."
-            )
-        if anchors.projection.out_features != backbone.width:
-            raise UserError(
-                f"the anchors are {anchors.projection.out_features} wide, the backbone {backbone.width}: make their "
-                "width equal."
-            )
-        self.vocabulary = SpeechVocabulary(num_codes)
+        self.vocabulary = vocabulary
         self.block_size = block_size
-        self.anchors = anchors
-        self.backbone = backbone
-        self.embed_tokens = nn.Embedding(self.vocabulary.size, backbone.width)
-        self.head = nn.Linear(backbone.width, self.vocabulary.num_outputs, bias=False)
 
     @property
     @abstractmethod
@@ -117,8 +102,41 @@ class Talker(nn.Module, ABC):
         """
 
     @abstractmethod
-    def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
-        """Make what decodes the blocks of one reply; the number of steps is given."""
+    def stream(self, text: Iterable[TextState], max_blocks: int, decoding: Decoding) -> Iterator[SpeechChunk]:
+        """Speak while the thinker is still writing: one chunk per block.
+
+        Args:
+            text: Text states one by one, pulled when they are needed.
+            max_blocks: Where speech is cut off if no EOS comes.
+            decoding: How to decode; its talker's name is not looked at.
+
+        Yields:
+            The speech tokens of each block, up to the first EOS.
+
+        Raises:
+            UserError: If this talker does not know the decoding.
+        """
+
+    @abstractmethod
+    def count_text_overflow(self, text_lengths: Tensor, unit_lengths: Tensor) -> Tensor:
+        """Count the text tokens of each example that this talker never sees in training.
+
+        Args:
+            text_lengths: Text tokens of each reply, ``(B,) int64``.
+            unit_lengths: Speech tokens of each reply, ``(B,) int64``.
+
+        Returns:
+            ``(B,) int64``; 0 for a well-formed example.
+        """
+
+    @abstractmethod
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draw all weights from a generator, so that they do not depend on what was built before."""
+
+    @property
+    def is_on_meta(self) -> bool:
+        """Whether it has no weights, built to be checked only."""
+        return next(self.parameters()).is_meta
 
     def check(self, decoding: Decoding) -> None:
         """Refuse a decoding that this talker does not know.
@@ -132,31 +150,9 @@ class Talker(nn.Module, ABC):
                 f"of {self.supported_steps} steps"
             )
 
-    def stream(self, text: Iterable[TextState], max_blocks: int, decoding: Decoding) -> Iterator[SpeechChunk]:
-        """Speak while the thinker is still writing: one chunk per block.
-
-        Args:
-            text: Text states one by one; at most ``anchors_per_block`` are pulled ahead of each block.
-            max_blocks: Where speech is cut off if no EOS comes.
-            decoding: How to decode; its talker's name is not looked at.
-
-        Yields:
-            The speech tokens of each block, up to the first EOS.
-
-        Raises:
-            UserError: If this talker does not know the decoding.
-        """
-        self.check(decoding)
-        decoder = self.new_decoder(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
-        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
-
     def num_steps_of(self, decoding: Decoding) -> int:
         """Give the steps per block of a decoding: its own, or this talker's default."""
         return self.supported_steps[0] if decoding.num_steps is None else decoding.num_steps
-
-    def lay_out(self, units: Tensor, unit_lengths: Tensor) -> BlockedSpeech:
-        """Lay a batch of speech tokens out in this talker's blocks."""
-        return lay_out_in_blocks(units, unit_lengths, self.vocabulary, self.block_size)
 
     def copy_weights(self, source: "Talker") -> None:
         """Start from the weights of a trained talker, of whatever kind.
@@ -172,27 +168,40 @@ class Talker(nn.Module, ABC):
                 f"The initial talker has no {unfit[0]} of the same shape: give both talkers the same backbone, "
                 "anchors and codebook, or leave initial_talker out."
             )
-        if not self.head.weight.is_meta:  # else it is built to be checked only
+        if not self.is_on_meta:
             self.load_state_dict({key: weights[key] for key in own}, strict=False)
 
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw all weights from a generator, so that they do not depend on what was built before.
 
-        Linear layers get a variance of 1 / fan-in, those that write into the residual stream less by the number
-        of writes (GPT-2's rule); embeddings a standard deviation of 0.5; gains 1.
-        """
-        if self.head.weight.is_meta:
-            return  # built to be checked only
-        num_residual_writes = 2 * len(self.backbone.layers)
-        for name, parameter in self.named_parameters():
-            with torch.no_grad():
-                if name.startswith("embed_tokens"):
-                    parameter.normal_(0.0, 0.5, generator=generator)
-                elif parameter.ndim == 2:
-                    is_residual = name.endswith(("attention_out.weight", "down.weight"))
-                    scale = 1 / math.sqrt(parameter.shape[1] * (num_residual_writes if is_residual else 1))
-                    parameter.normal_(0.0, scale, generator=generator)
-                elif name.endswith("norm.weight"):
-                    parameter.fill_(1.0)
-                else:
-                    parameter.zero_()
+def draw_weights(
+    module: nn.Module,
+    generator: torch.Generator,
+    embeddings: tuple[str, ...],
+    residual_writes: tuple[str, ...],
+    num_residual_writes: int,
+) -> None:
+    """Draw the weights of a network from a generator; does nothing on the meta device.
+
+    Linear layers get a variance of 1 / fan-in, those that write into the residual stream less by the number of writes
+    (GPT-2's rule); embeddings a standard deviation of 0.5; gains 1; biases and other vectors 0.
+
+    Args:
+        module: Its parameters are drawn in their order.
+        generator: Source of randomness.
+        embeddings: Beginnings of the names of embeddings.
+        residual_writes: Ends of the names of the matrices that write into the residual stream.
+        num_residual_writes: How many there are in a row.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            return
+        with torch.no_grad():
+            if name.startswith(embeddings):
+                parameter.normal_(0.0, 0.5, generator=generator)
+            elif parameter.ndim == 2:
+                is_residual = name.endswith(residual_writes)
+                scale = 1 / math.sqrt(parameter.shape[1] * (num_residual_writes if is_residual else 1))
+                parameter.normal_(0.0, scale, generator=generator)
+            elif name.endswith(("norm.weight", "norm_final.weight")):
+                parameter.fill_(1.0)
+            else:
+                parameter.zero_()

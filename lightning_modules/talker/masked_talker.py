@@ -1,6 +1,6 @@
 """What talkers that predict masked tokens share: drawing masks, and learning from clean tokens or a teacher."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import UserError
-from lightning_modules.talker.base import Talker, TalkerOutput
+from lightning_modules.talker.anchored import AnchoredTalker
+from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.blocks import BlockedSpeech
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.unmasking import powers_of_two_up_to
@@ -58,7 +59,7 @@ class NoisyBatch:
         return self.is_masked.sum() / (self.speech.is_real.sum() * num_copies)
 
 
-class MaskedTalker(Talker, ABC):
+class MaskedTalker(AnchoredTalker):
     """Predicts masked tokens of a block in parallel, and can be taught by a frozen copy of itself.
 
     Subclasses say how a partly masked batch is read (:meth:`masked_hidden`).

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_modules.number_checks import require_at_least
+from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
-from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.filling import BlockFiller
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
@@ -122,7 +122,7 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
 
     def check(self, decoding: Decoding) -> None:
         """Allow every rule: this talker predicts masked tokens and next ones; see :class:`Talker`."""
-        Talker.check(self, decoding)
+        AnchoredTalker.check(self, decoding)
 
     def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
         """Decode block by block; see :class:`Talker`."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.talker.decoding.refinement import Refinement
+from lightning_modules.talker.decoding.repetition import RepetitionPenalty
 from lightning_modules.talker.decoding.sampling import TokenSampler
 from lightning_modules.talker.decoding.unmasking import Unmasking
 
@@ -20,6 +21,9 @@ class Decoding:
         refinement: Lets the steps behind the draft correct it by next-token prediction; all steps unmask if None, as
             in the paper. For talkers that predict next tokens, too.
         sampler: Chooses tokens; the most likely ones if None.
+        repetition: Lowers the logits of recent tokens; the talker's own rule if None. For talkers that read text as a
+            prefix of their speech only.
+        whole_text: Wait until the whole text is written. For the same talkers only.
         fused_commit: Let a finished block ride with the next block's first pass, which writes its keys and values to
             the cache: K passes per block. Otherwise a pass of its own writes them: K + 1.
         adapter: Name of the LoRA adapter that acts on thinker and talker meanwhile; the base alone if None.
@@ -36,6 +40,8 @@ class Decoding:
     unmasking: Unmasking | None = None
     refinement: Refinement | None = None
     sampler: TokenSampler | None = None
+    repetition: RepetitionPenalty | None = None
+    whole_text: bool = False
     fused_commit: bool = True
     adapter: str | None = None
     seed: int = 0
@@ -58,7 +64,10 @@ class Decoding:
     @property
     def rule(self) -> str:
         """How a block is filled, whatever the number of steps, in words for tables; empty for the paper's way."""
-        parts = [str(one) for one in (self.unmasking, self.refinement, self.sampler) if one is not None]
+        rules = self.unmasking, self.refinement, self.sampler, self.repetition
+        parts = [str(one) for one in rules if one is not None]
+        if self.whole_text:
+            parts.append("whole text first")
         if not self.fused_commit:
             parts.append("separate commit")
         if self.adapter is not None:

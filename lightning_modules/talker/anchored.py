@@ -1,0 +1,93 @@
+"""Talkers that read text as anchors of their blocks: embeddings, anchors, backbone and output head."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.errors import UserError
+from lightning_modules.talker.base import Talker, draw_weights
+from lightning_modules.talker.blocks import BlockedSpeech, count_blocks, lay_out_in_blocks
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.streaming import (
+    AnchorReader,
+    BlockDecoder,
+    SpeechChunk,
+    TextState,
+    stream_blocks,
+)
+from lightning_modules.talker.network.anchors import SemanticAnchors, count_text_overflow
+from lightning_modules.talker.network.backbone import TalkerBackbone
+from lightning_modules.talker.vocabulary import SpeechVocabulary
+
+
+class AnchoredTalker(Talker):
+    """Speaks in blocks, each of which carries a few text tokens of its own.
+
+    Subclasses differ in a loss (:meth:`forward`) and a decoder (:meth:`new_decoder`).
+
+    Args:
+        num_codes: Size of the speech codebook.
+        anchors: Projects text states and assigns them to blocks.
+        backbone: Decoder layers, as wide as the anchors.
+        block_size: Speech tokens per block; 16 in the paper (0.64 s at 25 Hz).
+
+    Raises:
+        UserError: If the anchors do not fit into a block, or are not as wide as the backbone.
+    """
+
+    vocabulary: SpeechVocabulary
+
+    def __init__(
+        self, num_codes: int, anchors: SemanticAnchors, backbone: TalkerBackbone, block_size: int = 16
+    ) -> None:
+        super().__init__(SpeechVocabulary(num_codes), block_size)
+        if anchors.anchors_per_block > block_size:
+            raise UserError(
+                f"anchors_per_block is {anchors.anchors_per_block} but a block has {block_size} positions: "
+                "lower anchors_per_block or raise block_size."
+            )
+        if anchors.projection.out_features != backbone.width:
+            raise UserError(
+                f"the anchors are {anchors.projection.out_features} wide, the backbone {backbone.width}: make their "
+                "width equal."
+            )
+        self.anchors = anchors
+        self.backbone = backbone
+        self.embed_tokens = nn.Embedding(self.vocabulary.size, backbone.width)
+        self.head = nn.Linear(backbone.width, self.vocabulary.num_outputs, bias=False)
+
+    @abstractmethod
+    def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
+        """Make what decodes the blocks of one reply; the number of steps is given."""
+
+    def check(self, decoding: Decoding) -> None:
+        """Refuse rules for talkers that read text as a prefix, too; see :class:`Talker`."""
+        super().check(decoding)
+        if decoding.repetition is not None or decoding.whole_text:
+            raise UserError(
+                f"decoding of {decoding.talker}: repetition and whole_text are for talkers that read text as a prefix "
+                "of their speech; this one reads it block by block; leave them out"
+            )
+
+    def stream(self, text: Iterable[TextState], max_blocks: int, decoding: Decoding) -> Iterator[SpeechChunk]:
+        """Speak, with at most ``anchors_per_block`` text states pulled ahead of each block; see :class:`Talker`."""
+        self.check(decoding)
+        decoder = self.new_decoder(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
+        return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
+
+    def lay_out(self, units: Tensor, unit_lengths: Tensor) -> BlockedSpeech:
+        """Lay a batch of speech tokens out in this talker's blocks."""
+        return lay_out_in_blocks(units, unit_lengths, self.vocabulary, self.block_size)
+
+    def count_text_overflow(self, text_lengths: Tensor, unit_lengths: Tensor) -> Tensor:
+        """Count the text tokens that no anchor of an example's own blocks can carry; see :class:`Talker`."""
+        num_blocks = count_blocks(unit_lengths, self.block_size)
+        return count_text_overflow(text_lengths, num_blocks, self.anchors.anchors_per_block)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draw all weights; see :func:`draw_weights`."""
+        residual_writes = ("attention_out.weight", "down.weight")
+        draw_weights(self, generator, ("embed_tokens",), residual_writes, 2 * len(self.backbone.layers))
