@@ -64,8 +64,8 @@ class Talker(nn.Module, ABC):
     """Turns the text states of a thinker into discrete speech tokens.
 
     Subclasses differ in how they read text, in a loss (:meth:`forward`) and a decoder (:meth:`stream`), and may have
-    parts of their own (:attr:`own_parts`, prefixes of parameter names), which :meth:`copy_weights` leaves as they are if
-    the source lacks them.
+    parts of their own (:attr:`own_parts`, prefixes of parameter names), which :meth:`copy_weights` leaves as they are
+    if the source lacks them.
 
     Args:
         vocabulary: Gives the id that ends speech.

@@ -78,12 +78,25 @@ def lay_out_in_blocks(units: Tensor, lengths: Tensor, vocabulary: SpeechVocabula
     is_real = positions < (num_own_blocks * block_size)[:, None]
     x_0 = units.new_full((batch_size, total), vocabulary.pad_id)
     x_0[:, : min(num_units, total)] = units[:, :total]
-    outside = is_speech & ((x_0 < 0) | (x_0 >= vocabulary.num_codes))
-    if outside.any():
-        value = int(x_0[outside][0])
-        raise UserError(
-            f"Speech token {value} lies outside the codebook of {vocabulary.num_codes} codes: "
-            "set the talker's num_codes to the size of the codec that wrote the tokens."
-        )
+    refuse_unknown_codes(x_0, is_speech, vocabulary.num_codes)
     x_0 = torch.where(is_speech, x_0, torch.where(is_real, vocabulary.eos_id, vocabulary.pad_id))
     return BlockedSpeech(x_0, is_real, lengths, block_size)
+
+
+def refuse_unknown_codes(units: Tensor, is_speech: Tensor, num_codes: int) -> None:
+    """Refuse speech tokens that are not in the codebook.
+
+    Args:
+        units: Speech tokens, ``(B, T) int64``.
+        is_speech: False where they are padding, ``(B, T) bool``.
+        num_codes: Size of the codebook.
+
+    Raises:
+        UserError: If one lies outside.
+    """
+    outside = is_speech & ((units < 0) | (units >= num_codes))
+    if outside.any():
+        raise UserError(
+            f"Speech token {int(units[outside][0])} lies outside the codebook of {num_codes} codes: "
+            "set the talker's num_codes to the size of the codec that wrote the tokens."
+        )
