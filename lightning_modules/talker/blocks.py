@@ -70,6 +70,7 @@ def lay_out_in_blocks(units: Tensor, lengths: Tensor, vocabulary: SpeechVocabula
     Raises:
         UserError: If a unit lies outside the codebook.
     """
+    refuse_foreign_codes(units, lengths, vocabulary)
     batch_size, num_units = units.shape
     num_own_blocks = count_blocks(lengths, block_size)
     total = int(num_own_blocks.max()) * block_size
@@ -78,25 +79,25 @@ def lay_out_in_blocks(units: Tensor, lengths: Tensor, vocabulary: SpeechVocabula
     is_real = positions < (num_own_blocks * block_size)[:, None]
     x_0 = units.new_full((batch_size, total), vocabulary.pad_id)
     x_0[:, : min(num_units, total)] = units[:, :total]
-    refuse_unknown_codes(x_0, is_speech, vocabulary.num_codes)
     x_0 = torch.where(is_speech, x_0, torch.where(is_real, vocabulary.eos_id, vocabulary.pad_id))
     return BlockedSpeech(x_0, is_real, lengths, block_size)
 
 
-def refuse_unknown_codes(units: Tensor, is_speech: Tensor, num_codes: int) -> None:
-    """Refuse speech tokens that are not in the codebook.
+def refuse_foreign_codes(units: Tensor, lengths: Tensor, vocabulary: SpeechVocabulary) -> None:
+    """Refuse speech tokens that are not of a codebook.
 
     Args:
-        units: Speech tokens, ``(B, T) int64``.
-        is_speech: False where they are padding, ``(B, T) bool``.
-        num_codes: Size of the codebook.
+        units: Speech tokens, right-padded with anything, ``(B, T) int64``.
+        lengths: Speech tokens of each row, ``(B,) int64``.
+        vocabulary: Knows the size of the codebook.
 
     Raises:
-        UserError: If one lies outside.
+        UserError: If a unit lies outside the codebook.
     """
-    outside = is_speech & ((units < 0) | (units >= num_codes))
-    if outside.any():
+    is_speech = torch.arange(units.shape[1], device=units.device) < lengths[:, None].to(units.device)
+    outside = units[is_speech & ((units < 0) | (units >= vocabulary.num_codes))]
+    if len(outside):
         raise UserError(
-            f"Speech token {int(units[outside][0])} lies outside the codebook of {num_codes} codes: "
+            f"Speech token {int(outside[0])} lies outside the codebook of {vocabulary.num_codes} codes: "
             "set the talker's num_codes to the size of the codec that wrote the tokens."
         )

@@ -12,11 +12,11 @@ from torch import Tensor
 from lightning_modules.talker.masking.schemes import RowGenerators
 
 
-def draw_sees_all(batch_size: int, generator: torch.Generator | RowGenerators, device: torch.device) -> Tensor:
-    """Draw which half of the examples see all of their text, ``(B,) bool``."""
+def draw_sees_all(batch_size: int, generator: torch.Generator | RowGenerators) -> Tensor:
+    """Draw which half of the examples see all of their text, ``(B,) bool``, on the generator's device."""
     if isinstance(generator, torch.Generator):
-        return torch.rand(batch_size, generator=generator, device=device) > 0.5
-    return torch.cat([torch.rand(1, generator=own, device=device) for own in generator]) > 0.5
+        return torch.rand(batch_size, generator=generator, device=generator.device) > 0.5
+    return torch.cat([torch.rand(1, generator=own, device=own.device) for own in generator]) > 0.5
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_positive, require_within
 from lightning_modules.talker.base import Talker, TalkerOutput, draw_weights
-from lightning_modules.talker.blocks import refuse_unknown_codes
+from lightning_modules.talker.blocks import refuse_foreign_codes
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.streaming import SpeechChunk, TextState
 from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
 from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import TextStates
+from lightning_modules.talker.vocabulary import SpeechVocabulary
 from lightning_modules.talker.vocalnet.llama_layers import make_layers, run_layers
 from lightning_modules.talker.vocalnet.prefix_decoder import PrefixParts, stream_with_prefix
 from lightning_modules.talker.vocalnet.sizes import PrefixVocabulary, VocalNetSizes, sizes_of_config
@@ -161,12 +162,12 @@ class VocalNetTalker(Talker):
                 f"{self.sizes.hidden_size}: take the thinker that the talker was trained with, or make them equal"
             )
         states = text.hidden[:, self.state_offset :].to(self.end_of_text.dtype)
-        num_states = (text.lengths - self.state_offset).clamp(min=0)
+        num_states = (text.lengths.to(states.device) - self.state_offset).clamp(min=0)
         slots = torch.arange(states.shape[1] + 1, device=states.device)
         states = nn.functional.pad(states, (0, 0, 0, 1)) * (slots < num_states[:, None])[..., None]
         states = states + (slots == num_states[:, None])[..., None] * self.end_of_text
         x = run_layers(self.encode_layers, states, slots[None], (slots <= slots[:, None])[None], None)
-        begin = self.embedding(torch.full_like(text.lengths, self.vocabulary.bos_id)[:, None])
+        begin = self.embedding(torch.full_like(num_states, self.vocabulary.bos_id)[:, None])
         return torch.cat([begin.to(x.dtype), x], dim=1), num_states + 2
 
     def ahead_hidden(self, text: TextStates, tokens: Tensor, sees_all: Tensor) -> list[Tensor]:
@@ -200,14 +201,14 @@ class VocalNetTalker(Talker):
 
         Half of the rows see all text, in the others it grows with the speech.
         """
+        refuse_foreign_codes(units, unit_lengths, SpeechVocabulary(self.vocabulary.num_codes))
+        unit_lengths = unit_lengths.to(units.device)
         slots = torch.arange(units.shape[1] + 1, device=units.device)
-        is_speech = slots[:-1] < unit_lengths[:, None]
-        refuse_unknown_codes(units, is_speech, self.vocabulary.num_codes)
-        tokens = torch.where(is_speech, units, self.vocabulary.pad_id)
+        tokens = torch.where(slots[:-1] < unit_lengths[:, None], units, self.vocabulary.pad_id)
         targets = nn.functional.pad(tokens, (0, 1), value=self.vocabulary.pad_id)
         targets = targets.scatter(1, unit_lengths[:, None], self.vocabulary.eos_id)
         is_scored = slots <= unit_lengths[:, None]
-        states = self.ahead_hidden(text, tokens, draw_sees_all(len(units), generator, units.device))
+        states = self.ahead_hidden(text, tokens, draw_sees_all(len(units), generator).to(units.device))
         heads = [self.head, *(layer.head for layer in self._extra_layers())]
         terms, accuracies = [], []
         for ahead, (head, hidden) in enumerate(zip(heads, states, strict=True)):
