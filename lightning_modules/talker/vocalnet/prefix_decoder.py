@@ -13,7 +13,7 @@ from lightning_modules.talker.decoding.repetition import RepetitionPenalty
 from lightning_modules.talker.decoding.sampling import TokenSampler
 from lightning_modules.talker.decoding.streaming import SpeechChunk, TextState, cut_at_eos
 from lightning_modules.talker.vocalnet.llama_layers import GrowingKeys, extend
-from lightning_modules.talker.vocalnet.sizes import VocalNetSizes
+from lightning_modules.talker.vocalnet.sizes import VocalNetSizes, check_width
 
 # What the released decoders do if nothing else is asked for.
 RULE_OF_STREAMING = RepetitionPenalty(factor=2.0, window=6, ahead=True)
@@ -45,17 +45,19 @@ class PrefixReader:
     Args:
         text: Text states in order.
         num_skipped: States at the beginning that are left out.
-        end_of_text: Stands behind the last one, ``(H,)``.
+        parts: Say how wide a state is, and what stands behind the last one.
     """
 
-    def __init__(self, text: Iterable[TextState], num_skipped: int, end_of_text: Tensor) -> None:
+    def __init__(self, text: Iterable[TextState], num_skipped: int, parts: PrefixParts) -> None:
         self.text = islice(text, num_skipped, None)
-        self.end_of_text = end_of_text
+        self.sizes, self.end_of_text = parts.sizes, parts.end_of_text
         self.ended = False
 
     def read(self, num_states: int | None) -> Tensor:
         """Give the next hidden states, all that are left if None, and the end of the text if it comes: ``(n, H)``."""
         states = [state.hidden.to(self.end_of_text) for state in islice(self.text, num_states)]
+        for state in states[:1]:
+            check_width(state, self.sizes)
         self.ended = num_states is None or len(states) < num_states
         return torch.stack(states + [self.end_of_text] * self.ended)
 
@@ -147,7 +149,7 @@ def stream_with_prefix(
         The speech tokens of each block, up to the first EOS.
     """
     decoder = PrefixDecoder(parts, decoding)
-    reader = PrefixReader(text, num_skipped, parts.end_of_text)
+    reader = PrefixReader(text, num_skipped, parts)
     block_size = parts.sizes.block_size
     num_states = None if decoding.whole_text else parts.sizes.text_per_block
     for block in range(max_blocks):

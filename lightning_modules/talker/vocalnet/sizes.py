@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_divisible
 
@@ -137,3 +139,16 @@ def sizes_of_config(config: Mapping[str, Any], where: str) -> VocalNetSizes:
     if others:
         raise UserError(f"{where}: {others} are not what this talker has, {expected}; such a checkpoint is not known")
     return sizes
+
+
+def check_width(states: Tensor, sizes: VocalNetSizes) -> None:
+    """Refuse hidden states ``(..., H)`` of another width than the talker's.
+
+    Raises:
+        UserError: If they are.
+    """
+    if states.shape[-1] != sizes.hidden_size:
+        raise UserError(
+            f"the thinker's hidden states are {states.shape[-1]} wide, this talker's hidden_size is "
+            f"{sizes.hidden_size}: take the thinker that the talker was trained with, or make them equal"
+        )

@@ -21,8 +21,8 @@ from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.vocabulary import SpeechVocabulary
 from lightning_modules.talker.vocalnet.llama_layers import make_layers, run_layers
 from lightning_modules.talker.vocalnet.prefix_decoder import PrefixParts, stream_with_prefix
-from lightning_modules.talker.vocalnet.sizes import PrefixVocabulary, VocalNetSizes, sizes_of_config
-from lightning_modules.talker.vocalnet.training_masks import PrefixLayout, draw_sees_all
+from lightning_modules.talker.vocalnet.sizes import PrefixVocabulary, VocalNetSizes, check_width, sizes_of_config
+from lightning_modules.talker.vocalnet.training_masks import DecodedLayout, ReleasedLayout, draw_sees_all
 from lightning_modules.weight_files import WeightFiles, read_config_file
 
 PREFIX = "speech_generator."
@@ -60,6 +60,8 @@ class VocalNetTalker(Talker):
         state_offset: 0 reads the states that predicted each text token, as the released inference does; 1 reads the
             states at the tokens, which predict the next ones, as the released training does. With 1, each block waits
             for one text token more.
+        train_as_decoded: Train on what decoding sees; False trains as the released code does, on what
+            :class:`ReleasedLayout` describes.
         decay: Weight of each extra layer's loss as a share of that of the one before.
 
     Raises:
@@ -71,7 +73,9 @@ class VocalNetTalker(Talker):
     own_parts = ("mtp_layers.",)
     vocabulary: PrefixVocabulary
 
-    def __init__(self, sizes: VocalNetSizes, state_offset: int = 0, decay: float = 0.8) -> None:
+    def __init__(
+        self, sizes: VocalNetSizes, state_offset: int = 0, train_as_decoded: bool = False, decay: float = 0.8
+    ) -> None:
         super().__init__(sizes.vocabulary, sizes.block_size)
         require_positive(decay=decay)
         require_within(0.0, 1.0, decay=decay)
@@ -81,6 +85,7 @@ class VocalNetTalker(Talker):
                 "at the tokens"
             )
         self.sizes, self.state_offset, self.decay = sizes, state_offset, decay
+        self.layout = DecodedLayout if train_as_decoded else ReleasedLayout
         self.embedding = nn.Embedding(sizes.vocabulary.size, sizes.hidden_size)
         self.encode_layers = make_layers(sizes, sizes.num_encoder_layers)
         self.decode_layers = make_layers(sizes, sizes.num_decoder_layers)
@@ -90,7 +95,9 @@ class VocalNetTalker(Talker):
         self.end_of_text = nn.Parameter(torch.zeros(sizes.hidden_size))
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, end_of_text_id: int, state_offset: int = 0) -> "VocalNetTalker":
+    def from_checkpoint(
+        cls, path: str | Path, end_of_text_id: int, state_offset: int = 0, train_as_decoded: bool = False
+    ) -> "VocalNetTalker":
         """Read a talker out of a released VocalNet checkpoint; of the rest, only one embedding is read.
 
         On the meta device `config.json` alone is read.
@@ -100,6 +107,7 @@ class VocalNetTalker(Talker):
             end_of_text_id: Text token whose embedding stands behind the text: 128009 for the released models on Llama,
                 151643 for those on Qwen.
             state_offset: As of the class.
+            train_as_decoded: As of the class.
 
         Returns:
             The talker, in float32.
@@ -111,9 +119,9 @@ class VocalNetTalker(Talker):
         what = "VocalNet's talker"
         sizes = sizes_of_config(read_config_file(path, what), str(Path(path) / "config.json"))
         if torch.get_default_device().type == "meta":
-            return cls(sizes, state_offset)
+            return cls(sizes, state_offset, train_as_decoded)
         with torch.device("meta"):
-            talker = cls(sizes, state_offset)
+            talker = cls(sizes, state_offset, train_as_decoded)
         files = WeightFiles(path, what)
         weights = files.read_all(PREFIX, set(talker.state_dict()) - {"end_of_text"})
         end_of_text = files.read(TEXT_EMBEDDINGS, end_of_text_id, end_of_text_id + 1)
@@ -156,11 +164,7 @@ class VocalNetTalker(Talker):
         Returns:
             Prefixes ``(B, 1 + N + 1, H)``, right-padded, and their lengths ``(B,) int64``.
         """
-        if text.hidden.shape[-1] != self.sizes.hidden_size:
-            raise UserError(
-                f"the thinker's hidden states are {text.hidden.shape[-1]} wide, this talker's hidden_size is "
-                f"{self.sizes.hidden_size}: take the thinker that the talker was trained with, or make them equal"
-            )
+        check_width(text.hidden, self.sizes)
         states = text.hidden[:, self.state_offset :].to(self.end_of_text.dtype)
         num_states = (text.lengths.to(states.device) - self.state_offset).clamp(min=0)
         slots = torch.arange(states.shape[1] + 1, device=states.device)
@@ -183,15 +187,16 @@ class VocalNetTalker(Talker):
             ``p + i``.
         """
         prefix, lengths = self.encode(text)
-        start = torch.full_like(tokens[:, :1], self.vocabulary.sos_id)
+        start = tokens.new_full((len(tokens), 1), self.vocabulary.sos_id)
         speech = self.embedding(torch.cat([start, tokens], dim=1))
-        layout = PrefixLayout(
+        layout = self.layout(
             prefix.shape[1], speech.shape[1], lengths, sees_all, self.sizes.text_per_block, self.block_size
         )
-        x = torch.cat([prefix, speech.to(prefix.dtype)], dim=1)
-        states = [run_layers(self.decode_layers, x, layout.positions, layout.mask(), None)]
+        x, positions = torch.cat([prefix, speech.to(prefix.dtype)], dim=1), layout.positions()
+        states = [run_layers(self.decode_layers, x, positions, layout.mask(), None)]
         for ahead, layer in enumerate(self._extra_layers(), start=1):
-            states.append(run_layers([layer.decoder_layer], states[-1], layout.positions, layout.mask(ahead), None))
+            x = layout.next_input(states[0], states[-1])
+            states.append(run_layers([layer.decoder_layer], x, positions, layout.mask(ahead), None))
         return [state[:, prefix.shape[1] :] for state in states]
 
     def forward(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
@@ -15,11 +16,15 @@ from lightning_modules.talker.multi_token import MultiTokenTalker
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.set_block import SetBlockTalker
+from lightning_modules.talker.vocalnet.sizes import VocalNetSizes
+from lightning_modules.talker.vocalnet.vocalnet_talker import VocalNetTalker
 
 NUM_CODES, HIDDEN, EMBEDDING, WIDTH = 30, 12, 10, 32
 
 
 def build_talker(kind: str, hidden_size: int, embedding_size: int) -> Talker:
+    if kind == "vocalnet":
+        return VocalNetTalker(VocalNetSizes(hidden_size, 24, 2, NUM_CODES, 1, 2, 3, text_per_block=2, block_size=8))
     anchors = SemanticAnchors(hidden_size, embedding_size, WIDTH, anchors_per_block=2)
     backbone = TalkerBackbone(WIDTH, num_layers=2, num_heads=2)
     if kind == "ntp":
@@ -89,5 +94,12 @@ def row_of(text: TextStates, row: int) -> TextStates:
 
 
 @pytest.fixture(params=["ntp", "mtp", "mdm", "set_block"])
-def talker(request: pytest.FixtureRequest) -> Talker:
+def talker(request: pytest.FixtureRequest) -> AnchoredTalker:
+    made = make_talker(request.param)
+    assert isinstance(made, AnchoredTalker)
+    return made
+
+
+@pytest.fixture(params=["ntp", "mtp", "mdm", "set_block", "vocalnet"])
+def any_talker(request: pytest.FixtureRequest) -> Talker:
     return make_talker(request.param)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_modules.errors import UserError
+from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.refinement import Refinement
@@ -46,7 +47,7 @@ def test_changing_a_text_token_changes_no_block_before_its_own(kind: str, change
     assert is_changed[first : first + talker.block_size].all(), "every position of the anchor's block sees it"
 
 
-def test_the_first_token_of_a_block_sees_all_its_anchors_and_none_of_the_next(talker: Talker) -> None:
+def test_the_first_token_of_a_block_sees_all_its_anchors_and_none_of_the_next(talker: AnchoredTalker) -> None:
     text = make_text([6])
     tokens = torch.zeros(1, 24, dtype=torch.int64)
     hidden = text.hidden.clone().requires_grad_()
@@ -56,7 +57,7 @@ def test_the_first_token_of_a_block_sees_all_its_anchors_and_none_of_the_next(ta
     assert influence.tolist() == [True] * 4 + [False] * 2
 
 
-def test_a_row_of_a_batch_equals_the_row_alone(talker: Talker) -> None:
+def test_a_row_of_a_batch_equals_the_row_alone(talker: AnchoredTalker) -> None:
     text = make_text([5, 2, 9])
     units = torch.randint(0, NUM_CODES, (3, 30), generator=torch.Generator().manual_seed(1))
     lengths = torch.tensor([30, 7, 16])
@@ -68,7 +69,7 @@ def test_a_row_of_a_batch_equals_the_row_alone(talker: Talker) -> None:
         torch.testing.assert_close(logits[row : row + 1, : expected.shape[1]], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_streaming_pulls_no_more_text_than_the_block_may_see(talker: Talker) -> None:
+def test_streaming_pulls_no_more_text_than_the_block_may_see(any_talker: Talker) -> None:
     pulled = 0
 
     def write() -> Iterator[KnownTextState]:
@@ -78,7 +79,7 @@ def test_streaming_pulls_no_more_text_than_the_block_may_see(talker: Talker) -> 
             yield state
 
     pulled_at_chunk = []
-    for _ in talker.stream(write(), 4, in_steps()):
+    for _ in any_talker.stream(write(), 4, in_steps()):
         pulled_at_chunk.append(pulled)
     assert pulled_at_chunk == [2, 4, 6, 8][: len(pulled_at_chunk)]
     assert len(pulled_at_chunk) >= 1
@@ -127,32 +128,28 @@ class NeverEnds(TokenSampler):
         return super().__call__(logits[..., :NUM_CODES], generator)
 
 
-def test_speech_without_an_end_is_cut_off_and_said_to_be(talker: Talker) -> None:
-    chunks = list(talker.stream(states_of_row(make_text([3]), 0), 3, in_steps(sampler=NeverEnds())))
-    assert [len(chunk.tokens) for chunk in chunks] == [talker.block_size] * 3
+def test_speech_without_an_end_is_cut_off_and_said_to_be(any_talker: Talker) -> None:
+    chunks = list(any_talker.stream(states_of_row(make_text([3]), 0), 3, in_steps(sampler=NeverEnds())))
+    assert [len(chunk.tokens) for chunk in chunks] == [any_talker.block_size] * 3
     assert [chunk.is_last for chunk in chunks] == [False, False, True]
     assert not any(chunk.ended for chunk in chunks)
 
 
-def test_initial_weights_come_from_the_generator_alone(talker: Talker) -> None:
+def test_initial_weights_come_from_the_generator_alone(any_talker: Talker) -> None:
     torch.manual_seed(1)
-    talker.reset_parameters(torch.Generator().manual_seed(9))
-    first = {name: value.clone() for name, value in talker.state_dict().items()}
+    any_talker.reset_parameters(torch.Generator().manual_seed(9))
+    first = {name: value.clone() for name, value in any_talker.state_dict().items()}
     torch.manual_seed(2)
     torch.randn(3)
-    talker.reset_parameters(torch.Generator().manual_seed(9))
-    for name, value in talker.state_dict().items():
+    any_talker.reset_parameters(torch.Generator().manual_seed(9))
+    for name, value in any_talker.state_dict().items():
         assert torch.equal(first[name], value), name
 
 
-def test_a_seed_repeats_what_is_drawn_and_another_one_does_not(talker: Talker) -> None:
+def test_a_seed_repeats_what_is_drawn_and_another_one_does_not(any_talker: Talker) -> None:
     text = make_text([7])
-    spoken = [
-        torch.cat(
-            [c.tokens for c in talker.stream(states_of_row(text, 0), 4, in_steps(sampler=TokenSampler(2.0), seed=seed))]
-        )
-        for seed in (1, 1, 2)
-    ]
+    decodings = [in_steps(sampler=TokenSampler(2.0), seed=seed) for seed in (1, 1, 2)]
+    spoken = [torch.cat([c.tokens for c in any_talker.stream(states_of_row(text, 0), 4, one)]) for one in decodings]
     assert spoken[0].tolist() == spoken[1].tolist() != spoken[2].tolist()
 
 
@@ -170,30 +167,30 @@ def test_a_rule_that_a_talker_does_not_know_is_refused(kind: str, rules: dict, m
     make_talker("set_block").check(in_steps(**rules))
 
 
-def test_row_generators_score_a_row_alike_in_any_batch(talker: Talker) -> None:
+def test_row_generators_score_a_row_alike_in_any_batch(any_talker: Talker) -> None:
     """Validation scores an example as it does alone, whatever it is padded with; means weigh by scored tokens."""
     text, lengths = make_text([5, 2, 9]), torch.tensor([20, 7, 30])
     units = torch.randint(0, NUM_CODES, (3, 30), generator=torch.Generator().manual_seed(1))
     seeds = (3, 4, 5)
-    whole = talker(text, units, lengths, [torch.Generator().manual_seed(seed) for seed in seeds])
+    whole = any_talker(text, units, lengths, [torch.Generator().manual_seed(seed) for seed in seeds])
     total, count = 0.0, 0
     for row, seed in enumerate(seeds):
         own = units[row : row + 1, : lengths[row]], lengths[row : row + 1]
-        alone = talker(row_of(text, row), *own, [torch.Generator().manual_seed(seed)])
+        alone = any_talker(row_of(text, row), *own, [torch.Generator().manual_seed(seed)])
         total += float(alone.nll) * int(alone.num_scored_tokens)
         count += int(alone.num_scored_tokens)
     assert count == int(whole.num_scored_tokens)
     assert float(whole.nll) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_an_unsupported_number_of_steps_is_refused(talker: Talker) -> None:
+def test_an_unsupported_number_of_steps_is_refused(any_talker: Talker) -> None:
     with pytest.raises(ValueError, match="num_steps is 5"):
-        list(talker.stream(states_of_row(make_text([3]), 0), 2, in_steps(5)))
+        list(any_talker.stream(states_of_row(make_text([3]), 0), 2, in_steps(5)))
 
 
-def test_a_token_outside_the_codebook_is_refused(talker: Talker) -> None:
+def test_a_token_outside_the_codebook_is_refused(any_talker: Talker) -> None:
     with pytest.raises(ValueError, match="outside the codebook of 30 codes"):
-        talker(make_text([3]), torch.tensor([[1, 30]]), torch.tensor([2]), torch.Generator())
+        any_talker(make_text([3]), torch.tensor([[1, 30]]), torch.tensor([2]), torch.Generator())
 
 
 @pytest.mark.parametrize("kind", ["mdm", "set_block"])
