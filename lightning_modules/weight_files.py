@@ -1,6 +1,7 @@
 """Single weights out of the files of a published checkpoint, without reading the rest."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,14 @@ class WeightFiles:
         """Names of all weights."""
         return set(self._file_of)
 
+    def num_rows(self, name: str) -> int:
+        """Count the rows of a weight; see :meth:`read`."""
+        file = self._file_with(name)
+        if not file.endswith(".safetensors"):
+            return len(self._load_pickled(file)[name])
+        with safe_open(self.path / file, framework="pt") as opened:
+            return int(opened.get_slice(name).get_shape()[0])
+
     def read(self, name: str, first: int = 0, end: int | None = None) -> Tensor:
         """Read a weight, or rows of it.
 
@@ -93,32 +102,40 @@ class WeightFiles:
         Raises:
             UserError: If there is no such weight.
         """
-        if name not in self._file_of:
-            raise UserError(f"{self.what}: {self.path} has no weight {name!r}")
-        file = self._file_of[name]
+        file = self._file_with(name)
         if not file.endswith(".safetensors"):
             return self._load_pickled(file)[name][first:end].clone()
         with safe_open(self.path / file, framework="pt") as opened:
-            if first == 0 and end is None:
-                return opened.get_tensor(name)
             return opened.get_slice(name)[first:end]
 
-    def read_all(self, prefix: str, expected: set[str]) -> dict[str, Tensor]:
+    def _file_with(self, name: str) -> str:
+        if name not in self._file_of:
+            raise UserError(f"{self.what}: {self.path} has no weight {name!r}; give the whole checkpoint")
+        return self._file_of[name]
+
+    def read_all(self, prefix: str, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """Read all weights with a prefix, in float32.
 
         Args:
             prefix: Beginning of their names, taken off in what is returned.
-            expected: Names without the prefix that must be there, and no others.
+            shapes: Weights that must be there, and no others, by their names without the prefix.
 
         Raises:
-            UserError: If any is missing or unexpected, with its name.
+            UserError: If any is missing, unexpected or of another shape, with its name.
         """
         found = {name.removeprefix(prefix) for name in self.names if name.startswith(prefix)}
-        if found != expected:
-            missing = [prefix + name for name in sorted(expected - found)]
-            unexpected = [prefix + name for name in sorted(found - expected)]
+        if found != set(shapes):
+            missing = [prefix + name for name in sorted(set(shapes) - found)]
+            unexpected = [prefix + name for name in sorted(found - set(shapes))]
             raise UserError(
                 f"{self.what}: the weights in {self.path} do not fit its config.json: missing {missing or 'none'}, "
                 f"unexpected {unexpected or 'none'}; copy the checkpoint again, or give one of the same kind"
             )
-        return {name: self.read(prefix + name).float() for name in expected}
+        weights = {name: self.read(prefix + name).float() for name in shapes}
+        for name, value in weights.items():
+            if value.shape != shapes[name]:
+                raise UserError(
+                    f"{self.what}: {prefix}{name} in {self.path} has the shape {list(value.shape)}, its config.json "
+                    f"asks for {list(shapes[name])}; copy the checkpoint again, or give one of the same kind"
+                )
+        return weights

@@ -16,6 +16,8 @@ from lightning_modules.acoustics.speech_augmentation import SpeechAugmentation
 from lightning_modules.errors import UserError
 from lightning_modules.speech_codec import SpeechCodec
 from lightning_modules.speech_recognizer import SpeechRecognizer
+from lightning_modules.talker.vocalnet.sizes import VocalNetSizes
+from lightning_modules.talker.vocalnet.vocalnet_talker import VocalNetTalker
 from lightning_modules.thinker.adaptor import Adaptor
 from lightning_modules.thinker.language_model import LanguageModel
 from lightning_modules.thinker.log_mel import WhisperLogMel
@@ -54,6 +56,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "SpeechRecognizer": lambda: SpeechRecognizer(ConvSpeechEncoder(16), SpeechAugmentation()),
     "SpeechEncoder": make_speech_encoder,
     "Adaptor": partial(Adaptor, 4, 8),
+    "VocalNetTalker": lambda: VocalNetTalker(VocalNetSizes(16, 24, 2, 20)),
     "LanguageModel": make_language_model,
     "LanguageModel with LoRA": make_with_lora,
     "Thinker": make_thinker,

@@ -123,19 +123,15 @@ class VocalNetTalker(Talker):
         with torch.device("meta"):
             talker = cls(sizes, state_offset, train_as_decoded)
         files = WeightFiles(path, what)
-        weights = files.read_all(PREFIX, set(talker.state_dict()) - {"end_of_text"})
+        shapes = {name: value.shape for name, value in talker.state_dict().items() if name != "end_of_text"}
+        weights = files.read_all(PREFIX, shapes)
+        num_text_tokens = files.num_rows(TEXT_EMBEDDINGS)
+        if not 0 <= end_of_text_id < num_text_tokens:
+            raise UserError(
+                f"{what}: end_of_text_id is {end_of_text_id}, but the language model in {path} has {num_text_tokens} "
+                "tokens; give the token whose embedding ended its texts, 128009 on Llama, 151643 on Qwen"
+            )
         end_of_text = files.read(TEXT_EMBEDDINGS, end_of_text_id, end_of_text_id + 1)
-        if end_of_text.shape != (1, sizes.hidden_size):
-            raise UserError(
-                f"{what}: row {end_of_text_id} of {TEXT_EMBEDDINGS} in {path} has the shape {list(end_of_text.shape)}, "
-                f"not [1, {sizes.hidden_size}]; give as end_of_text_id a token of that model"
-            )
-        shapes = {key: value.shape for key, value in talker.state_dict().items()}
-        if unfit := [key for key, value in weights.items() if value.shape != shapes[key]]:
-            raise UserError(
-                f"{what}: {PREFIX}{unfit[0]} in {path} has the shape {list(weights[unfit[0]].shape)}, its config.json "
-                f"asks for {list(shapes[unfit[0]])}; copy the checkpoint again"
-            )
         talker.load_state_dict({**weights, "end_of_text": end_of_text[0].float()}, assign=True)
         return talker
 
