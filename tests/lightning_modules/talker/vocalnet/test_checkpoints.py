@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.vocalnet.sizes import VocalNetSizes
 from lightning_modules.talker.vocalnet.vocalnet_talker import VocalNetTalker
+from lightning_modules.thinker.adaptor import Adaptor
+from lightning_modules.thinker.language_model import LanguageModel
 from tests.lightning_modules.talker.vocalnet.tiny import (
     END_OF_TEXT_ID,
     NUM_TEXT_TOKENS,
@@ -120,3 +123,24 @@ def test_copied_weights_leave_extra_layers_that_the_source_lacks(tmp_path: Path)
     copied = VocalNetTalker(source.sizes)
     copied.copy_weights(source)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in copied.state_dict().items())
+
+
+@torch.no_grad()
+def test_language_model_adaptor_and_talker_come_out_of_one_directory(tmp_path: Path) -> None:
+    """As the README says: `model_type` in config.json names the language model's own kind, and all else stays."""
+    own = make_config()
+    llama = LlamaConfig(
+        vocab_size=NUM_TEXT_TOKENS, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        architectures=["LlamaForCausalLM"], bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    reference = LlamaForCausalLM(llama).eval()
+    weights = {**draw_weights(own, 0), **{name: value.clone() for name, value in reference.state_dict().items()}}
+    weights["model.speech_encoder.conv1.weight"] = torch.zeros(2, 2)
+    write_files(tmp_path, {**own, **llama.to_diff_dict(), "model_type": "llama"}, weights, "sharded")
+    language_model = LanguageModel.from_pretrained(tmp_path)
+    token_ids = torch.tensor([[1, 4, 2]])
+    logits = language_model.logits(language_model(language_model.embed(token_ids)))
+    torch.testing.assert_close(logits, reference(token_ids).logits)
+    assert Adaptor.from_vocalnet(tmp_path).output_size == language_model.embedding_size
+    talker = VocalNetTalker.from_checkpoint(tmp_path, END_OF_TEXT_ID)
+    assert torch.equal(talker.end_of_text, language_model.embed(torch.tensor(END_OF_TEXT_ID)))
