@@ -5,7 +5,8 @@ that it pins (4.43.4), its `SpeechGeneratorARMTP` with the random weights of `ti
 without a change), on hidden states drawn with the seed `num_states`. Whole texts went through `predict_mtp` (and
 `predict`, which has no penalty), growing ones through `streaming_predict_mtp`, five states per call and the end of the
 text with the last one; losses are those of `forward` for one example, as torch's seed chose between its two kinds of
-masks. Beyond what is pinned here, 336 random cases of 0 to 40 states and 1 to 5 tokens per pass were compared so.
+masks. Beyond what is pinned here, 253 random decodings of 0 to 40 states and 1 to 5 tokens per pass and 28 losses were
+compared so, and none differed.
 """
 
 import json
