@@ -46,7 +46,7 @@ class SpeechLLM(ModuleWithRuns):
         talkers: Talkers by name, None leaves one out; without any the thinker trains alone (stage 1 of the paper).
         thinker_objective: What the thinker learns from; it is frozen if left out.
         initial_talker: Trained talker whose weights all talkers start from; drawn by seed and name if left out.
-        draw_weights: False leaves talkers that come trained as they are.
+        draw_weights: False leaves talkers that come trained as they are; those read from published weights always are.
         lora: Parts ("thinker.language_model", "thinker.speech_encoder", "thinker.adaptor", "talkers.<name>") that are
             frozen under trainable LoRA matrices, None leaves one out. Then nothing else trains.
         adapters: Folders of trained LoRA matrices by name, for decodings to choose from.
@@ -112,6 +112,8 @@ class SpeechLLM(ModuleWithRuns):
         if thinker_objective is None:
             thinker.requires_grad_(False)
         for name, talker in present.items():
+            if talker.is_published:
+                continue
             if draw_weights and not lora:
                 talker.reset_parameters(derive_generator("cpu", seed, "weights", name))
             if initial_talker is not None:

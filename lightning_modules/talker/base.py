@@ -70,9 +70,13 @@ class Talker(nn.Module, ABC):
     Args:
         vocabulary: Gives the id that ends speech.
         block_size: Speech tokens that are decoded, and leave, together.
+
+    Attributes:
+        is_published: Whether its weights were read from a published checkpoint, from which its training starts.
     """
 
     own_parts: tuple[str, ...] = ()
+    is_published = False
 
     def __init__(self, vocabulary: EndOfSpeech, block_size: int) -> None:
         super().__init__()

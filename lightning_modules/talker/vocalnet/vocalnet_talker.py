@@ -118,10 +118,11 @@ class VocalNetTalker(Talker):
         """
         what = "VocalNet's talker"
         sizes = sizes_of_config(read_config_file(path, what), str(Path(path) / "config.json"))
-        if torch.get_default_device().type == "meta":
-            return cls(sizes, state_offset, train_as_decoded)
         with torch.device("meta"):
             talker = cls(sizes, state_offset, train_as_decoded)
+        talker.is_published = True
+        if torch.get_default_device().type == "meta":
+            return talker
         files = WeightFiles(path, what)
         shapes = {name: value.shape for name, value in talker.state_dict().items() if name != "end_of_text"}
         weights = files.read_all(PREFIX, shapes)

@@ -12,6 +12,7 @@ from callbacks.comparison.comparison import Comparison
 from datamodules.batch import SpokenBatch
 from experiments.engine.plan import make_plan
 from lightning_modules.speech_llm import SpeechLLM
+from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.vocalnet.vocalnet_talker import VocalNetTalker
 from tests.callbacks.comparison.test_comparison import Listener
@@ -63,6 +64,15 @@ def test_it_is_tuned_beside_ours(tmp_path: Path) -> None:
     fit(llm)
     after = llm.talkers["vocalnet"].state_dict()
     assert [name for name, value in before.items() if torch.equal(value, after[name])] == []
+
+
+def test_its_weights_are_never_drawn_again_beside_talkers_whose_weights_are(tmp_path: Path) -> None:
+    llm = make_llm(tmp_path)
+    before = {name: value.clone() for name, value in llm.talkers.state_dict().items()}
+    talkers = {name: talker for name, talker in llm.talkers.items() if isinstance(talker, Talker)}
+    again = SpeechLLM(llm.thinker, talkers, seed=5).talkers.state_dict()
+    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, again[name])}
+    assert changed == {"ntp"}
 
 
 def test_the_shipped_stage_builds_behind_the_quickstart(tmp_path: Path) -> None:
