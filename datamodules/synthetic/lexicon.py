@@ -10,19 +10,20 @@ NAMES = (
     "Julia", "Peter", "Naomi", "Hugo", "Olivia", "Edward", "Chloe", "David", "Ruby", "Jack",
 )  # fmt: skip
 
-# For a model that learns further names: each differs from every other word of the lexicon by at least three phonemes of
-# eSpeak, and takes few enough pieces of the quickstart's tokenizer that the anchors of its time hold them.
+# For a model that learns further names: each differs from every other word of the lexicon by at least two phonemes of
+# eSpeak, and takes two or three pieces of the quickstart's tokenizer. Names of more pieces have more text than their time
+# has audio embeddings (10 per second) and anchors.
 NEW_NAMES = (
-    "Agnes", "Ahmed", "Amelia", "Aramis", "Ariadne", "Augustus", "Beatrice", "Bellamy", "Benedict", "Benjamin",
-    "Bernard", "Beverly", "Bridget", "Calliope", "Candice", "Carmen", "Casimir", "Catalina", "Cecilia", "Chester",
-    "Clarissa", "Clement", "Conrad", "Cordelia", "Cynthia", "Daphne", "Desmond", "Dimitri", "Dolores", "Domingo",
-    "Dominic", "Dorian", "Edwina", "Estella", "Everard", "Fatima", "Felix", "Ferdinand", "Fergus", "Florence",
-    "Franklin", "Giselle", "Gloria", "Gustav", "Hamish", "Harold", "Henrietta", "Horatio", "Ingrid", "Jasper",
-    "Jessica", "Juanita", "Judith", "Lambert", "Lavinia", "Letitia", "Lorenzo", "Ludwig", "Mallory", "Marcella",
-    "Mariana", "Marietta", "Mario", "Mercedes", "Monica", "Mortimer", "Moses", "Muriel", "Nadia", "Octavia",
-    "Octavio", "Olivier", "Pablo", "Paloma", "Pamela", "Pandora", "Patricia", "Petra", "Quincy", "Raphael",
-    "Reinhold", "Rosalind", "Rosamund", "Salvador", "Samantha", "Samson", "Santiago", "Serena", "Sergio", "Sigmund",
-    "Silvio", "Sonia", "Tabitha", "Tatiana", "Theodora", "Titus", "Tobias", "Tristan", "Valeria", "Xavier",
+    "Abel", "Ada", "Adam", "Adele", "Alan", "Alma", "Amber", "Amelia", "Amy", "Ana",
+    "Ariel", "Astrid", "Bella", "Beth", "Betty", "Bob", "Boris", "Brian", "Cara", "Carlo",
+    "Carmen", "Celia", "Cindy", "Clive", "Colin", "Craig", "Dale", "Dana", "Diana", "Dino",
+    "Dirk", "Don", "Dora", "Doug", "Drew", "Dylan", "Edna", "Edwin", "Elias", "Elmer",
+    "Eric", "Eva", "Frank", "Garth", "Gary", "Gavin", "Gina", "Glen", "Grace", "Grant",
+    "Greg", "Gus", "Harlan", "Harold", "Herman", "Howard", "Ian", "Igor", "Iris", "Ivan",
+    "Ivy", "Jade", "James", "Janet", "Jared", "Jerome", "Juan", "Judy", "Lance", "Liam",
+    "Lily", "Linda", "Lois", "Maria", "Mario", "Mary", "Maureen", "Max", "Milo", "Moses",
+    "Myra", "Nadia", "Nancy", "Norman", "Otis", "Percy", "Petra", "Rene", "Rex", "Rita",
+    "Roman", "Rosa", "Russell", "Sally", "Sara", "Selma", "Stan", "Stella", "Sven", "Tracy",
 )  # fmt: skip
 
 NAME_LISTS = {"old": NAMES, "new": NEW_NAMES}

@@ -107,7 +107,7 @@ def test_new_names_differ_in_sound_from_each_other_and_from_every_other_word() -
     pairs = [*itertools.combinations(lexicon.NEW_NAMES, 2), *itertools.product(lexicon.NEW_NAMES, words)]
     for one, other in pairs:
         counts = jiwer.process_words(spoken[one], spoken[other])
-        assert counts.substitutions + counts.deletions + counts.insertions >= 3, (one, other)
+        assert counts.substitutions + counts.deletions + counts.insertions >= 2, (one, other)
 
 
 @pytest.mark.parametrize("num_dialogues", [400, 11_500])  # a few of what there is, and nearly everything
