@@ -11,7 +11,7 @@ NAMES = (
 )  # fmt: skip
 
 # For a model that learns further names: each differs from every other word of the lexicon by at least two phonemes of
-# eSpeak, and takes two or three pieces of the quickstart's tokenizer. Names of more pieces have more text than their time
+# eSpeak, and takes two or three pieces of the quickstart's tokenizer. Longer ones have more text than their time
 # has audio embeddings (10 per second) and anchors.
 NEW_NAMES = (
     "Abel", "Ada", "Adam", "Adele", "Alan", "Alma", "Amber", "Amelia", "Amy", "Ana",
