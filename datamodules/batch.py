@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lightning_modules.dialogue import History, Turn
+
 # of all audio in examples and batches
 SAMPLE_RATE_HZ = 16_000
 
@@ -46,6 +48,8 @@ class SpokenExample:
         text_states: Hidden state and embedding of each text token of the reply, ``(N, hidden_size + embedding_size)
             float32``.
         corpus: The name of its corpus, where several are read.
+        history: What was said before the query, the oldest turn first; none without the field "query".
+        history_speech: Samples of its spoken turns, like ``query``.
     """
 
     id: str
@@ -56,6 +60,8 @@ class SpokenExample:
     transcript: str | None = None
     text_states: Tensor | None = None
     corpus: str | None = None
+    history: tuple[Turn, ...] = ()
+    history_speech: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class SpokenBatch:
         text_states: ``(B, N, hidden_size + embedding_size) float32``, hidden states and embeddings of the reply's text.
         text_lengths: ``(B,) int64``, in text tokens.
         corpora: B names of corpora, where several are read.
+        history: What was said before the queries; None if every dialogue begins with its query.
         skipped: What is wrong with examples that were left out.
     """
 
@@ -103,6 +110,7 @@ class SpokenBatch:
     text_states: Tensor | None = None
     text_lengths: Tensor | None = None
     corpora: list[str] | None = None
+    history: History | None = None
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -118,8 +126,18 @@ class SpokenBatch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def to_float(self) -> Self:
-        """Return a copy whose queries are float32."""
-        return self if self.query is None else replace(self, query=from_pcm(self.query))
+        """Return a copy whose queries and earlier turns are float32."""
+        history = self.history
+        if history is not None and history.speech is not None:
+            history = replace(history, speech=from_pcm(history.speech))
+        return self if self.query is None else replace(self, query=from_pcm(self.query), history=history)
+
+    def queries(self) -> list[tuple[Tensor, History | None]]:
+        """Return each query ``(S,)`` and what was said before it, without the padding of the others."""
+        assert self.query is not None and self.query_lengths is not None, "the data module reads queries"
+        histories = [None if self.history is None else self.history.row(row) for row in range(len(self))]
+        rows = zip(self.query, self.query_lengths.tolist(), histories, strict=True)
+        return [(query[:length], history) for query, length, history in rows]
 
     def __getstate__(self) -> dict[str, Any]:
         """Put small tensors into the message to another process: shared memory for each would take longer."""
@@ -134,7 +152,8 @@ class SpokenBatch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: function(value) for name, value in tensors.items()})
+        history = None if self.history is None else self.history.map(function)
+        return replace(self, history=history, **{name: function(value) for name, value in tensors.items()})
 
 
 def collate(found: Sequence[SpokenExample | SkippedExample]) -> SpokenBatch:
@@ -167,8 +186,15 @@ def collate(found: Sequence[SpokenExample | SkippedExample]) -> SpokenBatch:
         text_states=text_states,
         text_lengths=text_lengths,
         corpora=corpora or None,
+        history=_history(examples),
         skipped=[example.problem for example in found if isinstance(example, SkippedExample)],
     )
+
+
+def _history(examples: Sequence[SpokenExample]) -> History | None:
+    if not any(example.history for example in examples):
+        return None
+    return History.of([example.history for example in examples], [example.history_speech for example in examples])
 
 
 def _pad(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:

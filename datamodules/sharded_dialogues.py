@@ -71,6 +71,7 @@ class ShardedDialogueDataModule(ResumableDataModule):
         max_skipped_share: Damaged examples are left out, counted and named in the log; above this share of what was
             read the training fails.
         query_augmentation: Changes training queries.
+        written_history: Gives spoken turns before the query as text; an example where one has none counts as damaged.
 
     Raises:
         UserError: If a number is out of range, a field is unknown, or there is nothing to train on.
@@ -92,6 +93,7 @@ class ShardedDialogueDataModule(ResumableDataModule):
         num_attempts: int = 6,
         max_skipped_share: float = 0.01,
         query_augmentation: QueryAugmentation | None = None,
+        written_history: bool = False,
     ) -> None:
         super().__init__(eval_batch_size, num_workers)
         if not any(one.weight for one in train.values()):
@@ -105,7 +107,7 @@ class ShardedDialogueDataModule(ResumableDataModule):
         self.seed = seed
         self.cache_dir, self.cache_gb = cache_dir, cache_gb
         self.num_attempts, self.max_skipped_share = num_attempts, max_skipped_share
-        self.query_augmentation = query_augmentation
+        self.query_augmentation, self.written_history = query_augmentation, written_history
         self.num_read = self.num_skipped = 0
         self._train: list[ShardFiles] | None = None
 
@@ -124,7 +126,9 @@ class ShardedDialogueDataModule(ResumableDataModule):
         weights = [one.weight for one in self.train_sets.values()]
         query_s = np.concatenate([index.query_s for index in indices]) if "query" in self.fields else None
         walk = EpochWalk(set_of, lengths, weights, self.budget, self.seed, world_size, query_s)
-        dataset = ForgivingExamples(ShardedExamples(self._train, self.fields, self.query_augmentation))
+        dataset = ForgivingExamples(
+            ShardedExamples(self._train, self.fields, self.query_augmentation, self.written_history)
+        )
         return self._load_training(dataset, walk)
 
     def on_before_batch_transfer(self, batch: SpokenBatch, dataloader_idx: int) -> SpokenBatch:
@@ -181,7 +185,7 @@ class ShardedDialogueDataModule(ResumableDataModule):
         url = self._others[split]
         if url is None:
             return None
-        examples = ShardedExamples([self._open(url)], self.fields)
+        examples = ShardedExamples([self._open(url)], self.fields, written_history=self.written_history)
         return examples, len(examples)
 
     def _open(self, url: str) -> ShardFiles:

@@ -49,6 +49,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         train_index: The JSON file of the training examples.
         validation_index: The JSON file of the validation examples; no validation if None.
         test_index: The JSON file of the test examples; no test if None.
+        written_history: Gives spoken turns before the query as text, which they must have then.
 
     Raises:
         UserError: If a number is out of range, a field is unknown, a crop is asked for without the field "reply", or
@@ -76,6 +77,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         validation_index: str | None = "validation.json",
         test_index: str | None = "test.json",
         weights: Mapping[str, float] | None = None,
+        written_history: bool = False,
     ) -> None:
         super().__init__(batch_size if eval_batch_size is None else eval_batch_size, num_workers)
         if reply_crop_s is not None and "reply" not in fields:
@@ -99,7 +101,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         self.batch_size = batch_size
         self.seed = seed
         self.reply_crop_s = reply_crop_s
-        self.num_codes = num_codes
+        self.num_codes, self.written_history = num_codes, written_history
         self._limits = limits
         self._indices = {"train": train_index, "validation": validation_index, "test": test_index}
         self._layouts: dict[str, ReleasedLayout | JoinedLayouts] = {}
@@ -147,6 +149,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
             self.num_codes,
             self._limits[split],
             self.text_states_roots[name],
+            self.written_history,
         ).load()
 
     def _by_corpus(self, argument: str, given: Any, default: Any = None) -> dict[str | None, Any]:

@@ -227,15 +227,14 @@ class SpeechLLM(ModuleWithRuns):
         Raises:
             UserError: If there are no decodings to compare.
         """
-        assert batch.query is not None and batch.query_lengths is not None
         if not self.decodings:
             raise UserError("a test compares decodings, and there are none: name some in module.init_args.decodings")
         responder = self.responder
         if not self._is_warm:  # within the first step, and so in the precision of the test
             responder.warm_up(self.decodings, self.device)
             self._is_warm = True
-        rows = enumerate(zip(batch.query, batch.query_lengths.tolist(), strict=True), start=batch_idx * len(batch))
-        return [responder.compare(query[:length], self.decodings, turn) for turn, (query, length) in rows]
+        rows = enumerate(batch.queries(), start=batch_idx * len(batch))
+        return [responder.compare(query, self.decodings, turn, history) for turn, (query, history) in rows]
 
     def save_adapter(self, folder: Path) -> None:
         """Write the LoRA adapter that trains, one PEFT folder per part.
@@ -287,7 +286,7 @@ class SpeechLLM(ModuleWithRuns):
         """Run the thinker once for all talkers, which must not train it."""
         if batch.query is None or batch.query_lengths is None:
             raise UserError("There is nothing to listen to: add query or text_states to the data module's fields.")
-        return self.thinker(batch.query, batch.query_lengths, batch.reply_texts)
+        return self.thinker(batch.query, batch.query_lengths, batch.reply_texts, history=batch.history)
 
     def read_text(self, batch: SpokenBatch, thinker_output: ThinkerOutput | None = None) -> TextStates:
         """Take text states from a thinker pass, from the batch if a job wrote them, or from a pass made now."""

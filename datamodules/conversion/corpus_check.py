@@ -10,7 +10,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from datamodules.formats.atomic_files import write_json
-from datamodules.shards.shard_files import DamagedExampleError, ShardFiles, decode_query, decode_text, decode_units
+from datamodules.shards.shard_files import (
+    DamagedExampleError,
+    ShardFiles,
+    decode_history,
+    decode_query,
+    decode_text,
+    decode_units,
+)
 from datamodules.shards.shard_index import INDEX, SHARDS, ShardIndex
 from datamodules.workers import map_unordered
 from lightning_modules.errors import UserError
@@ -107,7 +114,7 @@ def _check(url: str, num_codes: int, index: ShardIndex) -> _Found:
             parts = files.read(row)
             units = decode_units(parts["units"])
             problem = _compare(index, row, parts, units, num_codes)
-        except (DamagedExampleError, OSError) as error:
+        except (DamagedExampleError, soundfile.LibsndfileError, OSError) as error:
             problem, units = str(error), np.zeros(0, dtype=np.int64)
         if problem:
             damages.append((name, problem))
@@ -127,8 +134,11 @@ def _compare(
         return f"it has {len(units)} speech tokens, the index says {index.num_units[row]}"
     if not 0 <= units.min() <= units.max() < num_codes:
         return f"its speech tokens run from {units.min()} to {units.max()}, but there are {num_codes} codes"
-    if decode_text(parts["text"])["id"] != index.ids[row]:
-        return f"its text is that of {decode_text(parts['text'])['id']!r}"
+    text = decode_text(parts["text"])
+    if text["id"] != index.ids[row]:
+        return f"its text is that of {text['id']!r}"
+    for audio in decode_history(text, parts["whole"])[1]:
+        decode_query(audio)
     return None
 
 

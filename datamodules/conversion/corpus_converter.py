@@ -16,8 +16,9 @@ from transformers import AutoTokenizer
 from datamodules.conversion.packing import Fault, Packer, PackingRules
 from datamodules.formats.atomic_files import remove_partial_files, write_json, write_text
 from datamodules.formats.corpus_files import CorpusFiles, open_files
+from datamodules.formats.item_errors import ItemError
 from datamodules.formats.parquet_tables import RowPlace, read_places
-from datamodules.formats.released_items import ItemError, parse_id, read_entries
+from datamodules.formats.released_items import parse_id, read_entries
 from datamodules.shards.shard_index import INDEX, SHARDS, ShardIndex, ShardWriter
 from datamodules.workers import map_unordered
 from lightning_modules.errors import UserError

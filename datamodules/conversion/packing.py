@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import soundfile
 from pyarrow import ArrowException
+from tokenizers import AddedToken
 
 from datamodules.formats.corpus_files import CorpusFiles
+from datamodules.formats.item_errors import ItemError
 from datamodules.formats.parquet_tables import RowPlace, TableRows
-from datamodules.formats.released_items import SPECIAL_TOKENS, ItemError, parse_item, parse_texts
+from datamodules.formats.released_items import SPECIAL_TOKENS, ItemTexts, parse_item, parse_texts
 from datamodules.formats.unit_files import parse_units
 from datamodules.shards.shard_index import PackedExample
 from lightning_modules.errors import UserError
@@ -49,7 +51,7 @@ class PackingRules:
     Attributes:
         num_codes: Size of the codebook; tokens are not checked against it if None.
         to_flac: Store queries as 16-bit FLAC, about half of the bytes; otherwise as their files are.
-        max_query_s: Longest query, in seconds.
+        max_query_s: Longest query, and longest spoken turn before it, in seconds.
         max_units: Most speech tokens of a reply.
         max_units_per_character: Most speech tokens per character of the reply's text.
         min_units_limit: Speech tokens that any reply may have, however short its text.
@@ -95,7 +97,11 @@ class Tokenizer(Protocol):
 
     @property
     def all_special_ids(self) -> list[int]:
-        """Ids that must not come from the text of a reply or a query, that of unknown words among them."""
+        """Ids of the special tokens that have names, that of unknown words among them."""
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """All tokens that were added by their ids; published tokenizers name few of those that are special."""
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
         """Return a mapping with `input_ids`."""
@@ -116,7 +122,7 @@ class Packer:
     def __init__(self, files: CorpusFiles, rules: PackingRules, tokenizer: Tokenizer | None = None) -> None:
         self.files, self.rules, self.tokenizer = files, rules, tokenizer
         self._special = rules.special_pattern()
-        self._special_ids = frozenset() if tokenizer is None else frozenset(tokenizer.all_special_ids)
+        self._special_ids = frozenset() if tokenizer is None else _special_ids(tokenizer)
         self._tables = TableRows()
 
     def __call__(self, name: str, entry: dict[str, Any] | RowPlace) -> PackedExample | Fault:
@@ -142,7 +148,9 @@ class Packer:
         query = self._content(item.speech, "missing_query")
         tokens = self._content(item.units, "missing_units")
         names = name, PurePosixPath(item.speech).parts[0]
-        return self._pack(names, (query, item.speech), (tokens, item.units), (item.reply, item.transcript))
+        earlier = [(self._content(path, "missing_query"), path) for path in item.history_speech]
+        texts = ItemTexts(item.reply, item.transcript, item.history)
+        return self._pack(names, (query, item.speech), (tokens, item.units), texts, earlier)
 
     def _pack_row(self, name: str, place: RowPlace) -> PackedExample:
         where = f"{place.table}, row {name!r}"
@@ -150,10 +158,16 @@ class Packer:
             row = self._tables.read(place)
         except (OSError, ArrowException) as error:
             raise ItemError("broken_table", f"{where} cannot be read ({error})") from error
-        audio, units = row.get("audio"), row.get("units")
-        query = audio.get("bytes") if isinstance(audio, dict) else audio
-        if not isinstance(query, bytes) or not query:
-            raise ItemError("missing_query", f"{where} has no audio bytes")
+        units, texts = row.get("units"), parse_texts(row, self._special)
+        query = _audio_bytes(row.get("audio"), where)
+        earlier = [
+            (_audio_bytes(audio, f"{where}, history_audio {place}"), f"{where}, history_audio {place}")
+            for place, audio in enumerate(row.get("history_audio") or (), start=1)
+        ]
+        num_spoken = sum(turn.is_spoken for turn in texts.history)
+        if num_spoken != len(earlier):
+            problem = f"'history_audio' holds {len(earlier)} audios for {num_spoken} spoken turns before the query"
+            raise ItemError("layout", f"{where}: {problem}")
         if units is None:
             raise ItemError("missing_units", f"{where} has no units")
         content = io.BytesIO()
@@ -162,20 +176,23 @@ class Packer:
         except ValueError as error:
             raise ItemError("broken_units", f"{where}: units are not a list of integers ({error})") from error
         names = name, Path(place.table).parent.name
-        return self._pack(names, (query, where), (content.getvalue(), where), parse_texts(row, self._special))
+        return self._pack(names, (query, where), (content.getvalue(), where), texts, earlier)
 
     def _pack(
         self,
         names: tuple[str, str],
         query: tuple[bytes, str],
         units: tuple[bytes, str],
-        texts: tuple[str, str | None],
+        texts: ItemTexts,
+        earlier: Sequence[tuple[bytes, str]],
     ) -> PackedExample:
         content, extension, seconds = self._check_query(*query)
+        history_audio = tuple(self._check_query(*audio)[:2] for audio in earlier)
         tokens = self._check_units(*units)
-        self._check_length(len(tokens), texts[0])
-        num_text_tokens = self._count_text_tokens(len(tokens), *texts)
-        return PackedExample(*names, content, extension, seconds, tokens, *texts, num_text_tokens)
+        self._check_length(len(tokens), texts.reply)
+        num_text_tokens = self._count_text_tokens(len(tokens), texts)
+        said = texts.reply, texts.transcript, num_text_tokens, texts.history, history_audio
+        return PackedExample(*names, content, extension, seconds, tokens, *said)
 
     def _content(self, path: str, kind: str) -> bytes:
         try:
@@ -231,13 +248,16 @@ class Packer:
                 f"the reply has {num_units} speech tokens for {len(reply)} characters, more than {limit:.0f}",
             )
 
-    def _count_text_tokens(self, num_units: int, reply: str, transcript: str | None) -> int:
+    def _count_text_tokens(self, num_units: int, texts: ItemTexts) -> int:
         """Count the text tokens of a reply, -1 without a tokenizer, and check what the tokenizer says of the texts."""
         if self.tokenizer is None:
             return -1
-        ids = self._token_ids("the reply", reply)
-        if transcript is not None:
-            self._token_ids("the transcript", transcript)
+        ids = self._token_ids("the reply", texts.reply)
+        if texts.transcript is not None:
+            self._token_ids("the transcript", texts.transcript)
+        for place, turn in enumerate(texts.history, start=1):
+            if turn.text is not None:
+                self._token_ids(f"turn {place}", turn.text)
         num_blocks = -(-(num_units + 1) // self.rules.block_tokens)  # EOS takes a place
         room = num_blocks * self.rules.anchors_per_block
         if len(ids) > room:
@@ -253,6 +273,19 @@ class Packer:
             names = self.tokenizer.convert_ids_to_tokens(sorted(special))
             raise ItemError("special_token", f"{which} has special or unknown tokens {names} of the tokenizer")
         return ids
+
+
+def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids that must not come from a text."""
+    added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset([*tokenizer.all_special_ids, *added])
+
+
+def _audio_bytes(audio: Any, where: str) -> bytes:
+    content = audio.get("bytes") if isinstance(audio, dict) else audio
+    if not isinstance(content, bytes) or not content:
+        raise ItemError("missing_query", f"{where} has no audio bytes")
+    return content
 
 
 def _riff_size(content: bytes) -> int:

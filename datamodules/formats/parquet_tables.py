@@ -34,7 +34,8 @@ def read_places(folder: Path) -> list[RowPlace]:
 
     Args:
         folder: Holds tables with the columns `id`, `audio` (a struct with `bytes`), `units` and `conversations`, or
-            `reply` in place of the last; `transcript` may be there.
+            `reply` in place of the last; `transcript` may be there, and `history_audio`, a list like `audio` of the
+            spoken turns before the query.
 
     Returns:
         The places of the rows, in order.

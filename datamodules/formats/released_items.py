@@ -12,26 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.formats.item_errors import ItemError, require_clean, require_unicode
+from datamodules.formats.released_turns import SPEECH_MARK, parse_turns
+from lightning_modules.dialogue import Turn
 from lightning_modules.errors import UserError
 
-PATHS = ("speech", "units", "reply_speech")
+OTHER_PATHS = ("units", "reply_speech")
 
 # The text of a control token of a chat template, such as <|im_end|>.
 SPECIAL_TOKENS = r"<\|[^<>|]+\|>"
-
-
-class ItemError(UserError):
-    """What is wrong with one item of a list.
-
-    Args:
-        kind: One of a few words to count by: "layout", "empty_reply", "special_token", "path_outside_corpus", or a word
-            of those who check more.
-        problem: What is wrong, without the name of the item.
-    """
-
-    def __init__(self, kind: str, problem: str) -> None:
-        super().__init__(problem)
-        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -42,7 +31,9 @@ class ReleasedItem:
         id: Its name.
         reply: The reply as text.
         transcript: The query as text.
+        history: Turns before the query, the oldest first.
         speech: Path of the query's audio.
+        history_speech: Paths of the audio of spoken turns before the query; none if the query has no audio either.
         units: Path of the reply's speech tokens.
         reply_speech: Path of the reply's audio.
     """
@@ -53,6 +44,23 @@ class ReleasedItem:
     speech: str | None = None
     units: str | None = None
     reply_speech: str | None = None
+    history: tuple[Turn, ...] = ()
+    history_speech: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ItemTexts:
+    """What is said in an item.
+
+    Attributes:
+        reply: The reply as text.
+        transcript: The query as text, if known.
+        history: Turns before the query, the oldest first.
+    """
+
+    reply: str
+    transcript: str | None = None
+    history: tuple[Turn, ...] = ()
 
 
 def parse_item(entry: Any, special_tokens: re.Pattern[str] | None = None) -> ReleasedItem:
@@ -69,9 +77,18 @@ def parse_item(entry: Any, special_tokens: re.Pattern[str] | None = None) -> Rel
         ItemError: If the entry does not have the released layout.
     """
     name = parse_id(entry)
-    reply, transcript = parse_texts(entry, special_tokens)
-    paths = {key: None if entry.get(key) is None else _path(key, entry[key]) for key in PATHS}
-    return ReleasedItem(name, reply, transcript, **paths)
+    texts = parse_texts(entry, special_tokens)
+    speech, history_speech = _speech_paths(entry.get("speech"), texts.history)
+    paths = {key: None if entry.get(key) is None else _path(key, entry[key]) for key in OTHER_PATHS}
+    return ReleasedItem(
+        name,
+        texts.reply,
+        texts.transcript,
+        speech,
+        **paths,
+        history=texts.history,
+        history_speech=history_speech,
+    )
 
 
 def parse_id(entry: Any) -> str:
@@ -87,18 +104,20 @@ def parse_id(entry: Any) -> str:
     return _path("id", str(name))
 
 
-def parse_texts(entry: dict[str, Any], special_tokens: re.Pattern[str] | None = None) -> tuple[str, str | None]:
-    """Return the reply of an entry and, if it is there, the transcript of its query.
+def parse_texts(entry: dict[str, Any], special_tokens: re.Pattern[str] | None = None) -> ItemTexts:
+    """Return the reply of an entry, the transcript of its query if it is there, and the turns before the query.
 
     Args:
         entry: Holds `conversations`, or else `reply`, and perhaps `transcript`.
         special_tokens: What no text may hold; not checked if None.
 
     Raises:
-        ItemError: If the reply is missing or empty, or a text cannot be trained on.
+        ItemError: If the reply is missing or empty, turns are out of order, or a text cannot be trained on.
     """
+    history: tuple[Turn, ...] = ()
     if "conversations" in entry or "reply" not in entry:
-        reply, what = _last_turn(entry.get("conversations")), "the reply (the 'value' of 'gpt')"
+        reply, history = parse_turns(entry.get("conversations"), special_tokens)
+        what = "the reply (the 'value' of 'gpt')"
     else:
         reply, what = entry["reply"], "the reply"
     if not isinstance(reply, str) or not reply.strip():
@@ -107,39 +126,34 @@ def parse_texts(entry: dict[str, Any], special_tokens: re.Pattern[str] | None = 
     if transcript is not None and not (isinstance(transcript, str) and transcript.strip()):
         raise ItemError("layout", f"'transcript' must be a string that is not empty; found {transcript!r}")
     for which, text in ((what, reply), ("'transcript'", transcript or "")):
-        _require_unicode(which, text)
-        special = special_tokens.search(text) if special_tokens is not None else None
-        if special:
-            raise ItemError("special_token", f"{which} holds the special token {special[0]!r}; remove it")
-    return reply, transcript
+        require_clean(which, text, special_tokens)
+    return ItemTexts(reply, transcript, history)
 
 
-def _last_turn(turns: Any) -> Any:
-    is_list = isinstance(turns, list)
-    speakers = [turn.get("from") if isinstance(turn, dict) else None for turn in turns] if is_list else None
-    if speakers != ["human", "gpt"]:
+def _speech_paths(value: Any, history: Sequence[Turn]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the path of the query's audio, and those of the spoken turns before it, in order."""
+    if value is None:
+        return None, ()
+    paths = [_path("speech", one) for one in (value if isinstance(value, list) else [value])]
+    num_spoken = sum(turn.is_spoken for turn in history)
+    if len(paths) != num_spoken + 1:
         raise ItemError(
-            "layout", f"'conversations' must hold one turn from 'human', then one from 'gpt'; found {speakers}"
+            "layout",
+            f"'speech' names {len(paths)} files for {num_spoken} earlier turns {SPEECH_MARK!r} and the query; give a "
+            "list of their paths in order, or write earlier turns as text",
         )
-    return turns[1].get("value")
+    return paths[-1], tuple(paths[:-1])
 
 
 def _path(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ItemError("layout", f"{key!r} must be a string that is not empty, a path; found {value!r}")
-    _require_unicode(repr(key), value)
+    require_unicode(repr(key), value)
     if posixpath.isabs(value) or posixpath.normpath(value).split("/")[0] == "..":
         raise ItemError(
             "path_outside_corpus", f"{key!r} leads out of the corpus ({value}); name a path that starts in its folder"
         )
     return value
-
-
-def _require_unicode(which: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ItemError("layout", f"{which} is not valid Unicode ({error}); fix its encoding") from error
 
 
 def read_entries(index: Path) -> list[Any]:

@@ -14,6 +14,7 @@ import torch
 from datamodules.batch import SAMPLE_RATE_HZ, SpokenExample, text_states_folder
 from datamodules.formats.released_items import ReleasedItem, read_items
 from datamodules.formats.unit_files import read_units
+from lightning_modules.dialogue import Turn, as_written
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_positive
 
@@ -58,6 +59,8 @@ class IndexItem:
         units: The `.npy` file of the reply's speech tokens.
         reply: The audio file of the reply.
         transcript: The query as text.
+        history: Turns before the query.
+        history_speech: Audio files of the spoken ones among them.
     """
 
     id: str
@@ -67,6 +70,8 @@ class IndexItem:
     units: Path | None = None
     reply: Path | None = None
     transcript: str | None = None
+    history: tuple[Turn, ...] = ()
+    history_speech: tuple[Path, ...] = ()
 
 
 class ReleasedLayout:
@@ -81,6 +86,7 @@ class ReleasedLayout:
         num_codes: The size of the codebook that speech tokens must lie in; not checked if None.
         max_examples: Keeps only the first ones; all if None.
         text_states_root: The folder that holds `<set>/text_states/<id>.npy`; `root` if None.
+        written_history: Gives spoken turns before the query as text, which they must have then.
 
     Raises:
         UserError: If a field is unknown or a number out of range.
@@ -95,11 +101,12 @@ class ReleasedLayout:
         num_codes: int | None = None,
         max_examples: int | None = None,
         text_states_root: Path | str | None = None,
+        written_history: bool = False,
     ) -> None:
         require_positive(num_codes=num_codes, max_examples=max_examples)
         self.fields = check_fields(fields)
         self.index = Path(index)
-        self.num_codes, self.max_examples = num_codes, max_examples
+        self.num_codes, self.max_examples, self.written_history = num_codes, max_examples, written_history
         self._root, self._units_root = Path(root), Path(units_root or root)
         self._states = text_states_folder(Path(text_states_root or root), self.index.parent.name)
 
@@ -141,6 +148,8 @@ class ReleasedLayout:
                 reply=self._audio("reply", item.reply),
                 transcript=item.transcript if "transcript" in self.fields else None,
                 text_states=self._text_states(item.text_states),
+                history=item.history,
+                history_speech=tuple(torch.from_numpy(read_audio(path)) for path in item.history_speech),
             )
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{self.index}, item {item.id!r}: {error}") from error
@@ -157,6 +166,12 @@ class ReleasedLayout:
         return np.array([len(item.reply_text) for item in self.items], dtype=np.int64)
 
     def _item(self, item: ReleasedItem) -> IndexItem:
+        history, speech = (item.history, item.history_speech) if "query" in self.fields else ((), ())
+        if self.written_history:
+            try:
+                history, speech = as_written(history), ()
+            except UserError as error:
+                raise UserError(f"{self.index}, item {item.id!r}: {error}") from error
         return IndexItem(
             id=item.id,
             reply_text=item.reply,
@@ -165,6 +180,8 @@ class ReleasedLayout:
             units=None if item.units is None else self._units_root / item.units,
             reply=None if item.reply_speech is None else self._root / item.reply_speech,
             transcript=item.transcript,
+            history=history,
+            history_speech=tuple(self._root / path for path in speech),
         )
 
     def _require(self, field: str, items: Sequence[IndexItem]) -> None:
@@ -176,12 +193,14 @@ class ReleasedLayout:
             )
         if field == "transcript":
             return
-        missing = [item for item in items if not getattr(item, field).is_file()]
+        files = [(item.id, path) for item in items for path in _files_of(item, field)]
+        missing = [(name, path) for name, path in files if not path.is_file()]
         if missing:
-            fix = _ROOTS.get(field, "root to the corpus")
+            fix, (name, path) = _ROOTS.get(field, "root to the corpus"), missing[0]
+            others = len({other for other, _ in missing} - {name})
             raise FileNotFoundError(
-                f"{self.index}, item {missing[0].id!r}: {getattr(missing[0], field)} is missing, and so are the files "
-                f"of {len(missing) - 1} other items; set {fix}, make them again, or leave {field!r} out of fields"
+                f"{self.index}, item {name!r}: {path} is missing, and so are the files of {others} other items; set "
+                f"{fix}, make them again, or leave {field!r} out of fields"
             )
 
     def _audio(self, field: str, path: Path | None) -> torch.Tensor | None:
@@ -198,6 +217,10 @@ class ReleasedLayout:
 
     def _text_states(self, path: Path) -> torch.Tensor | None:
         return torch.from_numpy(read_text_states(path)) if "text_states" in self.fields else None
+
+
+def _files_of(item: IndexItem, field: str) -> list[Path]:
+    return [getattr(item, field), *(item.history_speech if field == "query" else ())]
 
 
 def read_text_states(path: Path) -> np.ndarray:

@@ -5,15 +5,18 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 from torch import Tensor
 
-from datamodules.batch import to_pcm
+from datamodules.batch import SAMPLE_RATE_HZ, to_pcm
 from datamodules.shards.byte_ranges import ByteRanges, RangeCache
 from datamodules.shards.shard_index import PARTS, ShardIndex, unpack_units
+from lightning_modules.dialogue import Turn
 from lightning_modules.errors import UserError
 
 # RIFF; format: its size, coding, channels, rate, bytes per second and per sample, bits per sample; data: its size.
@@ -59,7 +62,8 @@ class ShardFiles:
             parts: Some of "query", "units", "text"; what lies between them is read with them.
 
         Returns:
-            For each example the bytes of each part, or what is wrong if they differ from what was written.
+            For each example the bytes of each part, and under "whole" those from the first part to the last with what
+            lies between; or what is wrong if they differ from what was written.
 
         Raises:
             OSError: If the storage cannot be reached after all attempts.
@@ -88,7 +92,8 @@ def _cut(
     content: bytes | None, parts: Sequence[str], begins: list[int], sizes: list[int], checksums: list[int]
 ) -> tuple[dict[str, memoryview], str | None]:
     """Cut what was read into parts; return them and the name of the first that is not what was written."""
-    found, view = {}, memoryview(content or b"")
+    view = memoryview(content or b"")
+    found = {"whole": view}
     for part, begin, size, checksum in zip(parts, begins, sizes, checksums, strict=True):
         found[part] = view[begin : begin + size]
         if zlib.crc32(found[part]) != checksum:
@@ -108,11 +113,43 @@ def decode_query(content: bytes | memoryview) -> tuple[Tensor, int]:
     return to_pcm(torch.from_numpy(samples.mean(axis=1, dtype=np.float32))), rate_hz
 
 
+def decode_query_16k(content: bytes | memoryview) -> Tensor:
+    """Return the samples of a query at 16 kHz, ``(S,) int16``."""
+    samples, rate_hz = decode_query(content)
+    if rate_hz == SAMPLE_RATE_HZ:
+        return samples
+    return torch.from_numpy(soxr.resample(samples.numpy(), rate_hz, SAMPLE_RATE_HZ))
+
+
 def decode_units(content: bytes | memoryview) -> np.ndarray:
     """Return speech tokens, ``(T,) int64``."""
     return unpack_units(bytes(content)).astype(np.int64)
 
 
-def decode_text(content: bytes | memoryview) -> dict[str, str]:
-    """Return `id`, `reply` and, if it is known, `transcript`."""
+def decode_text(content: bytes | memoryview) -> dict[str, Any]:
+    """Return `id`, `reply` and, if they are there, `transcript` and `history`."""
     return json.loads(bytes(content))
+
+
+def decode_history(text: dict[str, Any], whole: memoryview) -> tuple[tuple[Turn, ...], list[memoryview]]:
+    """Read the turns before the query.
+
+    Args:
+        text: The JSON of the example.
+        whole: The bytes of the shard from the begin of the query to the end of the text.
+
+    Returns:
+        The turns, and the audio files of the spoken ones.
+
+    Raises:
+        DamagedExampleError: If an audio is not what was written.
+    """
+    turns, audios = [], []
+    for place, entry in enumerate(text.get("history", ()), start=1):
+        turns.append(Turn(entry["role"], entry.get("text"), is_spoken="audio" in entry))
+        if "audio" in entry:
+            begin, size, checksum = entry["audio"]
+            audios.append(whole[begin : begin + size])
+            if zlib.crc32(audios[-1]) != checksum:
+                raise DamagedExampleError(f"the audio of its earlier turn {place} is damaged")
+    return tuple(turns), audios

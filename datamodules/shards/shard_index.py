@@ -2,7 +2,9 @@
 
 An example is three consecutive members with one key: `<key>.wav` or `<key>.flac` (the query, the bytes of its file),
 `<key>.npy` (the reply's speech tokens, ``(T,) int32``) and `<key>.json` (`id`, `reply`, and `transcript` if there is
-one). Any tool that reads tar files can read them; with the index, a part is one read of a byte range.
+one). Any tool that reads tar files can read them; with the index, a part is one read of a byte range. Spoken turns
+before the query follow it as `<key>.history0.wav`, ...; `history` in the JSON says where. The index knows nothing of
+them: whoever reads an example from its query to its text reads what lies between.
 """
 
 import io
@@ -14,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from datamodules.formats.atomic_files import replacing
+from lightning_modules.dialogue import Turn
 from lightning_modules.errors import UserError
 
 PARTS = ("query", "units", "text")
@@ -145,6 +148,8 @@ class PackedExample:
         reply: The reply as text.
         transcript: The query as text, if known.
         num_text_tokens: Text tokens of the reply; -1 if they were not counted.
+        history: Turns before the query, the oldest first.
+        history_audio: Bytes and extension of the audio files of its spoken turns.
     """
 
     id: str
@@ -156,6 +161,8 @@ class PackedExample:
     reply: str
     transcript: str | None = None
     num_text_tokens: int = -1
+    history: tuple[Turn, ...] = ()
+    history_audio: tuple[tuple[bytes, str], ...] = ()
 
 
 class ShardWriter:
@@ -193,15 +200,18 @@ class ShardWriter:
 
     def write(self, key: str, example: PackedExample) -> None:
         """Append an example under a key without a dot, unique in the corpus."""
-        text = {"id": example.id, "reply": example.reply}
+        text: dict[str, Any] = {"id": example.id, "reply": example.reply}
         if example.transcript is not None:
             text["transcript"] = example.transcript
-        contents = {
-            example.extension: example.query,
-            "npy": pack_units(example.units),
-            "json": json.dumps(text, ensure_ascii=False).encode(),
-        }
-        places = [self._append(f"{key}.{extension}", content) for extension, content in contents.items()]
+        query = self._append(f"{key}.{example.extension}", example.query)
+        spoken = [
+            self._append(f"{key}.history{place}.{extension}", content)
+            for place, (content, extension) in enumerate(example.history_audio)
+        ]
+        if example.history:
+            text["history"] = _describe_history(example.history, spoken, query[0])
+        units = self._append(f"{key}.npy", pack_units(example.units))
+        places = [query, units, self._append(f"{key}.json", json.dumps(text, ensure_ascii=False).encode())]
         lengths = example.query_s, len(example.units), example.num_text_tokens
         self._rows.append((example.id, example.set_name, places, *lengths))
 
@@ -230,3 +240,29 @@ class ShardWriter:
             num_units=np.array(num_units, dtype=np.int32),
             num_text_tokens=np.array(num_text_tokens, dtype=np.int32),
         )
+
+
+def _describe_history(
+    turns: Sequence[Turn], spoken: Sequence[tuple[int, int, int]], begin: int
+) -> list[dict[str, Any]]:
+    """Describe turns for the JSON of an example.
+
+    Args:
+        turns: Turns before the query, the oldest first.
+        spoken: For each spoken one, where its audio begins in the shard, its size and its CRC-32.
+        begin: Where the query begins in the shard.
+
+    Returns:
+        For each turn `role`, `text` if it is known, and `audio` if it is spoken: begin, counted from that of the query,
+        size and CRC-32.
+    """
+    places = iter(spoken)
+    described: list[dict[str, Any]] = []
+    for turn in turns:
+        text = {} if turn.text is None else {"text": turn.text}
+        audio = {}
+        if turn.is_spoken:
+            offset, size, checksum = next(places)
+            audio = {"audio": [offset - begin, size, checksum]}
+        described.append({"role": turn.role, **text, **audio})
+    return described

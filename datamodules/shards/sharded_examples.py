@@ -8,14 +8,21 @@ from typing import Any
 import fsspec
 import numpy as np
 import soundfile
-import soxr
 import torch
 from torch import Tensor
 
-from datamodules.batch import SAMPLE_RATE_HZ, SkippedExample, SpokenExample, from_pcm, to_pcm
+from datamodules.batch import SkippedExample, SpokenExample, from_pcm, to_pcm
 from datamodules.shards.byte_ranges import RangeCache, retry
-from datamodules.shards.shard_files import DamagedExampleError, ShardFiles, decode_query, decode_text, decode_units
+from datamodules.shards.shard_files import (
+    DamagedExampleError,
+    ShardFiles,
+    decode_history,
+    decode_query_16k,
+    decode_text,
+    decode_units,
+)
 from datamodules.shards.shard_index import INDEX, SHARDS, ShardIndex
+from lightning_modules.dialogue import as_written
 
 FIELDS = ("query", "units", "transcript")
 MAX_DAMAGED_IN_A_ROW = 1000
@@ -49,7 +56,9 @@ class ShardedExamples:
     Args:
         corpora: Where they lie.
         fields: Which of "query", "units", "transcript" to read; ids and reply texts are always there.
-        augment: Changes a query, ``(S,) float32``, as a function of its epoch and number.
+        augment: Changes a query, ``(S,) float32``, and the spoken turns before it in the same way, as a function of its
+            epoch and number.
+        written_history: Gives spoken turns before the query as text; without one an example counts as damaged.
     """
 
     def __init__(
@@ -57,8 +66,10 @@ class ShardedExamples:
         corpora: Sequence[ShardFiles],
         fields: Sequence[str],
         augment: Callable[[Tensor, int, int], Tensor] | None = None,
+        written_history: bool = False,
     ) -> None:
         self.corpora, self.fields, self.augment = list(corpora), tuple(fields), augment
+        self.written_history = written_history
         self._starts = np.cumsum([0, *(len(corpus.index) for corpus in corpora)])
         self._parts = [part for part in ("query", "units") if part in fields] + ["text"]
 
@@ -101,7 +112,8 @@ class ShardedExamples:
     ) -> SpokenExample | DamagedExampleError:
         if self.augment is None or isinstance(found, DamagedExampleError) or found.query is None:
             return found
-        return replace(found, query=to_pcm(self.augment(from_pcm(found.query), *key)))
+        query, *earlier = (to_pcm(self.augment(from_pcm(one), *key)) for one in (found.query, *found.history_speech))
+        return replace(found, query=query, history_speech=tuple(earlier))
 
     def _decode_or_tell(
         self, corpus: ShardFiles, row: int, parts: dict[str, memoryview] | DamagedExampleError
@@ -117,14 +129,23 @@ class ShardedExamples:
     def _decode(self, parts: dict[str, memoryview]) -> SpokenExample:
         text: dict[str, Any] = decode_text(parts["text"])
         query = units = None
+        history, audio = decode_history(text, parts["whole"]) if "query" in parts else ((), [])
+        if self.written_history:
+            history, audio = as_written(history), []
         if "query" in parts:
-            query, rate_hz = decode_query(parts["query"])
-            if rate_hz != SAMPLE_RATE_HZ:
-                query = torch.from_numpy(soxr.resample(query.numpy(), rate_hz, SAMPLE_RATE_HZ))
+            query = decode_query_16k(parts["query"])
         if "units" in parts:
             units = torch.from_numpy(decode_units(parts["units"]))
         transcript = text["transcript"] if "transcript" in self.fields else None
-        return SpokenExample(text["id"], text["reply"], query=query, units=units, transcript=transcript)
+        return SpokenExample(
+            text["id"],
+            text["reply"],
+            query=query,
+            units=units,
+            transcript=transcript,
+            history=history,
+            history_speech=tuple(map(decode_query_16k, audio)),
+        )
 
 
 class ForgivingExamples:

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from datamodules.batch import text_states_folder
+from datamodules.batch import collate, text_states_folder
 from datamodules.formats.atomic_files import remove_partial_files, write_array
 from datamodules.formats.released_layout import ReleasedLayout
 from lightning_modules.errors import UserError
@@ -53,6 +52,7 @@ class TextStateWriter:
         self.set_name = set_name
         self.batch_size = batch_size
         self.bfloat16 = bfloat16
+        self.num_dropped_turns = 0
 
     def run(self, output_dir: Path) -> dict[str, Any]:
         """Write the states of all splits.
@@ -61,7 +61,8 @@ class TextStateWriter:
             output_dir: The run directory of this job.
 
         Returns:
-            `<split>/num_replies` and `<split>/num_text_tokens`.
+            `<split>/num_replies` and `<split>/num_text_tokens`, and `num_dropped_turns` if dialogues that were written
+            now were too long for the context.
 
         Raises:
             FileNotFoundError: If an index or a query is missing.
@@ -80,19 +81,18 @@ class TextStateWriter:
                     num_tokens += self._write(folder, examples, order[start : start + self.batch_size])
                     progress.update(min(self.batch_size, len(order) - start))
             report |= {f"{split}/num_replies": len(order), f"{split}/num_text_tokens": num_tokens}
-        return report
+        return report | ({"num_dropped_turns": self.num_dropped_turns} if self.num_dropped_turns else {})
 
     def _write(self, folder: Path, examples: ReleasedLayout, indices: list[int]) -> int:
         """Write a batch unless all of it is there; return its number of text tokens."""
         paths = [folder / f"{examples.items[index].id}.npy" for index in indices]
         if all(path.is_file() for path in paths):
             return sum(len(np.load(path, mmap_mode="r")) for path in paths)
-        batch = [examples[index] for index in indices]
-        queries = [example.query for example in batch if example.query is not None]
-        lengths = torch.tensor([len(query) for query in queries], device=self.device)
-        padded = pad_sequence(queries, batch_first=True).to(self.device)
+        batch = collate([examples[index] for index in indices]).to(self.device)
+        assert batch.query is not None and batch.query_lengths is not None
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            output = self.thinker(padded, lengths, [example.reply_text for example in batch])
+            output = self.thinker(batch.query, batch.query_lengths, batch.reply_texts, history=batch.history)
+        self.num_dropped_turns += output.num_dropped_turns
         states = torch.cat([output.hidden.float(), output.embedding.float()], dim=-1).cpu().numpy()
         for path, row, length in zip(paths, states, output.lengths.tolist(), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)  # an id may hold a slash

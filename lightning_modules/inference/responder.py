@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.adapters.adapter_set import AdapterSet
+from lightning_modules.dialogue import History
 from lightning_modules.errors import UserError
 from lightning_modules.inference.spoken_reply import SpokenReply, ThinkerText, stream_spoken_reply
 from lightning_modules.talker.base import Talker
@@ -68,15 +69,16 @@ class Responder:
                 raise UserError(f"decodings.{name}: {error}") from error
         return resolved
 
-    def write_text(self, query: Tensor, adapter: str | None = None) -> ThinkerText:
+    def write_text(self, query: Tensor, adapter: str | None = None, history: History | None = None) -> ThinkerText:
         """Let the thinker answer one spoken query as fast as the text is read.
 
         Args:
             query: ``(S,) float32`` at 16 kHz.
             adapter: LoRA adapter that acts on it, also while the text is read; give it to a decoding that has the same.
+            history: What was said before it; None if the dialogue begins with it.
         """
         self.adapters.select(adapter)
-        return ThinkerText(self.thinker, query, self.max_text_tokens)
+        return ThinkerText(self.thinker, query, self.max_text_tokens, history)
 
     def stream(self, text: ThinkerText, decoding: Decoding, reply: SpokenReply | None = None) -> Iterable[Tensor]:
         """Speak the answer to one query chunk by chunk, under the decoding's adapter, which stays selected.
@@ -106,7 +108,9 @@ class Responder:
             pass
         return reply
 
-    def compare(self, query: Tensor, decodings: Mapping[str, Decoding], turn: int = 0) -> dict[str, SpokenReply]:
+    def compare(
+        self, query: Tensor, decodings: Mapping[str, Decoding], turn: int = 0, history: History | None = None
+    ) -> dict[str, SpokenReply]:
         """Answer one query with every decoding in turn, so that a change of the machine's speed hits all.
 
         The thinker writes once under each adapter; its times count for every decoding that has this adapter.
@@ -115,12 +119,13 @@ class Responder:
             query: ``(S,) float32`` at 16 kHz.
             decodings: What to compare, by name.
             turn: Number of the query; each decoding goes first in turn, since the first finds the caches cold.
+            history: What was said before the query.
 
         Returns:
             The reply of each decoding, in the order of the decodings.
         """
         names = list(decodings)
-        texts = {one: self.write_text(query, one) for one in {decodings[name].adapter: None for name in names}}
+        texts = {one: self.write_text(query, one, history) for one in {decodings[name].adapter: None for name in names}}
         first = turn % len(names)
         order = names[first:] + names[:first]
         answers = {name: self.answer(texts[decodings[name].adapter], decodings[name]) for name in order}

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lightning_modules.dialogue import History
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.streaming import SpeechChunk
@@ -84,12 +85,19 @@ class ThinkerText:
         thinker: Writes the reply.
         query: The spoken query, ``(S,) float32`` at 16 kHz.
         max_text_tokens: Where the text is cut off.
+        history: What was said before the query; None if the dialogue begins with it.
+
+    Attributes:
+        num_dropped_turns: Oldest turns that the context had no room for.
     """
 
-    def __init__(self, thinker: Thinker, query: Tensor, max_text_tokens: int = 64) -> None:
+    def __init__(
+        self, thinker: Thinker, query: Tensor, max_text_tokens: int = 64, history: History | None = None
+    ) -> None:
         self.thinker, self.watch = thinker, _StopWatch(query.device)
         with torch.no_grad():
-            prompt, self.speech_encoder_s = self.watch(lambda: thinker.encode(query))
+            prompt, self.speech_encoder_s = self.watch(lambda: thinker.encode(query, history, max_text_tokens))
+        self.num_dropped_turns = prompt.num_dropped_turns
         self._stream = thinker.stream(prompt, max_text_tokens)
         self.states: list[ThinkerToken | None] = []
         self.token_s: list[float] = []

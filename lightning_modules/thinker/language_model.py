@@ -200,6 +200,18 @@ class LanguageModel(nn.Module):
         return self._input_embedding.weight.dtype
 
     @property
+    def max_positions(self) -> int | None:
+        """Longest sequence, prompt and reply, in tokens; None if the model names no limit."""
+        return getattr(self.causal_lm.config, "max_position_embeddings", None)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Token ids at which the generation settings that came with the model stop."""
+        settings = self.causal_lm.generation_config
+        found = None if settings is None else settings.eos_token_id
+        return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+    @property
     def _input_embedding(self) -> nn.Embedding:
         return cast(nn.Embedding, self.causal_lm.get_input_embeddings())
 

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lightning_modules.dialogue import History
 from lightning_modules.errors import UserError
 from lightning_modules.talker.losses import LossTerm, add_terms
 from lightning_modules.thinker.outputs import ThinkerOutput
@@ -19,12 +20,14 @@ class SpokenQueries(Protocol):
         query_lengths: ``(B,) int64`` samples.
         reply_texts: B replies.
         transcripts: B queries as text; None if nobody asked for them.
+        history: What was said before the queries; None if every dialogue begins with its query.
     """
 
     query: Tensor | None
     query_lengths: Tensor | None
     reply_texts: list[str]
     transcripts: list[str] | None
+    history: History | None
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,11 @@ class ThinkerObjective:
         num_rows = batch.query_lengths.new_tensor(len(batch.reply_texts))
         if self.reply:
             heard = transcripts if self.transcript else None
-            heard_output = output = thinker(batch.query, batch.query_lengths, batch.reply_texts, heard)
+            heard_output = output = thinker(batch.query, batch.query_lengths, batch.reply_texts, heard, batch.history)
             terms["reply"] = LossTerm(output.loss, output.num_scored_tokens, self.reply)
             scalars = {"train/nll": output.loss, "train/accuracy": output.is_exact.float().mean()}
+            if batch.history is not None:
+                scalars["train/num_dropped_turns"] = batch.query_lengths.new_tensor(output.num_dropped_turns)
             if output.transcript_loss is not None:
                 terms["transcript"] = LossTerm(output.transcript_loss, num_rows, self.transcript)
         elif self.transcript:
@@ -92,7 +97,7 @@ class ThinkerObjective:
             terms["transcript"] = LossTerm(loss, num_rows, self.transcript)
         if self.text:
             assert transcripts is not None
-            output = thinker.read(transcripts, batch.reply_texts)
+            output = thinker.read(transcripts, batch.reply_texts, batch.history)
             terms["text"] = LossTerm(output.loss, output.num_scored_tokens, self.text)
         parts = {f"train/{name}_loss": term.mean for name, term in terms.items()}
         total = add_terms(list(terms.values()))

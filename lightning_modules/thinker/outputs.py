@@ -20,6 +20,7 @@ class ThinkerOutput:
             very reply, ``(B,) bool``.
         transcript_loss: Negative log-likelihood of the query transcripts, in nats per token, ``()``; None without
             transcripts.
+        num_dropped_turns: Oldest turns of the batch that the context had no room for.
     """
 
     loss: Tensor
@@ -30,6 +31,7 @@ class ThinkerOutput:
     embedding: Tensor
     is_exact: Tensor
     transcript_loss: Tensor | None = None
+    num_dropped_turns: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ class ThinkerPrompt:
 
     Attributes:
         embeddings: Input embeddings of the language model, audio and template together, ``(1, P, embedding_size)``.
+        num_dropped_turns: Oldest turns that the context had no room for.
     """
 
     embeddings: Tensor
+    num_dropped_turns: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,20 @@
-"""Chat prompt: token ids around the place of the audio, replies to ids and back."""
+"""Chat prompt: token ids around the audio of a dialogue, replies to ids and back."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lightning_modules.dialogue import Turn
 from lightning_modules.errors import UserError
+from lightning_modules.thinker.dialogue.chat_template import ChatTemplate
+from lightning_modules.thinker.dialogue.settings import DialogueSettings
 from lightning_modules.thinker.pretrained import is_on_meta, load_pretrained
 
 
-@dataclass(frozen=True)
-class _Template:
-    """Token ids of the chat template around the audio."""
-
-    prefix_ids: list[int]
-    suffix_ids: list[int]
-    end_of_turn_id: int
-
-
 class ChatPrompt:
-    """A tokenizer's chat template with one audio placeholder as the user's turn.
+    """A tokenizer with its chat template: dialogues to token ids around their audio, replies to ids and back.
 
     The tokenizer is loaded in the constructor, so that a mistake is found early. Only under ``torch.device("meta")``,
     where settings are checked before an earlier stage has written the tokenizer, a missing directory is loaded on its
@@ -29,12 +22,13 @@ class ChatPrompt:
 
     Args:
         tokenizer: A directory written by ``save_pretrained``, a published name, or the tokenizer itself.
-        audio_token: The placeholder, one special token of the tokenizer.
+        audio_token: The placeholder, one special token of the tokenizer that no text uses.
         system_prompt: Text of the system's turn; None leaves that turn to the template.
+        settings: What tokenizer and template leave open; its defaults if None.
 
     Raises:
         FileNotFoundError: If nothing can be loaded from ``tokenizer``.
-        UserError: If the tokenizer has no such audio token, no chat template or no end-of-turn token.
+        UserError: If the tokenizer has no such tokens, no chat template or no end of turn.
     """
 
     def __init__(
@@ -42,14 +36,18 @@ class ChatPrompt:
         tokenizer: str | Path | PreTrainedTokenizerBase,
         audio_token: str = "<|audio|>",
         system_prompt: str | None = None,
+        settings: DialogueSettings | None = None,
     ) -> None:
         self._source = tokenizer
         self._audio_token = audio_token
         self._system_prompt = system_prompt
+        self._settings = settings or DialogueSettings()
         is_given = isinstance(tokenizer, PreTrainedTokenizerBase) or Path(tokenizer).is_dir()
         self.is_loaded = is_given or not is_on_meta()
         if self.is_loaded:
-            _ = self._template
+            _ = self._single_turn
+            if self._settings.blank_token is not None:
+                _ = self.blank_id
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -59,60 +57,68 @@ class ChatPrompt:
         return load_pretrained(AutoTokenizer.from_pretrained, self._source, "tokenizer")
 
     @cached_property
-    def _template(self) -> _Template:
-        tokenizer = self.tokenizer
-        name = f"the tokenizer {tokenizer.name_or_path!r}"
-        audio_id = tokenizer.get_vocab().get(self._audio_token)
-        if audio_id is None:
-            raise UserError(
-                f"{name} has no token {self._audio_token!r} to mark the place of the audio; add it with "
-                "add_special_tokens, or set audio_token to a special token that its texts never use."
-            )
-        if not tokenizer.chat_template:
-            raise UserError(f"{name} has no chat template; set its chat_template.")
-        if tokenizer.eos_token_id is None:
-            raise UserError(f"{name} has no eos_token to end a turn with; set it.")
-        turns = [] if self._system_prompt is None else [{"role": "system", "content": self._system_prompt}]
-        turns.append({"role": "user", "content": self._audio_token})
-        # enable_thinking is Qwen3's; templates ignore variables that they do not know.
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, enable_thinking=False)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if ids.count(audio_id) != 1:
-            raise UserError(
-                f"{name} turns its chat template {text!r} into {ids.count(audio_id)} tokens {self._audio_token!r}, "
-                "1 is needed; make audio_token a special token and let the template print the user's content once."
-            )
-        place = ids.index(audio_id)
-        return _Template(ids[:place], ids[place + 1 :], int(tokenizer.eos_token_id))
+    def _template(self) -> ChatTemplate:
+        variables, date = self._settings.template_variables, self._settings.date
+        return ChatTemplate(self.tokenizer, self._audio_token, self._system_prompt, variables, date)
+
+    @cached_property
+    def _single_turn(self) -> list[list[int]]:
+        return self._template.render(())
 
     @property
     def prefix_ids(self) -> list[int]:
-        """Token ids before the audio."""
-        return self._template.prefix_ids
+        """Token ids before the audio of a dialogue that begins with its query."""
+        return self._single_turn[0]
 
     @property
     def suffix_ids(self) -> list[int]:
-        """Token ids after the audio, up to where the assistant begins to write."""
-        return self._template.suffix_ids
+        """Token ids after the audio of the query, up to where the assistant begins to write."""
+        return self._single_turn[1]
+
+    def around_audio(self, turns: Sequence[Turn]) -> list[list[int]]:
+        """Give the token ids before the first audio, between audios, and behind the query.
+
+        Args:
+            turns: Earlier turns, the oldest first; the spoken query follows them.
+
+        Raises:
+            UserError: If turns do not alternate, or a text holds a special token.
+        """
+        return self._template.render(turns) if turns else self._single_turn
 
     @property
     def end_of_turn_id(self) -> int:
-        """Token id that ends the assistant's turn."""
+        """Token id that ends the assistant's turn, as the chat template prints it."""
         return self._template.end_of_turn_id
 
-    @property
+    def stop_ids(self, of_model: Iterable[int]) -> frozenset[int]:
+        """Give the token ids at which a reply is over.
+
+        Args:
+            of_model: Ids at which the generation settings of the language model stop.
+
+        Returns:
+            The end of turn, the tokenizer's eos_token, and those of the model that no text can hold.
+        """
+        own = {self.end_of_turn_id, self.tokenizer.eos_token_id} - {None}
+        return frozenset(own | self._template.special_ids.intersection(of_model))
+
+    @cached_property
     def blank_id(self) -> int:
-        """Token id that stands for "nothing new" in a transcription: the padding token, which no text holds.
+        """Token id that stands for "nothing new" in a transcription: ``blank_token``, or else the padding token.
 
         Raises:
-            UserError: If the tokenizer has no padding token.
+            UserError: If the tokenizer has no such token, or texts can hold it.
         """
-        if self.tokenizer.pad_token_id is None:
+        name = self._settings.blank_token or self.tokenizer.pad_token
+        blank_id = None if name is None else self.tokenizer.get_vocab().get(name)
+        if blank_id is None or blank_id not in self._template.special_ids:
+            lack = "no pad_token" if name is None else f"no special token {name!r}"
             raise UserError(
-                f"the tokenizer {self.tokenizer.name_or_path!r} has no pad_token, which transcription needs as its "
-                "blank; set it."
+                f"the tokenizer {self.tokenizer.name_or_path!r} has {lack}, which transcription needs as its blank; "
+                "set dialogue.blank_token to a special token that no text uses."
             )
-        return int(self.tokenizer.pad_token_id)
+        return int(blank_id)
 
     def __len__(self) -> int:
         """Give the size of the vocabulary, added tokens included."""
@@ -140,7 +146,7 @@ class ChatPrompt:
 
     def _encode(self, texts: Sequence[str], what: str) -> list[list[int]]:
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        special = set(self.tokenizer.all_special_ids)
+        special = self._template.special_ids
         for text, ids in zip(texts, rows, strict=True):
             if not ids:
                 raise UserError(f"{what} {text!r} is empty; every example needs a {what} text.")

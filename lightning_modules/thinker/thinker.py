@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from lightning_modules.dialogue import History
 from lightning_modules.errors import UserError
 from lightning_modules.thinker.adaptor import Adaptor
+from lightning_modules.thinker.dialogue.context import ContextWindow
+from lightning_modules.thinker.dialogue.settings import DialogueSettings
+from lightning_modules.thinker.dialogue.spoken_prompts import SpokenTurns, hear, lay_out, read_out
 from lightning_modules.thinker.language_model import LanguageModel
 from lightning_modules.thinker.outputs import ThinkerOutput, ThinkerPrompt, ThinkerToken
 from lightning_modules.thinker.prompt import ChatPrompt
@@ -31,6 +35,7 @@ class Thinker(nn.Module):
         audio_token: Special token that marks the place of the audio in the chat template.
         system_prompt: Text of the system's turn; None leaves that turn to the template.
         train_speech_encoder: False freezes the speech encoder (and its dropout).
+        dialogue: What tokenizer and chat template leave open; its defaults if None.
 
     Raises:
         FileNotFoundError: If no tokenizer can be loaded.
@@ -46,12 +51,15 @@ class Thinker(nn.Module):
         audio_token: str = "<|audio|>",
         system_prompt: str | None = None,
         train_speech_encoder: bool = True,
+        dialogue: DialogueSettings | None = None,
     ) -> None:
         super().__init__()
         self.speech_encoder = speech_encoder
         self.adaptor = adaptor
         self.language_model = language_model
-        self.prompt = ChatPrompt(tokenizer, audio_token, system_prompt)
+        settings = dialogue or DialogueSettings()
+        self.prompt = ChatPrompt(tokenizer, audio_token, system_prompt, settings)
+        self.context = ContextWindow(self.prompt, language_model.max_positions, settings)
         self.train_speech_encoder = train_speech_encoder
         if not train_speech_encoder:
             speech_encoder.requires_grad_(False).eval()
@@ -90,6 +98,7 @@ class Thinker(nn.Module):
         query_lengths: Tensor,
         reply_texts: Sequence[str],
         transcripts: Sequence[str] | None = None,
+        history: History | None = None,
     ) -> ThinkerOutput:
         """Read gold replies to spoken queries.
 
@@ -98,20 +107,23 @@ class Thinker(nn.Module):
             query_lengths: ``(B,) int64`` samples.
             reply_texts: B texts.
             transcripts: B texts of the queries, for ``transcript_loss``.
+            history: What was said before the queries; None if every dialogue begins with its query.
 
         Returns:
-            Losses, tokens and hidden states.
+            Losses, tokens and hidden states; only the last replies are scored.
 
         Raises:
-            UserError: If a query or a text is empty, or a query is too long.
+            UserError: If a query or a text is empty, or a query or a dialogue is too long.
         """
         audio, audio_lengths = self._embed_audio(query, query_lengths)
-        output = self._reply(audio, audio_lengths, reply_texts)
+        output = self._reply(audio, audio_lengths, reply_texts, hear(history, self._embed_audio))
         if transcripts is None:
             return output
         return replace(output, transcript_loss=self._transcription(audio, audio_lengths, transcripts))
 
-    def read(self, transcripts: Sequence[str], reply_texts: Sequence[str]) -> ThinkerOutput:
+    def read(
+        self, transcripts: Sequence[str], reply_texts: Sequence[str], history: History | None = None
+    ) -> ThinkerOutput:
         """Read gold replies to written queries, whose text stands in the place of the audio.
 
         This teaches the language model to answer at a fraction of the cost; :meth:`listen` teaches the audio embeddings
@@ -120,31 +132,41 @@ class Thinker(nn.Module):
         Args:
             transcripts: B texts of the queries.
             reply_texts: B texts.
+            history: What was said before the queries; the text of a spoken turn stands in the place of its audio, too.
 
         Returns:
             Loss, tokens and hidden states.
 
         Raises:
-            UserError: If a text is empty.
+            UserError: If a text is empty, or a spoken turn has none.
         """
+        text, text_lengths = self._embed_transcripts(transcripts)
+        return self._reply(text, text_lengths, reply_texts, read_out(history, self._embed_transcripts))
+
+    def _embed_transcripts(self, transcripts: Sequence[str]) -> tuple[Tensor, Tensor]:
         device = self.adaptor.up.weight.device
         rows = [torch.tensor(ids, device=device) for ids in self.prompt.encode_transcripts(transcripts)]
         text = self.language_model.embed(pad_sequence(rows, batch_first=True))
-        return self._reply(text, torch.tensor([len(row) for row in rows], device=device), reply_texts)
+        return text, torch.tensor([len(row) for row in rows], device=device)
 
-    def _reply(self, query: Tensor, query_lengths: Tensor, reply_texts: Sequence[str]) -> ThinkerOutput:
+    def _reply(
+        self, query: Tensor, query_lengths: Tensor, reply_texts: Sequence[str], earlier: SpokenTurns | None
+    ) -> ThinkerOutput:
         device = query.device
         replies = [torch.tensor(ids, device=device) for ids in self.prompt.encode_replies(reply_texts)]
         reply_lengths = torch.tensor([len(ids) for ids in replies], device=device)
         token_ids = pad_sequence(replies, batch_first=True)
         embedding = self.language_model.embed(token_ids)
-        prompts = self._prompt_rows(query, query_lengths)
+        prompts = lay_out(
+            self.context, self.language_model.embed, query, query_lengths, list(map(len, replies)), earlier
+        )
         rows = [
-            torch.cat([row, reply[:n]]) for row, reply, n in zip(prompts, embedding, map(len, replies), strict=True)
+            torch.cat([row, reply[:n]])
+            for row, reply, n in zip(prompts.rows, embedding, map(len, replies), strict=True)
         ]
         hidden = self.language_model(pad_sequence(rows, batch_first=True))
         # Reply position j is predicted one position earlier: y_1 by the last position of the prompt.
-        first = torch.tensor([len(row) - 1 for row in prompts], device=device)
+        first = torch.tensor([len(row) - 1 for row in prompts.rows], device=device)
         position = torch.arange(token_ids.shape[1] + 1, device=device)
         is_target = position <= reply_lengths[:, None]
         place = torch.where(is_target, first[:, None] + position, 0)
@@ -159,6 +181,7 @@ class Thinker(nn.Module):
             hidden=hidden[:, :-1] * is_reply.to(hidden.dtype),
             embedding=embedding * is_reply.to(embedding.dtype),
             is_exact=is_exact,
+            num_dropped_turns=prompts.num_dropped_turns,
         )
 
     def listen(self, query: Tensor, query_lengths: Tensor, transcripts: Sequence[str]) -> Tensor:
@@ -193,11 +216,25 @@ class Thinker(nn.Module):
         return [self.prompt.decode(row).strip() for row in rows]
 
     @torch.no_grad()
-    def encode(self, query: Tensor) -> ThinkerPrompt:
-        """Run speech encoder and adaptor on one query ``(S,)`` of 16 kHz."""
+    def encode(self, query: Tensor, history: History | None = None, reply_tokens: int = 0) -> ThinkerPrompt:
+        """Run speech encoder and adaptor on one query and what was said before it.
+
+        Args:
+            query: ``(S,) float``, 16 kHz.
+            history: Earlier turns of this one dialogue; None if it begins with its query.
+            reply_tokens: Positions of the context to leave free for the reply.
+
+        Returns:
+            What :meth:`stream` reads.
+
+        Raises:
+            UserError: If the query is empty, or it or the dialogue is too long.
+        """
         lengths = torch.tensor([query.shape[0]], device=query.device)
         audio, audio_lengths = self._embed_audio(query[None], lengths)
-        return ThinkerPrompt(torch.stack(self._prompt_rows(audio, audio_lengths)))
+        earlier = hear(history, self._embed_audio)
+        prompts = lay_out(self.context, self.language_model.embed, audio, audio_lengths, [reply_tokens], earlier)
+        return ThinkerPrompt(torch.stack(prompts.rows), prompts.num_dropped_turns)
 
     @torch.no_grad()
     def stream(self, prompt: ThinkerPrompt, max_new_tokens: int) -> Iterator[ThinkerToken]:
@@ -208,15 +245,15 @@ class Thinker(nn.Module):
             max_new_tokens: Upper limit of tokens.
 
         Yields:
-            Each token as soon as it is known; the end-of-turn token ends the stream and is not yielded.
+            Each token as soon as it is known; a token that ends the turn or the text ends the stream, not yielded.
         """
-        cache = self.language_model.new_cache()
+        cache, stop_ids = self.language_model.new_cache(), self.prompt.stop_ids(self.language_model.end_ids)
         embeddings = prompt.embeddings
         for _ in range(max_new_tokens):
             hidden = self.language_model(embeddings, cache)[:, -1]
             token_ids = self.language_model.logits(hidden).argmax(dim=-1)
             token_id = int(token_ids)
-            if token_id == self.prompt.end_of_turn_id:
+            if token_id in stop_ids:
                 return
             embeddings = self.language_model.embed(token_ids)[:, None]
             yield ThinkerToken(token_id, hidden[0], embeddings[0, 0])
@@ -237,14 +274,6 @@ class Thinker(nn.Module):
     def _transcription(self, audio: Tensor, audio_lengths: Tensor, transcripts: Sequence[str]) -> Tensor:
         token_ids = self.prompt.encode_transcripts(transcripts)
         return transcription_loss(self._score_audio(audio), audio_lengths, token_ids, self.prompt.blank_id)
-
-    def _prompt_rows(self, audio: Tensor, audio_lengths: Tensor) -> list[Tensor]:
-        def embed(ids: list[int]) -> Tensor:
-            return self.language_model.embed(torch.tensor(ids, dtype=torch.long, device=audio.device))
-
-        prefix, suffix = embed(self.prompt.prefix_ids), embed(self.prompt.suffix_ids)
-        audio = audio.to(prefix.dtype)
-        return [torch.cat([prefix, row[:n], suffix]) for row, n in zip(audio, audio_lengths.tolist(), strict=True)]
 
     def _score(
         self, hidden: Tensor, token_ids: Tensor, reply_lengths: Tensor, is_target: Tensor

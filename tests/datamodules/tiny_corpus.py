@@ -47,3 +47,24 @@ def write_wav(path: Path, samples: np.ndarray, rate_hz: int = SAMPLE_RATE_HZ) ->
     """Write ``(S,)`` or ``(S, channels)`` samples as 16-bit PCM."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, rate_hz, subtype="PCM_16")
+
+
+def write_dialogues(root: Path, split: str, seed: int = 0, num_codes: int = 50) -> list[dict]:
+    """Write a split of four items: two earlier turns spoken, one spoken and one written, one written, none."""
+    generator = np.random.default_rng([seed, 7])
+    items = write_split(root, split, 4, seed, num_codes)
+    for item, spoken in zip(items, ([True, True], [True, False], [False], []), strict=True):
+        paths, turns = [], []
+        for place, is_spoken in enumerate(spoken):
+            text = f"Earlier query {place} of {item['id']}?"
+            turn = {"from": "human", "value": "<speech>" if is_spoken else text}
+            if is_spoken:
+                paths.append(f"spoken_examples/audios/{item['id']}-{place}.wav")
+                write_wav(root / paths[-1], generator.uniform(-0.5, 0.5, 300 + 50 * place))
+                turn["transcript"] = text
+            turns += [turn, {"from": "gpt", "value": f"Earlier reply {place}."}]
+        item["conversations"] = turns + item["conversations"]
+        if paths:
+            item["speech"] = [*paths, item["speech"]]
+    write_index(root, split, items)
+    return items

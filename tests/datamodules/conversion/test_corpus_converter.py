@@ -316,7 +316,7 @@ def test_changed_bytes_are_found(tmp_path: Path) -> None:
     content[int(index.offsets[1, 1]) + 90] ^= 1
     shard.write_bytes(content)
     files = ShardFiles(str(out / "shards"), index)
-    assert set(files.read(0)) == {"query", "units", "text"}
+    assert set(files.read(0)) == {"query", "units", "text", "whole"}
     with pytest.raises(DamagedExampleError, match=f"{index.ids[1]}: its units"):
         files.read(1)
     assert files.read(1, ["query"])

@@ -9,6 +9,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from datamodules.conversion.packing import Fault, Packer, PackingRules
 from datamodules.formats.corpus_files import CorpusFiles, FolderFiles
@@ -35,9 +36,10 @@ def test_impossible_rules_are_refused(settings: dict, message: str) -> None:
 
 
 class Words:
-    """A tokenizer of words, whose unknown and special words have the ids 0 and 1."""
+    """A tokenizer of words, whose unknown and special words have the ids 0 and 1; the special one has no name."""
 
-    all_special_ids = [0, 1]
+    all_special_ids = [0]
+    added_tokens_decoder = {1: AddedToken("[END]", special=True), 3: AddedToken("so", special=False)}
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         assert not add_special_tokens

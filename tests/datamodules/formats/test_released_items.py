@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from datamodules.formats.item_errors import ItemError
 from datamodules.formats.released_items import (
     SPECIAL_TOKENS,
-    ItemError,
     ReleasedItem,
     parse_item,
     read_entries,

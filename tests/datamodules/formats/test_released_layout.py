@@ -95,7 +95,7 @@ def missing_file(item: dict) -> None:
     [
         (missing_key, ValueError, r"'train_1'.*no 'units' key.*leave 'units' out of fields"),
         (empty_reply, ValueError, r"'train_1'.*empty"),
-        (two_turns, ValueError, r"'train_1'.*'conversations' must hold one turn"),
+        (two_turns, ValueError, r"'train_1'.*'speech' names 1 files for 1 earlier turns"),
         (wrong_type, ValueError, r"'train_1'.*'speech' must be a string"),
         (same_id, ValueError, r"'train_0'.*2 times"),
         (missing_file, FileNotFoundError, r"'train_1'.*absent\.wav is missing"),

@@ -58,7 +58,8 @@ def test_unfit_tokenizers_are_refused() -> None:
         ChatPrompt(twice)
     without_end = make_tokenizer()
     without_end.eos_token = None
-    with pytest.raises(ValueError, match="has no eos_token"):
+    without_end.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(ValueError, match=r"behind a reply, and it has no eos_token"):
         ChatPrompt(without_end)
 
 
