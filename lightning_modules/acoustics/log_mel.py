@@ -1,5 +1,7 @@
 """Log-mel features at 100 Hz: frame f is centred on sample ``160 f + 80``, so S samples give ``ceil(S / 160)``."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from librosa.filters import mel
@@ -14,6 +16,7 @@ NUM_MELS = 80
 FLOOR = 1e-4
 LOG_MEAN = -5.5
 LOG_STD = 2.5
+SILENCE = (math.log(FLOOR) - LOG_MEAN) / LOG_STD  # of a normalised frame of digital silence
 
 
 class LogMel(nn.Module):

@@ -13,7 +13,9 @@ from transformers import Qwen3Config, WhisperConfig, WhisperModel
 from lightning_modules.acoustics.conv_speech_encoder import ConvSpeechEncoder
 from lightning_modules.acoustics.log_mel import LogMel
 from lightning_modules.acoustics.speech_augmentation import SpeechAugmentation
+from lightning_modules.acoustics.vocos import Vocos
 from lightning_modules.errors import UserError
+from lightning_modules.neural_vocoder import NeuralVocoder
 from lightning_modules.speech_codec import SpeechCodec
 from lightning_modules.speech_recognizer import SpeechRecognizer
 from lightning_modules.talker.vocalnet.sizes import VocalNetSizes
@@ -24,6 +26,7 @@ from lightning_modules.thinker.log_mel import WhisperLogMel
 from lightning_modules.thinker.speech_encoder import SpeechEncoder
 from lightning_modules.thinker.thinker import Thinker
 from lightning_modules.vocoder.codec_vocoder import CodecVocoder
+from lightning_modules.vocoder.neural_codec_vocoder import NeuralCodecVocoder
 from tests.lightning_modules.thinker.tiny import make_language_model, make_speech_encoder, make_tokenizer
 
 WHISPER = {
@@ -53,6 +56,9 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "ConvSpeechEncoder": partial(ConvSpeechEncoder, 16),
     "SpeechCodec": partial(SpeechCodec, channels=(8, 8, 8)),
     "CodecVocoder": lambda: CodecVocoder(SpeechCodec(channels=(8, 8, 8))),
+    "Vocos": partial(Vocos, 8, 1),
+    "NeuralVocoder": lambda: NeuralVocoder(Vocos(8, 1), SpeechCodec(channels=(8, 8, 8))),
+    "NeuralCodecVocoder": lambda: NeuralCodecVocoder(SpeechCodec(channels=(8, 8, 8)), Vocos(8, 1)),
     "SpeechRecognizer": lambda: SpeechRecognizer(ConvSpeechEncoder(16), SpeechAugmentation()),
     "SpeechEncoder": make_speech_encoder,
     "Adaptor": partial(Adaptor, 4, 8),
