@@ -124,12 +124,16 @@ def test_the_distilled_talker_starts_from_the_trained_one(runs: Path) -> None:
         pytest.param(
             *("paper_masking", ("talkers", "comparison"), {"mdm_4", "mdm_clean_context_4"}), marks=pytest.mark.slow
         ),
+        pytest.param(
+            *("neural_voice", ("neural_vocoder", "vocoder_comparison", "neural_comparison"), {"ntp", "mdm_16_refined"}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_experiments_on_the_quickstart_reuse_its_stages(
     runs: Path, name: str, made: tuple[str, ...], decodings: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fits = (*FITS[:-1], name) if name == "ablation" else FITS[:-1]
+    fits = (*FITS[:-1], *(stage for stage in made if stage in ("ablation", "neural_vocoder")))
     overrides = tiny_overrides(runs, fits, made[-1])
     overrides += [f"stages.{made[-1]}.callbacks.comparison.init_args.num_samples=0"]  # the quickstart has drawn some
     if name == "ablation":
