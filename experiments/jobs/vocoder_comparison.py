@@ -131,7 +131,7 @@ class VocoderComparison:
                 heard[name].append(transcript)
             if place == self.picture_example:
                 draw_mels({name: self._mel_db(sounds[name]) for name in heard}, example.reply_text).savefig(
-                    Path(output_dir) / "mels.png", dpi=90
+                    Path(output_dir) / "mels.png", dpi=60
                 )
         rows = [self._row(name, gold, heard[name], costs) for name in heard]
         write_json(Path(output_dir) / "results.json", [asdict(row) for row in rows])
@@ -204,7 +204,7 @@ def draw_mels(mels: Mapping[str, Tensor], title: str) -> Figure:
     Returns:
         The figure; nothing is shown or saved.
     """
-    figure = Figure(figsize=(8, 0.8 + 1.6 * len(mels)), layout="constrained")
+    figure = Figure(figsize=(8, 0.8 + 1.3 * len(mels)), layout="constrained")
     all_axes = figure.subplots(len(mels), 1, sharex=True, squeeze=False)[:, 0]
     highest = max(float(mel.max()) for mel in mels.values())
     for axes, (name, mel) in zip(all_axes, mels.items(), strict=True):
