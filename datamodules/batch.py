@@ -42,7 +42,7 @@ class SpokenExample:
         id: Its name in the corpus.
         reply_text: The reply as text.
         query: The spoken query at 16 kHz, ``(S,) float32`` or ``int16``.
-        units: The speech tokens of the reply at 25 Hz, ``(T,) int64``.
+        units: The speech tokens of the reply, ``(T,) int64``.
         reply: The spoken reply at 16 kHz, ``(S',) float32``.
         transcript: The query as text.
         text_states: Hidden state and embedding of each text token of the reply, ``(N, hidden_size + embedding_size)
@@ -87,7 +87,7 @@ class SpokenBatch:
         transcripts: B queries as text.
         query: ``(B, S) float32`` at 16 kHz, or ``int16`` until :meth:`to_float` is called on the device.
         query_lengths: ``(B,) int64``, in samples.
-        units: ``(B, T) int64``, speech tokens at 25 Hz.
+        units: ``(B, T) int64``, speech tokens.
         unit_lengths: ``(B,) int64``, in tokens.
         reply: ``(B, S') float32`` at 16 kHz.
         reply_lengths: ``(B,) int64``, in samples.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from datamodules.batch import SpokenBatch
+from datamodules.formats.codec_record import read_codec_record
 from datamodules.formats.released_layout import check_fields
 from datamodules.query_augmentation import QueryAugmentation
 from datamodules.sampling.epoch_plan import BatchBudget
@@ -21,6 +22,7 @@ from datamodules.shards.shard_files import ShardFiles
 from datamodules.shards.sharded_examples import FIELDS, ForgivingExamples, ShardedExamples, open_corpus
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive, require_within
+from lightning_modules.token_format import TokenFormat
 
 # A share of the first few examples says little.
 SKIPPED_COUNTED_FROM = 1000
@@ -115,6 +117,15 @@ class ShardedDialogueDataModule(ResumableDataModule):
         """Read the indices of the training sets; those of the others are read when they are asked for."""
         if stage == "fit" and self._train is None:
             self._train = [self._open(one.url) for one in self.train_sets.values()]
+
+    def token_formats(self) -> dict[str, TokenFormat]:
+        """Return what codec wrote the speech tokens, by corpus; corpora without a record are left out.
+
+        Raises:
+            UserError: If a record is damaged.
+        """
+        urls = [one.url for one in self.train_sets.values()] + [url for url in self._others.values() if url is not None]
+        return {url: record for url in dict.fromkeys(urls) if (record := read_codec_record(url)) is not None}
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of training batches; its state goes into each checkpoint."""

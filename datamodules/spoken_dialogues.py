@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.batch import SAMPLE_RATE_HZ, SpokenExample
+from datamodules.formats.codec_record import read_codec_record
 from datamodules.formats.joined_layouts import JoinedLayouts
 from datamodules.formats.released_layout import ReleasedLayout, check_fields
 from datamodules.sampling.epoch_plan import BatchBudget
@@ -16,6 +17,7 @@ from datamodules.sampling.resumable_data_module import ResumableDataModule
 from datamodules.sampling.resumable_loader import EpochDataset, ResumableLoader
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive
+from lightning_modules.token_format import TokenFormat
 
 
 class SpokenDialogueDataModule(ResumableDataModule):
@@ -138,6 +140,18 @@ class SpokenDialogueDataModule(ResumableDataModule):
             read = {name: self._read(split, index, name) for name in self.roots}
             self._layouts[split] = read[None] if None in read else JoinedLayouts(read)
         return self._layouts[split]
+
+    def token_formats(self) -> dict[str, TokenFormat]:
+        """Return what codec wrote the speech tokens, by their folder; empty if it left no record, or none are read.
+
+        Raises:
+            UserError: If the record is damaged.
+        """
+        if not any("units" in fields for fields in self.fields.values()):
+            return {}
+        given = {name: self.roots[name] if folder is None else folder for name, folder in self.units_roots.items()}
+        folders = dict.fromkeys(str(folder) for folder in given.values())
+        return {folder: record for folder in folders if (record := read_codec_record(folder)) is not None}
 
     def _read(self, split: str, index: str, name: str | None) -> ReleasedLayout:
         root = Path(self.roots[name])

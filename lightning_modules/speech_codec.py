@@ -17,6 +17,7 @@ from lightning_modules.acoustics.conv_blocks import CausalConv, ResidualConv, Up
 from lightning_modules.acoustics.log_mel import HOP_SAMPLES, NUM_MELS, SAMPLE_RATE, LogMel, zero_beyond
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_within
+from lightning_modules.token_format import TokenFormat
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
 from lightning_modules.training.seeding import derive_generator
@@ -152,6 +153,11 @@ class SpeechCodec(L.LightningModule):
     def codebook_size(self) -> int:
         """Number of distinct tokens; ids are 0 .. codebook_size - 1."""
         return int(self.quantizer.codebook_size)
+
+    @property
+    def token_format(self) -> TokenFormat:
+        """Its tokens, as corpora and vocoders name them."""
+        return TokenFormat("embedded", self.codebook_size, self.frame_rate_hz, self.sample_rate)
 
     @property
     def lookahead_tokens(self) -> int:

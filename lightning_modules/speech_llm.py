@@ -13,6 +13,7 @@ from lightning_modules.adapters.lora import LoraSettings
 from lightning_modules.errors import UserError
 from lightning_modules.inference.responder import Responder
 from lightning_modules.inference.spoken_reply import SpokenReply
+from lightning_modules.inference.token_agreement import TokenAgreement
 from lightning_modules.number_checks import require_at_least, require_positive, require_within
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
@@ -34,7 +35,7 @@ from lightning_modules.training.text_overflow import TextOverflow
 from lightning_modules.vocoder.base import Vocoder
 
 
-class SpeechLLM(ModuleWithRuns):
+class SpeechLLM(TokenAgreement, ModuleWithRuns):
     """Trains and tests a thinker with any set of named talkers.
 
     One thinker pass per batch feeds every talker, so that all of them see the same data in the same order. They share
@@ -107,6 +108,7 @@ class SpeechLLM(ModuleWithRuns):
         self.learning_rate, self.final_learning_rate_share = learning_rate, final_learning_rate_share
         self.weight_decay, self.warmup_steps, self.muon = weight_decay, warmup_steps, muon
         self.gradient_clip_norm, self.log_every_n_steps, self.seed = gradient_clip_norm, log_every_n_steps, seed
+        self.check_tokens()
         if vocoder is not None:
             vocoder.requires_grad_(False)
         if thinker_objective is None:

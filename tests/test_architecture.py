@@ -25,6 +25,7 @@ PURE_ROOMS = (
     "lightning_modules.talker",
     "lightning_modules.thinker",
     "lightning_modules.vocoder",
+    "lightning_modules.codec",
     "lightning_modules.inference",
 )
 MAX_LINES = 320
@@ -34,6 +35,7 @@ MAX_FILES = 12
 FOR_ALL = (
     "lightning_modules.errors",
     "lightning_modules.number_checks",
+    "lightning_modules.token_format",
     "lightning_modules.weight_files",
     "datamodules.workers",
     "lightning_modules.dialogue",
@@ -45,6 +47,7 @@ MAY_IMPORT = {
     "lightning_modules.number_checks": (),
     "lightning_modules.weight_files": (),
     "lightning_modules.dialogue": (),
+    "lightning_modules.token_format": (),
     "lightning_modules.talker": ("lightning_modules.talker",),
     "lightning_modules.talker.network": ("lightning_modules.talker.network",),
     "lightning_modules.talker.masking": ("lightning_modules.talker.masking",),
@@ -56,6 +59,11 @@ MAY_IMPORT = {
     ),
     "lightning_modules.adapters": ("lightning_modules.adapters", "lightning_modules.training.seeding"),
     "lightning_modules.vocoder": ("lightning_modules.vocoder",),
+    "lightning_modules.codec": (
+        "lightning_modules.codec",
+        "lightning_modules.acoustics",
+        "lightning_modules.thinker.pretrained",
+    ),
     "lightning_modules.acoustics": ("lightning_modules.acoustics",),
     "lightning_modules.training": ("lightning_modules.training", "lightning_modules.talker.losses"),
     "lightning_modules.evaluation": ("lightning_modules.evaluation",),

@@ -73,17 +73,20 @@ class Comparison(L.Callback):
         """Transcribe the replies of a batch and keep what the table needs."""
         vocoder = pl_module.vocoder
         assert vocoder is not None and batch.units is not None and batch.unit_lengths is not None
+        token_rate_hz = vocoder.frame_rate_hz
         for row, (example_id, gold) in enumerate(zip(batch.ids, batch.reply_texts, strict=True)):
             units = batch.units[row, : int(batch.unit_lengths[row])]
             spoken: list[Sample] = []
             if batch.reply is not None and batch.reply_lengths is not None:
                 original = batch.reply[row, : int(batch.reply_lengths[row])].cpu()
-                spoken.append(Sample(Record.of_reference(ORIGINAL, example_id, gold, units), original, SAMPLE_RATE_HZ))
+                reference = Record.of_reference(ORIGINAL, example_id, gold, units, token_rate_hz)
+                spoken.append(Sample(reference, original, SAMPLE_RATE_HZ))
             resynthesis = vocoder(units).float().cpu()
-            reference = Record.of_reference(RESYNTHESIS, example_id, gold, units)
+            reference = Record.of_reference(RESYNTHESIS, example_id, gold, units, token_rate_hz)
             spoken.append(Sample(reference, resynthesis, vocoder.sample_rate))
             for name, reply in outputs[row].items():
-                record = Record.of_reply(name, pl_module.decodings[name], example_id, gold, units, reply)
+                decoding = pl_module.decodings[name]
+                record = Record.of_reply(name, decoding, example_id, gold, units, reply, token_rate_hz)
                 spoken.append(Sample(record, reply.waveform, vocoder.sample_rate))
             self._judge(spoken, pl_module.device)
             self.records += [sample.record for sample in spoken]
@@ -111,9 +114,8 @@ class Comparison(L.Callback):
         if not trainer.is_global_zero or not self.records:
             return
         assert pl_module.vocoder is not None
-        token_rate_hz = pl_module.vocoder.sample_rate / pl_module.vocoder.samples_per_token
         voices = () if self.voice_classifier is None else self.voice_classifier.voices
-        self.rows = summarize(self.records, token_rate_hz, voices)
+        self.rows = summarize(self.records, pl_module.vocoder.frame_rate_hz, voices)
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "results.json", [asdict(row) for row in self.rows])

@@ -46,18 +46,26 @@ class Record:
     voice: str | None = None
 
     @classmethod
-    def of_reference(cls, name: str, example_id: str, gold: str, units: Tensor) -> "Record":
+    def of_reference(cls, name: str, example_id: str, gold: str, units: Tensor, token_rate_hz: float) -> "Record":
         """Record a reference that speaks the gold reply."""
-        return cls(name, example_id, gold, gold, len(units), len(units), is_repeating(units.tolist()))
+        repeating = is_repeating(units.tolist(), token_rate_hz)
+        return cls(name, example_id, gold, gold, len(units), len(units), repeating)
 
     @classmethod
     def of_reply(
-        cls, name: str, decoding: Decoding, example_id: str, gold: str, units: Tensor, reply: SpokenReply
+        cls,
+        name: str,
+        decoding: Decoding,
+        example_id: str,
+        gold: str,
+        units: Tensor,
+        reply: SpokenReply,
+        token_rate_hz: float,
     ) -> "Record":
         """Record a reply; its waveform is left out, so that a long test does not fill the memory."""
         tokens = reply.speech_tokens.tolist()
         light = SpokenReply(**{**vars(reply), "waveform": reply.waveform[:0]})
-        repeating = is_repeating(tokens)
+        repeating = is_repeating(tokens, token_rate_hz)
         return cls(name, example_id, gold, reply.text, len(tokens), len(units), repeating, decoding, light)
 
     @property
@@ -143,17 +151,21 @@ class ComparisonRow:
         return scalars | {f"decode/failures/{kind}": share for kind, share in self.failures.items()}
 
 
-def is_repeating(tokens: Sequence[int], longest_period: int = 16, shortest_loop: int = 50) -> bool:
+def is_repeating(
+    tokens: Sequence[int], token_rate_hz: float, longest_period_s: float = 0.64, shortest_loop_s: float = 2.0
+) -> bool:
     """Tell whether speech is caught in a loop.
 
     Args:
         tokens: Speech tokens.
-        longest_period: Longest loop body looked for, in tokens.
-        shortest_loop: Repeated tokens that make a loop: 2 s at 25 Hz, longer than any pause or drawn-out vowel.
+        token_rate_hz: Tokens per second.
+        longest_period_s: Longest loop body looked for, in seconds.
+        shortest_loop_s: Seconds of repeated tokens that make a loop, longer than any pause or drawn-out vowel.
 
     Returns:
-        True if ``tokens[i] == tokens[i - period]`` for ``shortest_loop`` tokens on end, at any period.
+        True if ``tokens[i] == tokens[i - period]`` for so many tokens on end, at any period.
     """
+    longest_period, shortest_loop = round(longest_period_s * token_rate_hz), round(shortest_loop_s * token_rate_hz)
     for period in range(1, longest_period + 1):
         run = 0
         for now, before in zip(tokens[period:], tokens, strict=False):

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from datamodules.conversion.packing import Fault, Packer, PackingRules
 from datamodules.formats.atomic_files import remove_partial_files, write_json, write_text
+from datamodules.formats.codec_record import copy_codec_record
 from datamodules.formats.corpus_files import CorpusFiles, open_files
 from datamodules.formats.item_errors import ItemError
 from datamodules.formats.parquet_tables import RowPlace, read_places
@@ -87,7 +88,7 @@ class CorpusConverter:
         self.num_workers, self.examples_per_group, self.max_shard_mb = num_workers, examples_per_group, max_shard_mb
 
     def run(self, output_dir: Path) -> dict[str, float]:
-        """Write `shards/*.tar`, `index.npz`, `report.json` and a table, `results.md`.
+        """Write `shards/*.tar`, `index.npz`, `report.json`, a table, `results.md`, and the codec's record if known.
 
         Args:
             output_dir: The run directory.
@@ -97,15 +98,18 @@ class CorpusConverter:
 
         Raises:
             FileNotFoundError: If the list, a folder or an archive is missing.
-            UserError: If one of them cannot be read, nothing good is left, or, if strict, at the first fault.
+            UserError: If one of them cannot be read, the tokens are not of the codebook, nothing good is left, or, if
+                strict, at the first fault.
         """
         folder = Path(output_dir) / SHARDS
         folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(folder)
         entries, faults = _name(read_places(self.index) if self.index.is_dir() else read_entries(self.index))
         open_files(self.files)  # an error is raised here, not in a worker
+        record = copy_codec_record(list(self.files), Path(output_dir), self.rules.num_codes)
+        rules = self.rules if record is None else self.rules.at_rate(record.frame_rate_hz)
         groups = self._groups(entries)
-        settings = _Settings(folder, self.files, self.rules, self.tokenizer, round(self.max_shard_mb * 1e6))
+        settings = _Settings(folder, self.files, rules, self.tokenizer, round(self.max_shard_mb * 1e6))
         pending = [group for group in groups if not _is_done(folder, group.name)]
         self._stop_if_strict(faults)
         start, num_pending = time.perf_counter(), sum(len(group.entries) for group in pending)

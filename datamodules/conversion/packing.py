@@ -3,9 +3,9 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import soundfile
@@ -22,6 +22,8 @@ from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive
 
 FORMATS = {"WAV": "wav", "FLAC": "flac"}
+# tokens per second that the limits of speech tokens stand for
+LIMITS_HZ = 25.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class PackingRules:
     tokens per second 3,000 tokens are 120 seconds, and replies of spoken assistants end long before. Read aloud, a
     character of English takes about 2 tokens, one of Chinese about 6, a digit up to 10; 20 is twice the most of these.
     A reply of a word or two may be mostly silence, so the limit per character counts from 250 tokens (10 seconds) on.
+    These limits stand for 25 tokens per second; a corpus whose codec left a record has them at the codec's rate.
 
     Attributes:
         num_codes: Size of the codebook; tokens are not checked against it if None.
@@ -86,6 +89,16 @@ class PackingRules:
             raise UserError(
                 f"special_tokens={self.special_tokens!r}: not a regular expression ({error}); fix it, or write null"
             ) from error
+
+    def at_rate(self, frame_rate_hz: float) -> Self:
+        """Give the rules for tokens of another rate: the same seconds of speech."""
+        factor = frame_rate_hz / LIMITS_HZ
+        return replace(
+            self,
+            max_units=max(1, round(self.max_units * factor)),
+            max_units_per_character=self.max_units_per_character * factor,
+            min_units_limit=max(1, round(self.min_units_limit * factor)),
+        )
 
     def special_pattern(self) -> re.Pattern[str] | None:
         """Return the compiled expression of what no text may hold."""

@@ -247,11 +247,12 @@ def read_text_states(path: Path) -> np.ndarray:
     return states.astype(np.float32, copy=False)
 
 
-def read_audio(path: Path) -> np.ndarray:
-    """Read audio of any rate and number of channels as 16 kHz mono.
+def read_audio(path: Path, wanted_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
+    """Read audio of any rate and number of channels as mono of one rate.
 
     Args:
         path: A file that libsndfile reads (wav, flac, ogg, mp3).
+        wanted_hz: The rate.
 
     Returns:
         ``(S,) float32``.
@@ -266,4 +267,4 @@ def read_audio(path: Path) -> np.ndarray:
     if len(samples) == 0:
         raise UserError(f"{path}: holds no samples; make it again")
     mono = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
-    return mono if rate_hz == SAMPLE_RATE_HZ else soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)
+    return mono if rate_hz == wanted_hz else soxr.resample(mono, rate_hz, wanted_hz)

@@ -10,6 +10,7 @@ from datamodules.sampling.epoch_walk import EpochWalk
 from datamodules.sampling.evaluation_plan import plan_evaluation
 from datamodules.sampling.resumable_loader import EpochDataset, EvaluationLoader, ResumableLoader
 from lightning_modules.number_checks import require_at_least
+from lightning_modules.token_format import TokenFormat
 
 
 class ResumableDataModule(L.LightningDataModule):
@@ -19,9 +20,14 @@ class ResumableDataModule(L.LightningDataModule):
         eval_batch_size: Validation and test examples on each device.
         num_workers: Processes that load; 0 loads in the main process.
 
+    Attributes:
+        num_codes: Size of the codebook that speech tokens must lie in; None if they are not checked.
+
     Raises:
         UserError: If a number is out of range.
     """
+
+    num_codes: int | None = None
 
     def __init__(self, eval_batch_size: int, num_workers: int) -> None:
         super().__init__()
@@ -34,6 +40,10 @@ class ResumableDataModule(L.LightningDataModule):
     @abstractmethod
     def evaluation_examples(self, split: str) -> tuple[EpochDataset, int] | None:
         """Return the examples of "validation" or "test" and their number, or None if there are none."""
+
+    def token_formats(self) -> dict[str, TokenFormat]:
+        """Return what codec wrote the speech tokens, by their folder; folders without a record are left out."""
+        return {}
 
     def val_dataloader(self) -> EvaluationLoader | list:
         """Return the validation batches, in the order of the index; an empty list if there is no such split."""

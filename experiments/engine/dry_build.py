@@ -135,6 +135,8 @@ class _DryBuild:
             by_split = fields if isinstance(fields, Mapping) else dict.fromkeys(SPLITS, fields)
             used = {split: by_split[split] for split, key in SPLITS.items() if config[key] and split in by_split}
             self._try(partial(module.check_data, used), join(path, "datamodule"))
+        if hasattr(module, "check_tokens") and hasattr(datamodule, "token_formats"):
+            self._try(lambda: module.check_tokens(datamodule.num_codes, datamodule.token_formats()), path)
 
     def _build(self, node: Any, path: str) -> Any:
         def on_meta() -> Any:

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from datamodules.formats.atomic_files import remove_partial_files, write_array, write_json
+from datamodules.formats.codec_record import write_codec_record
 from datamodules.formats.released_items import read_items
-from lightning_modules.errors import UserError
+from datamodules.formats.released_layout import read_audio
+from lightning_modules.codec.base import SpeechTokenizer
 from lightning_modules.number_checks import require_at_least
-from lightning_modules.speech_codec import SpeechCodec
+from lightning_modules.token_format import TokenFormat
 
 SPLITS = ("train", "validation", "test")
 
@@ -23,8 +24,10 @@ SPLITS = ("train", "validation", "test")
 class SpeechTokenWriter:
     """Encodes every reply of a corpus; tokens that are already there are kept, so it may be killed and run again.
 
+    Beside the tokens, `codec.json` says which codec wrote them; DataModules read it.
+
     Args:
-        codec: A trained codec.
+        codec: A trained codec; replies are resampled to what it takes.
         corpus_root: Run directory of the corpus; holds `<set_name>/{train,validation,test}.json` and the reply audio.
         set_name: Folder of the set inside the corpus.
         splits: Which JSON lists to read.
@@ -36,7 +39,7 @@ class SpeechTokenWriter:
 
     def __init__(
         self,
-        codec: SpeechCodec,
+        codec: SpeechTokenizer,
         corpus_root: str | Path,
         set_name: str = "spoken_examples",
         splits: tuple[str, ...] | list[str] = SPLITS,
@@ -60,12 +63,16 @@ class SpeechTokenWriter:
 
         Raises:
             FileNotFoundError: If the corpus or one of its reply files is missing.
-            UserError: If an item has no `units` or `reply_speech` key, or its audio does not have the codec's format.
+            UserError: If an item has no `units` or `reply_speech` key, its audio cannot be read, or another codec has
+                written tokens there.
         """
+        write_codec_record(Path(output_dir), self.codec.token_format, type(self.codec))
         report: dict[str, Any] = {}
         for split in self.splits:
             tokens = self._write_split(split, Path(output_dir))
-            report |= {f"{split}/{name}": value for name, value in token_statistics(tokens, self.codec).items()}
+            report |= {
+                f"{split}/{name}": value for name, value in token_statistics(tokens, self.codec.token_format).items()
+            }
         write_json(Path(output_dir) / "speech_tokens.json", report)
         return report
 
@@ -92,7 +99,7 @@ class SpeechTokenWriter:
         return [np.load(path) for path in sorted(paths)]
 
     def _write_batch(self, audios: list[Path], paths: list[Path]) -> None:
-        waveforms = [_read_reply(audio, self.codec.sample_rate) for audio in audios]
+        waveforms = [torch.from_numpy(read_audio(audio, self.codec.sample_rate)) for audio in audios]
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
         device = self.codec.device
         padded = pad_sequence(waveforms, batch_first=True)
@@ -101,12 +108,12 @@ class SpeechTokenWriter:
             write_array(path, row[:length].numpy().astype(np.int32))
 
 
-def token_statistics(tokens: list[np.ndarray], codec: SpeechCodec) -> dict[str, float]:
+def token_statistics(tokens: list[np.ndarray], token_format: TokenFormat) -> dict[str, float]:
     """Measure lengths, codebook use and predictability of token sequences.
 
     Args:
         tokens: Sequences, each ``(T,) int``.
-        codec: Their codec, for its codebook size and frame rate.
+        token_format: Their codebook size and frame rate.
 
     Returns:
         `num_replies`, `num_tokens`, `hours`, `tokens_mean`, `tokens_max`, `codebook_share` (codes that occur at all),
@@ -119,10 +126,10 @@ def token_statistics(tokens: list[np.ndarray], codec: SpeechCodec) -> dict[str, 
     return {
         "num_replies": len(tokens),
         "num_tokens": sum(lengths),
-        "hours": round(sum(lengths) / codec.frame_rate_hz / 3600, 4),
+        "hours": round(sum(lengths) / token_format.frame_rate_hz / 3600, 4),
         "tokens_mean": round(sum(lengths) / max(1, len(lengths)), 2),
         "tokens_max": max(lengths, default=0),
-        "codebook_share": round(len(singles) / codec.codebook_size, 4),
+        "codebook_share": round(len(singles) / token_format.codebook_size, 4),
         "entropy_bits": round(_entropy_bits(singles), 3),
         "entropy_given_previous_bits": round(_entropy_bits(pairs) - _entropy_bits(firsts), 3),
     }
@@ -137,13 +144,3 @@ def _entropy_bits(counts: Counter) -> float:
 def _batched(entries: list[Any], size: int) -> Iterator[list[Any]]:
     for first in range(0, len(entries), size):
         yield entries[first : first + size]
-
-
-def _read_reply(path: Path, sample_rate: int) -> torch.Tensor:
-    samples, rate = soundfile.read(path, dtype="float32")
-    if rate != sample_rate or samples.ndim != 1 or not len(samples):
-        raise UserError(
-            f"{path}: {rate} Hz with shape {samples.shape}; replies must be {sample_rate} Hz mono and not empty: "
-            "convert them"
-        )
-    return torch.from_numpy(samples)

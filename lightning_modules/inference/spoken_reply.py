@@ -177,7 +177,8 @@ def stream_spoken_reply(
         samples, seconds = watch(lambda chunk=chunk: session.push(chunk.tokens, chunk.is_last))  # type: ignore[misc]
         reply.times.vocoder_s += seconds
         _append(reply, chunk, samples)
-        if len(reply.num_forwards) == 1:
+        # A vocoder may wait for more tokens than the first block has; a reply of no samples is timed to its end.
+        if not reply.first_chunk_audio_s and (len(samples) or chunk.is_last):
             reply.first_chunk_times = PartTimes(**vars(reply.times))
             reply.first_chunk_audio_s = len(samples) / vocoder.sample_rate
         yield samples

@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.token_format import TokenFormat
+
 
 class VocoderStream(ABC):
     """Streaming of one utterance; the outputs of pushes of any sizes, concatenated, are the waveform of the whole."""
@@ -31,10 +33,22 @@ class Vocoder(nn.Module, ABC):
     Attributes:
         sample_rate: Samples per second of the output.
         samples_per_token: Samples that stand for one token.
+        token_format: The tokens that it takes; None takes any, and nothing is checked against it.
     """
 
     sample_rate: int
     samples_per_token: int
+    token_format: TokenFormat | None = None
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Tokens per second of speech."""
+        return self.sample_rate / self.samples_per_token
+
+    @property
+    def codebook_size(self) -> int | None:
+        """Number of distinct tokens; None if it takes any."""
+        return None if self.token_format is None else self.token_format.codebook_size
 
     @abstractmethod
     def stream(self) -> VocoderStream:

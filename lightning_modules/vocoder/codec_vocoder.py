@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
+from lightning_modules.token_format import TokenFormat
 from lightning_modules.vocoder.base import Vocoder, VocoderStream
 from lightning_modules.vocoder.griffin_lim import GriffinLim
 
@@ -17,6 +18,11 @@ class MelCodec(Protocol):
     sample_rate: int
     samples_per_token: int
     log_mel: Any
+
+    @property
+    def token_format(self) -> TokenFormat:
+        """The tokens that it decodes."""
+        ...
 
     @property
     def left_context_tokens(self) -> int:
@@ -67,6 +73,7 @@ class CodecVocoder(Vocoder):
             )
         self.codec = codec
         log_mel = codec.log_mel
+        self.token_format = codec.token_format
         self.sample_rate = codec.sample_rate
         self.samples_per_token = codec.samples_per_token
         self.frames_per_token = codec.samples_per_token // log_mel.hop_samples

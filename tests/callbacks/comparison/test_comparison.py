@@ -12,12 +12,15 @@ from torch.utils.data import DataLoader
 
 from callbacks.comparison.comparison import Comparison, at_rate
 from datamodules.batch import SpokenBatch
+from lightning_modules.codec.neucodec import NeuCodec
 from lightning_modules.errors import UserError
 from lightning_modules.speech_recognizer import SpeechRecognizer
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.unmasking import Unmasking
 from lightning_modules.vocoder.base import Vocoder, VocoderStream
+from lightning_modules.vocoder.windowed import WindowedCodecVocoder
 from lightning_modules.voice_classifier import VoiceClassifier
+from tests.lightning_modules.codec.tiny import make_model
 from tests.lightning_modules.test_speech_llm import make_batch, make_llm
 
 TONE_HZ = 440.0
@@ -107,6 +110,23 @@ def test_audio_of_another_rate_is_resampled_for_the_judge_and_kept_for_people(
         assert not len(heard) or loudest_hz(heard, 16_000) == pytest.approx(TONE_HZ, rel=0.02)
     rates = {path.stem: soundfile.info(path).samplerate for path in folder.glob("audio/a/*.wav")}
     assert rates.items() >= {"original-audio": 16_000, "codec-resynthesis": 24_000}.items()
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+def test_a_codec_at_50_hz_and_24_khz_is_heard_and_timed_at_its_own_rates(tmp_path: Path) -> None:
+    llm = make_llm("ntp", decodings={"ntp": Decoding("ntp")})
+    llm.vocoder = WindowedCodecVocoder(NeuCodec(make_model("neucodec")), chunk_tokens=10, lookback_tokens=4)
+    listener, batch = Listener(), make_batch(0)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[Comparison(listener, 0)],
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.test(llm, DataLoader([batch], batch_size=None), verbose=False)
+    assert batch.unit_lengths is not None
+    # 50 tokens per second, heard at 16 kHz
+    assert [len(heard) for heard in listener.given[::2]] == [320 * count for count in batch.unit_lengths.tolist()]
+    row = next(row for row in json.loads((tmp_path / "results.json").read_text()) if row["name"] == "ntp")
+    assert row["rtf"] == pytest.approx(50 / row["tokens_per_s"])
 
 
 @pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")

@@ -21,7 +21,7 @@ def make_reply(num_tokens: int, talker_s: float, text: str = "hello there", ende
 
 
 def make_record(example_id: str, reply: SpokenReply, heard: str, gold: str = "hello there") -> Record:
-    record = Record.of_reply("mdm_4", Decoding("mdm", 4, Unmasking(0.7)), example_id, gold, torch.arange(50), reply)
+    record = Record.of_reply("mdm_4", Decoding("mdm", 4, Unmasking(0.7)), example_id, gold, torch.arange(50), reply, 25)
     record.heard = heard
     return record
 
@@ -64,7 +64,7 @@ def test_voices_are_shares_of_all_replies_silent_ones_too() -> None:
 
 
 def test_a_reference_has_quality_but_no_costs() -> None:
-    record = Record.of_reference(ORIGINAL, "a", "hello there", torch.arange(9))
+    record = Record.of_reference(ORIGINAL, "a", "hello there", torch.arange(9), 25)
     record.heard = "hello there"
     (row,) = summarize([record], 25)
     assert row.wer_micro == 0
@@ -75,23 +75,27 @@ def test_a_reference_has_quality_but_no_costs() -> None:
     }  # fmt: skip
 
 
-@given(period=st.integers(1, 16), num_before=st.integers(0, 30), seed=st.integers(0, 99))
-def test_a_loop_of_two_seconds_is_found_at_any_period(period: int, num_before: int, seed: int) -> None:
+@given(
+    period=st.integers(1, 16), num_before=st.integers(0, 30), seed=st.integers(0, 99), rate_hz=st.sampled_from([25, 50])
+)
+def test_a_loop_of_two_seconds_is_found_at_any_period(period: int, num_before: int, seed: int, rate_hz: int) -> None:
     body = list(range(1000, 1000 + period))
     before = torch.randint(0, 900, (num_before,), generator=torch.Generator().manual_seed(seed)).tolist()
-    loop = (body * 67)[: 50 + period]
-    assert is_repeating(before + loop + [7])
-    assert not is_repeating(before + loop[:-1])
+    loop = (body * 117)[: 2 * rate_hz + period]
+    assert is_repeating(before + loop + [7], rate_hz)
+    assert not is_repeating(before + loop[:-1], rate_hz)
 
 
 def test_speech_without_a_loop_is_not_repeating() -> None:
-    assert not is_repeating(list(range(300)))
-    assert not is_repeating([])
-    assert not is_repeating([5] * 30), "a pause of 1.2 s is no loop"
+    assert not is_repeating(list(range(300)), 25)
+    assert not is_repeating([], 25)
+    assert not is_repeating([5] * 30, 25), "a pause of 1.2 s is no loop"
+    assert not is_repeating([5] * 60, 50), "nor is it at 50 tokens per second"
+    assert is_repeating(list(range(32)) * 5, 50) and not is_repeating(list(range(33)) * 5, 50), "bodies of up to 0.64 s"
 
 
 def test_the_table_and_the_pictures_show_every_row() -> None:
-    record = Record.of_reference(ORIGINAL, "a", "hello", torch.arange(9))
+    record = Record.of_reference(ORIGINAL, "a", "hello", torch.arange(9), 25)
     rows = summarize([record, make_record("a", make_reply(50, 0.1), "hello there")], 25)
     table = format_table(rows)
     assert ORIGINAL in table and "mdm_4" in table and "threshold 0.7" in table and NORMALIZER_NAME in table

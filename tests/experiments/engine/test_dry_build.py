@@ -61,6 +61,25 @@ class StackedModule(ToyModule):
                 raise UserError(f"{split} batches hold no y; add it to fields")
 
 
+class SpeakingModule(StackedModule):
+    """Knows the tokens of one codec."""
+
+    def check_tokens(self, num_codes: int | None, corpora: Mapping[str, str]) -> None:
+        if num_codes != len(corpora):
+            raise UserError(f"num_codes is {num_codes}, but there are {sorted(corpora)}; give both the same")
+
+
+class SpokenData(FieldsData):
+    """Says what codec wrote it."""
+
+    def __init__(self, root: Path | None = None, num_codes: int | None = 1) -> None:
+        super().__init__(root)
+        self.num_codes = num_codes
+
+    def token_formats(self) -> dict[str, str]:
+        return {"/data": "neucodec"}
+
+
 class Limited(Callback):
     """Needs some steps and a module of some width."""
 
@@ -140,6 +159,15 @@ def test_what_does_not_fit_is_told_before_the_first_stage(file: Path, override: 
     with pytest.raises(ConfigError, match=message) as caught:
         plan_of(file, override)
     assert "\n" not in str(caught.value)
+    assert not (file.parent / "runs").exists()
+
+
+def test_a_corpus_of_another_codec_is_told_before_the_first_stage(file: Path) -> None:
+    spoken = PIPELINE.replace("StackedModule", "SpeakingModule").replace("FieldsData}}", "SpokenData}}")
+    file.write_text(spoken.replace("FieldsData}", "SpokenData}"))
+    assert plan_of(file).stages[-1].unchecked == []
+    with pytest.raises(ConfigError, match=r"^stages.stacked: num_codes is 2, but there are \['/data'\]; give both"):
+        plan_of(file, "stages.stacked.datamodule.init_args.num_codes=2")
     assert not (file.parent / "runs").exists()
 
 
