@@ -30,14 +30,17 @@ class AdapterFolders(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the adapter as it is in this checkpoint."""
         assert isinstance(pl_module, SpeechLLM)
-        if not trainer.is_global_zero:
-            return
         folder = Path(trainer.default_root_dir) / "adapters"
         step = folder / f"step_{trainer.global_step:06d}"
-        if not step.is_dir():
-            partial = folder / f".{step.name}.tmp"
+        partial = folder / f".{step.name}.tmp"
+        is_new = trainer.strategy.broadcast(not step.is_dir())
+        if is_new and trainer.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
+        if is_new and (trainer.is_global_zero or pl_module.is_split):  # split matrices are gathered on all devices
             pl_module.save_adapter(partial)
+        if not trainer.is_global_zero:
+            return
+        if is_new:
             partial.rename(step)  # in one step: what is there is whole
         last = folder / ".last.tmp"
         last.unlink(missing_ok=True)

@@ -110,9 +110,12 @@ class SelfDistillationRounds(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the teachers: those of the checkpoint, or copies of the students."""
-        assert isinstance(pl_module, SpeechLLM)
+        """Check the rounds."""
         self.check(pl_module, trainer.estimated_stepping_batches)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the teachers: those of the checkpoint, which every strategy has restored by now, or of the students."""
+        assert isinstance(pl_module, SpeechLLM)
         self._students = find_masked_talkers(pl_module, self.talkers, "self-distillation")
         for name, student in self._students.items():
             self.teachers[name] = copy.deepcopy(student).requires_grad_(False).eval()
@@ -207,7 +210,8 @@ class SelfDistillationRounds(Callback):
         spoken: dict[int, list[str]] = {steps: [] for steps in self.decoding_steps}
         for batch in loaders:
             assert isinstance(batch, SpokenBatch) and batch.units is not None and batch.unit_lengths is not None
-            text = pl_module.read_text(batch.to(pl_module.device))
+            with pl_module.whole_weights():
+                text = pl_module.read_text(batch.to(pl_module.device))
             for row in range(min(len(batch), self.num_decoded - len(gold))):
                 units = batch.units[row, : int(batch.unit_lengths[row])]
                 gold.append(" ".join(map(str, units.tolist())))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,16 @@ from lightning_modules.inference.responder import Responder
 from lightning_modules.inference.spoken_reply import SpokenReply
 from lightning_modules.inference.token_agreement import TokenAgreement
 from lightning_modules.number_checks import require_at_least, require_positive, require_within
+from lightning_modules.sharding.shardable import ShardableModule
+from lightning_modules.sharding.shards import Shard, clip_gradients, shards_of
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.losses import LossTerm
 from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.thinker.objective import ThinkerObjective
-from lightning_modules.thinker.thinker import Thinker, ThinkerOutput
+from lightning_modules.thinker.outputs import ReplyStates
+from lightning_modules.thinker.thinker import Thinker
 from lightning_modules.training.batch_fields import refuse_missing_fields
 from lightning_modules.training.checkpoints import leave_frozen_out, refuse_unfit
 from lightning_modules.training.module_with_runs import ModuleWithRuns
@@ -34,8 +37,10 @@ from lightning_modules.training.seeding import derive_generator
 from lightning_modules.training.text_overflow import TextOverflow
 from lightning_modules.vocoder.base import Vocoder
 
+Read = TypeVar("Read", bound=ReplyStates)
 
-class SpeechLLM(TokenAgreement, ModuleWithRuns):
+
+class SpeechLLM(TokenAgreement, ModuleWithRuns, ShardableModule):
     """Trains and tests a thinker with any set of named talkers.
 
     One thinker pass per batch feeds every talker, so that all of them see the same data in the same order. They share
@@ -146,14 +151,8 @@ class SpeechLLM(TokenAgreement, ModuleWithRuns):
         """The system that answers queries; raises UserError if there is no vocoder to speak with."""
         if self.vocoder is None:
             raise UserError("This speech LLM has no vocoder: set module.init_args.vocoder to let it speak.")
-        return Responder(
-            self.thinker,
-            dict(self._named_talkers()),
-            self.vocoder,
-            self.max_text_tokens,
-            self.max_speech_s,
-            self.adapters,
-        )
+        talkers, limits = dict(self._named_talkers()), (self.max_text_tokens, self.max_speech_s)
+        return Responder(self.thinker, talkers, self.vocoder, *limits, self.adapters)
 
     def _part(self, run_name: str) -> nn.Module:
         return self.thinker if run_name == THINKER else self.talkers[run_name]
@@ -200,7 +199,7 @@ class SpeechLLM(TokenAgreement, ModuleWithRuns):
         """Score gold replies; an example's masks depend on its id alone, so that validations and batchings compare."""
         thinker_output = None
         if self.thinker_objective is not None:
-            thinker_output = self._think(batch)
+            thinker_output = self._think(self.thinker, batch)
             self._validation.update(THINKER, "nll", thinker_output.loss, thinker_output.num_scored_tokens)
             self._validation.update(THINKER, "accuracy", thinker_output.is_exact.float().mean(), len(batch.ids))
         generators = {
@@ -275,35 +274,38 @@ class SpeechLLM(TokenAgreement, ModuleWithRuns):
         """Clip the thinker's and each talker's gradients by their own norm: no talker slows another down."""
         should_log = self.global_step % self.log_every_n_steps == 0
         for name in self.run_names:
-            parameters = [parameter for parameter in self._part(name).parameters() if parameter.grad is not None]
-            norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
+            norm = clip_gradients(list(self._part(name).parameters()), self.gradient_clip_norm)
             if should_log:
                 self.log_scalars(name, {"train/grad_norm": norm}, self.global_step)
+
+    def shards(self) -> list[Shard]:
+        """Split the thinker; talkers are small, and take passes in numbers that differ between devices."""
+        return shards_of(self.thinker)
 
     def _generator(self, *parts: int | str) -> torch.Generator:
         return derive_generator(self.device, self.seed, *parts)
 
     @torch.no_grad()
-    def _think(self, batch: SpokenBatch) -> ThinkerOutput:
-        """Run the thinker once for all talkers, which must not train it."""
+    def _think(self, read: Callable[..., Read], batch: SpokenBatch) -> Read:
+        """Let the thinker read a batch once for all talkers, which must not train it."""
         if batch.query is None or batch.query_lengths is None:
             raise UserError("There is nothing to listen to: add query or text_states to the data module's fields.")
-        return self.thinker(batch.query, batch.query_lengths, batch.reply_texts, history=batch.history)
+        return read(batch.query, batch.query_lengths, batch.reply_texts, history=batch.history)
 
-    def read_text(self, batch: SpokenBatch, thinker_output: ThinkerOutput | None = None) -> TextStates:
+    def read_text(self, batch: SpokenBatch, thinker_output: ReplyStates | None = None) -> TextStates:
         """Take text states from a thinker pass, from the batch if a job wrote them, or from a pass made now."""
         if thinker_output is None and batch.text_states is not None:
             assert batch.text_lengths is not None
             sizes = self.thinker.hidden_size, self.thinker.embedding_size
             return TextStates.of_stored(batch.text_states, batch.text_lengths, *sizes)
-        output = thinker_output or self._think(batch)
+        output = thinker_output or self._think(self.thinker.states, batch)  # talkers need no logits
         return TextStates(output.hidden.detach(), output.embedding.detach(), output.lengths)  # no talker moves it
 
     def _talk(
         self,
         batch: SpokenBatch,
         generators: Mapping[str, torch.Generator | RowGenerators],
-        thinker_output: ThinkerOutput | None = None,
+        thinker_output: ReplyStates | None = None,
     ) -> dict[str, TalkerOutput]:
         """Score a batch with every talker, from one thinker pass; there is none if there are no talkers."""
         if not self.talkers:

@@ -66,6 +66,11 @@ MAY_IMPORT = {
     ),
     "lightning_modules.acoustics": ("lightning_modules.acoustics",),
     "lightning_modules.training": ("lightning_modules.training", "lightning_modules.talker.losses"),
+    "lightning_modules.sharding": (
+        "lightning_modules.sharding",
+        "lightning_modules.thinker",
+        "lightning_modules.training",
+    ),
     "lightning_modules.evaluation": ("lightning_modules.evaluation",),
     "lightning_modules.inference": (
         "lightning_modules.inference",
@@ -95,6 +100,7 @@ MAY_IMPORT = {
         "callbacks.runtime",
         "datamodules.formats.atomic_files",
         "lightning_modules.training.checkpoints",
+        "lightning_modules.sharding",
     ),
     "experiments.jobs": ("experiments", "callbacks", "datamodules", "lightning_modules"),
 }

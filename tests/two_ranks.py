@@ -72,8 +72,8 @@ def make_trainer(num_ranks: int = 2, **settings: Any) -> L.Trainer:
     return L.Trainer(
         accelerator="cpu",
         devices=num_ranks,
-        strategy="ddp" if num_ranks > 1 else "auto",
         **{
+            "strategy": "ddp" if num_ranks > 1 else "auto",
             "logger": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,

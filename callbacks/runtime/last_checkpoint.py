@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,11 @@ class LastCheckpoint(Checkpoint):
         self._stop = reason
 
     def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint beside its place, then move it there in one step."""
+        """Write the checkpoint beside its place, then put it there in one step."""
         temporary = self.file.with_name(f".{self.file.name}.tmp")
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
-            os.replace(temporary, self.file)
+            _put_in_place(temporary, self.file)
         trainer.strategy.barrier("LastCheckpoint.save")
         self._saved_at_s = time.monotonic()
         self._is_due = False
@@ -88,6 +89,28 @@ class LastCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._num_batches = state_dict["num_batches"]
+
+
+def _put_in_place(temporary: Path, file: Path) -> None:
+    """Replace a checkpoint by another one, in one step.
+
+    A directory cannot be replaced so. It goes to whichever of two places is free, and `file` is a link to it.
+    """
+    places = [file.with_name(f"{file.name}.{number}") for number in range(2)]
+    current = file.with_name(os.readlink(file)) if file.is_symlink() else None
+    free = places[1] if current == places[0] else places[0]
+    if temporary.is_dir():
+        shutil.rmtree(free, ignore_errors=True)
+        os.replace(temporary, free)
+        link = file.with_name(f".{file.name}.link")
+        link.unlink(missing_ok=True)
+        link.symlink_to(free.name)
+        os.replace(link, file)
+        places.remove(free)
+    else:
+        os.replace(temporary, file)
+    for place in places:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _is_good_moment(trainer: Trainer, batch_idx: int) -> bool:

@@ -21,6 +21,7 @@ from experiments.engine.configuration.checks import is_spec, resolve_class_path
 from experiments.engine.configuration.errors import ConfigError, join
 from experiments.engine.runs import Run
 from lightning_modules.errors import UserError
+from lightning_modules.sharding import sharded_files
 from lightning_modules.training.checkpoints import LEFT_OUT
 
 Config = dict[str, Any]
@@ -116,11 +117,14 @@ def load_weights(module: Any, run: Run, prefix: str = "") -> None:
         UserError: The weights do not fit the module.
     """
     file = run.checkpoint_file
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"there is no checkpoint {file}; train that run first, or give another run")
     if not isinstance(module, nn.Module):
         return
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if sharded_files.is_sharded(file):
+        checkpoint = sharded_files.read_whole(file, prefix)
+    else:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if not prefix and isinstance(module, LightningModule):
         module.on_load_checkpoint(checkpoint)
     weights = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}

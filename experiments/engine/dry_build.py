@@ -127,6 +127,8 @@ class _DryBuild:
         callbacks = {name: self._build(node, join(callbacks_path, name)) for name, node in config["callbacks"].items()}
         if module is None:
             return
+        if hasattr(module, "check_strategy"):
+            self._try(partial(module.check_strategy, trainer.strategy), join(path, "trainer.strategy"))
         for name, callback in callbacks.items():
             if hasattr(callback, "check"):
                 self._try(partial(callback.check, module, self._planned.max_steps), join(callbacks_path, name))

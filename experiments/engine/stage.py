@@ -30,6 +30,7 @@ from experiments.engine.configuration.schema import without_empty
 from experiments.engine.environment import write_environment
 from experiments.engine.parameters import report_parameters
 from experiments.engine.runs import Run, read_json, write_config, write_json
+from lightning_modules.sharding.strategy import AnyCheckpointIO
 
 TRAINER_DEFAULTS = {"devices": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
 QUIET_LOGGERS = ("lightning.pytorch", "lightning.fabric")
@@ -96,9 +97,10 @@ def _fit_and_test(name: str, config: dict[str, Any], run: Run, path: str) -> tup
     module = build(config["module"], join(path, "module"))
     interrupt = InterruptHandler(LastCheckpoint(run.checkpoint_file, **config["checkpoint"]))
     trainer = _build_trainer(name, config, run, path, module, interrupt)
+    trainer.strategy.checkpoint_io = AnyCheckpointIO()
     metrics: dict[str, Any] = {}
     if config["fit"] and not run.fitted_file.is_file():
-        checkpoint = run.checkpoint_file if run.checkpoint_file.is_file() else None
+        checkpoint = run.checkpoint_file if run.checkpoint_file.exists() else None
         report_parameters(name, module, run)
         with _told_to_stop(interrupt, trainer):
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -13,7 +13,8 @@ from typing import cast
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_below_one, require_positive
@@ -89,6 +90,9 @@ def add_adapter(module: nn.Module, name: str, settings: LoraSettings) -> None:
     )
     module.requires_grad_(False)
     _inject(config, module, name)
+    for parameter in module.parameters():
+        if parameter.requires_grad:  # small steps of an optimizer are lost in 16 bits
+            parameter.data = parameter.data.float()
 
 
 def select_adapters(module: nn.Module, names: Sequence[str]) -> None:
@@ -109,9 +113,14 @@ def select_adapters(module: nn.Module, names: Sequence[str]) -> None:
 
 
 def save_adapter(module: nn.Module, name: str, folder: Path) -> None:
-    """Write a PEFT folder: `adapter_config.json` and `adapter_model.safetensors`."""
+    """Write a PEFT folder: `adapter_config.json` and `adapter_model.safetensors`.
+
+    Matrices that are split over devices are gathered on all of them, which all call this; the first one writes.
+    """
+    weights = {key: _whole(value).cpu().contiguous() for key, value in _adapter_weights(module, name).items()}
+    if distributed.is_initialized() and distributed.get_rank() > 0:
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().contiguous() for key, value in _adapter_weights(module, name).items()}
     save_file({_PREFIX + key: value for key, value in weights.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
     replace(_configs(module)[name], inference_mode=True).save_pretrained(str(folder))
 
@@ -157,6 +166,11 @@ def merge_adapters(module: nn.Module, names: Sequence[str]) -> None:
         setattr(module.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(module, "peft_config"):
         del module.peft_config
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """Gather a matrix that is split over devices."""
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach()
 
 
 def _adapter_weights(module: nn.Module, name: str) -> dict[str, Tensor]:

@@ -13,10 +13,12 @@ from lightning_modules.adapters.lora import LoraSettings, adapter_names, add_ada
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_divisible
 from lightning_modules.thinker.initialization import initialize_by_fan_in
+from lightning_modules.thinker.logits import score_in_pieces
 from lightning_modules.thinker.pretrained import (
     check_attention,
     dtype_from_name,
     is_on_meta,
+    keep_layer_inputs_only,
     load_pretrained,
     read_config,
 )
@@ -106,6 +108,7 @@ class LanguageModel(nn.Module):
         lora_dropout: float = 0.0,
         lora_targets: str | Sequence[str] = LORA_TARGETS,
         attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
     ) -> "LanguageModel":
         """Load a pretrained causal LM, frozen under trainable LoRA weights if ``lora_rank`` is given.
 
@@ -117,6 +120,8 @@ class LanguageModel(nn.Module):
             lora_dropout: Dropout before the LoRA matrices.
             lora_targets: Layers that get LoRA matrices; see :class:`LoraSettings`.
             attention: Implementation of attention in transformers.
+            gradient_checkpointing: Keep only the input of each layer in training, and compute the layer again in the
+                backward pass.
 
         Raises:
             FileNotFoundError: If nothing can be loaded from ``path``.
@@ -132,6 +137,8 @@ class LanguageModel(nn.Module):
             model = load_pretrained(
                 lambda name: AutoModelForCausalLM.from_pretrained(name, **settings), path, "language model"
             )
+        if gradient_checkpointing:
+            keep_layer_inputs_only(model)
         language_model = cls(model)
         if lora_rank is not None:
             language_model.add_lora(lora_rank, lora_alpha, lora_dropout, lora_targets)
@@ -240,6 +247,18 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Score the next token: ``(..., hidden_size)`` to ``(..., vocab_size)``."""
         return self.causal_lm.get_output_embeddings()(hidden)
+
+    def score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Score the next tokens that came, in pieces whose logits fit into little memory; see :func:`score_in_pieces`.
+
+        Args:
+            hidden: ``(n, hidden_size)``.
+            targets: Token ids, ``(n,) int64``.
+
+        Returns:
+            Sum of the cross-entropies ``() float32``, and whether each token is the most probable one, ``(n,) bool``.
+        """
+        return score_in_pieces(self.causal_lm.get_output_embeddings(), hidden, targets, self.vocab_size)
 
 
 def _base_of(path: str | Path) -> str | Path:

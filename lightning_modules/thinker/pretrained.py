@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lightning_modules.errors import UserError
@@ -61,6 +61,11 @@ def read_config(path: str | Path, what: str) -> PreTrainedConfig:
         FileNotFoundError: If nothing can be loaded from ``path``.
     """
     return load_pretrained(AutoConfig.from_pretrained, path, what)
+
+
+def keep_layer_inputs_only(model: PreTrainedModel) -> None:
+    """Let a model keep only the input of each layer in training, and compute the layer again in the backward pass."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def check_attention(name: str) -> None:

@@ -16,6 +16,7 @@ from lightning_modules.thinker.pretrained import (
     check_attention,
     dtype_from_name,
     is_on_meta,
+    keep_layer_inputs_only,
     load_pretrained,
     read_config,
 )
@@ -116,7 +117,12 @@ class SpeechEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: str = "float32", pad_to_s: float | None = 30.0, attention: str = "sdpa"
+        cls,
+        path: str | Path,
+        dtype: str = "float32",
+        pad_to_s: float | None = 30.0,
+        attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
     ) -> "SpeechEncoder":
         """Load the encoder of a pretrained Whisper.
 
@@ -126,6 +132,8 @@ class SpeechEncoder(nn.Module):
             dtype: Dtype of the weights, "float32", "bfloat16" or "float16".
             pad_to_s: See the class.
             attention: Implementation of attention in transformers.
+            gradient_checkpointing: Keep only the input of each layer in training, and compute the layer again in the
+                backward pass.
 
         Raises:
             FileNotFoundError: If nothing can be loaded from ``path``.
@@ -143,7 +151,10 @@ class SpeechEncoder(nn.Module):
             whisper = kind._from_config(config, **settings)
         else:
             whisper = load_pretrained(lambda name: kind.from_pretrained(name, **settings), path, "speech encoder")
-        return cls(whisper if is_encoder else whisper.encoder, pad_to_s)
+        encoder = whisper if is_encoder else whisper.encoder
+        if gradient_checkpointing:
+            keep_layer_inputs_only(encoder)
+        return cls(encoder, pad_to_s)
 
     @property
     def pad_to_s(self) -> float | None:

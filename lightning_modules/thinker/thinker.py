@@ -16,12 +16,10 @@ from lightning_modules.thinker.dialogue.context import ContextWindow
 from lightning_modules.thinker.dialogue.settings import DialogueSettings
 from lightning_modules.thinker.dialogue.spoken_prompts import SpokenTurns, hear, lay_out, read_out
 from lightning_modules.thinker.language_model import LanguageModel
-from lightning_modules.thinker.outputs import ThinkerOutput, ThinkerPrompt, ThinkerToken
+from lightning_modules.thinker.outputs import ReplyStates, ThinkerOutput, ThinkerPrompt, ThinkerToken
 from lightning_modules.thinker.prompt import ChatPrompt
 from lightning_modules.thinker.speech_encoder import SpeechEncoder
 from lightning_modules.thinker.transcription import best_transcripts, transcription_loss
-
-_IGNORED = -100
 
 
 class Thinker(nn.Module):
@@ -121,6 +119,13 @@ class Thinker(nn.Module):
             return output
         return replace(output, transcript_loss=self._transcription(audio, audio_lengths, transcripts))
 
+    def states(
+        self, query: Tensor, query_lengths: Tensor, reply_texts: Sequence[str], history: History | None = None
+    ) -> ReplyStates:
+        """Read gold replies without scoring them, as :meth:`forward` reads them: the output head does not run."""
+        audio = self._embed_audio(query, query_lengths)
+        return self._states(*audio, reply_texts, hear(history, self._embed_audio))[0]
+
     def read(
         self, transcripts: Sequence[str], reply_texts: Sequence[str], history: History | None = None
     ) -> ThinkerOutput:
@@ -149,9 +154,10 @@ class Thinker(nn.Module):
         text = self.language_model.embed(pad_sequence(rows, batch_first=True))
         return text, torch.tensor([len(row) for row in rows], device=device)
 
-    def _reply(
+    def _states(
         self, query: Tensor, query_lengths: Tensor, reply_texts: Sequence[str], earlier: SpokenTurns | None
-    ) -> ThinkerOutput:
+    ) -> tuple[ReplyStates, Tensor, Tensor]:
+        """Read replies: their states, those at targets ``(n, hidden_size)``, and where these are ``(B, N + 1)``."""
         device = query.device
         replies = [torch.tensor(ids, device=device) for ids in self.prompt.encode_replies(reply_texts)]
         reply_lengths = torch.tensor([len(ids) for ids in replies], device=device)
@@ -171,17 +177,29 @@ class Thinker(nn.Module):
         is_target = position <= reply_lengths[:, None]
         place = torch.where(is_target, first[:, None] + position, 0)
         hidden = hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1]))
-        loss, is_exact = self._score(hidden, token_ids, reply_lengths, is_target)
         is_reply = (position[:-1] < reply_lengths[:, None])[..., None]
-        return ThinkerOutput(
-            loss=loss,
-            num_scored_tokens=is_target.sum(),
+        states = ReplyStates(
             token_ids=token_ids,
             lengths=reply_lengths,
             hidden=hidden[:, :-1] * is_reply.to(hidden.dtype),
             embedding=embedding * is_reply.to(embedding.dtype),
-            is_exact=is_exact,
             num_dropped_turns=prompts.num_dropped_turns,
+        )
+        return states, hidden[is_target], is_target
+
+    def _reply(
+        self, query: Tensor, query_lengths: Tensor, reply_texts: Sequence[str], earlier: SpokenTurns | None
+    ) -> ThinkerOutput:
+        states, hidden, is_target = self._states(query, query_lengths, reply_texts, earlier)
+        targets = nn.functional.pad(states.token_ids, (0, 1))
+        targets = targets.scatter(1, states.lengths[:, None], self.prompt.end_of_turn_id)
+        nll_sum, is_right = self.language_model.score(hidden, targets[is_target])
+        num_targets = is_target.sum()
+        return ThinkerOutput(
+            **vars(states),
+            loss=nll_sum / num_targets,
+            num_scored_tokens=num_targets,
+            is_exact=(~is_target).masked_scatter(is_target, is_right).all(dim=1),
         )
 
     def listen(self, query: Tensor, query_lengths: Tensor, transcripts: Sequence[str]) -> Tensor:
@@ -274,16 +292,6 @@ class Thinker(nn.Module):
     def _transcription(self, audio: Tensor, audio_lengths: Tensor, transcripts: Sequence[str]) -> Tensor:
         token_ids = self.prompt.encode_transcripts(transcripts)
         return transcription_loss(self._score_audio(audio), audio_lengths, token_ids, self.prompt.blank_id)
-
-    def _score(
-        self, hidden: Tensor, token_ids: Tensor, reply_lengths: Tensor, is_target: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        targets = nn.functional.pad(token_ids, (0, 1))
-        targets = targets.scatter(1, reply_lengths[:, None], self.prompt.end_of_turn_id)
-        logits = self.language_model.logits(hidden).float()
-        loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets.masked_fill(~is_target, _IGNORED))
-        is_exact = ((logits.argmax(dim=-1) == targets) | ~is_target).all(dim=1)
-        return loss, is_exact
 
 
 def _check_fit(speech_encoder: SpeechEncoder, adaptor: Adaptor, language_model: LanguageModel) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.engine.configuration.config import EXPERIMENTS_DIR
+from experiments.engine.configuration.config import EXPERIMENTS_DIR, read_file
 from experiments.engine.pipeline import execute
 from experiments.engine.plan import make_plan
 from tests.experiments.test_quickstart import tiny_overrides
@@ -210,3 +210,32 @@ def test_the_quickstart_trains_distils_and_compares_on_two_devices_and_resumes_a
     (comparison,) = folder.glob("comparison-*")
     rows = json.loads((comparison / "results.json").read_text())
     assert {row["num_examples"] for row in rows} == {2}, "the examples of both devices"
+
+
+SPLIT = "{class_path: lightning_modules.sharding.strategy.FullyShardedStrategy}"
+
+
+@pytest.mark.slow
+def test_a_split_thinker_resumes_after_sigkill_and_the_next_stage_reads_its_checkpoint(tmp_path: Path) -> None:
+    """The first stage of a thinker under FSDP2, killed on the way; the second one reads its directory of shares."""
+    trained = ("thinker_pretraining", "thinker")
+    words = ["quickstart", *tiny_overrides(tmp_path / "runs", trained)]
+    kept = ("corpus", "tokenizer", *trained)
+    stages = read_file(EXPERIMENTS_DIR / "quickstart.yaml")["stages"]
+    words += [f"stages.{stage}=null" for stage in stages if stage not in kept]
+    arguments = f"{{signal_name: SIGKILL, step: 2, marker: {tmp_path}/marker, rank: 1}}"
+    signal_at = f"{{class_path: tests.experiments.engine.toy.SignalAt, init_args: {arguments}}}"
+    places = {"devices": 2, "strategy": SPLIT, "accelerator": "cpu", "max_steps": 4, "val_check_interval": 4}
+    words += [f"stages.thinker_pretraining.trainer.{key}={value}" for key, value in places.items()]
+    words += [f"stages.thinker_pretraining.callbacks.kill={signal_at}"]
+    refused = run_words(*words)
+    assert refused.returncode == 2 and "muon needs whole matrices" in refused.stderr, refused.stderr[-2000:]
+    words += ["stages.thinker_pretraining.module.init_args.muon=false"]
+    words += ["stages.thinker_pretraining.checkpoint.every_n_steps=1"]
+    killed = run_words(*words)
+    assert killed.returncode in (128 + signal.SIGTERM, -signal.SIGKILL), killed.stderr[-2000:]
+    done = run_words(*words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "thinker_pretraining: resumes in" in done.stdout and "] thinker: done" in done.stdout
+    (file,) = (tmp_path / "runs" / "quickstart").glob("thinker_pretraining-*/checkpoints/last.ckpt")
+    assert file.is_symlink() and torch.load(file / "rest.pt", weights_only=True)["global_step"] == 4

@@ -52,13 +52,13 @@ def make_thinker() -> Thinker:
         return Thinker(make_speech_encoder(), Adaptor(32, 32, 64), make_language_model(), make_tokenizer())
 
 
-def make_llm(*kinds: str, **settings: object) -> SpeechLLM:
+def make_llm(*kinds: str, kind: type[SpeechLLM] = SpeechLLM, **settings: object) -> SpeechLLM:
     thinker = make_thinker()
     talkers: dict[str, Talker] = {
         kind: build_talker(kind, thinker.hidden_size, thinker.embedding_size) for kind in kinds
     }
     settings = {"learning_rate": 1e-3, "warmup_steps": 2, "log_every_n_steps": 1, **settings}
-    return SpeechLLM(thinker, talkers, vocoder=ToneVocoder(), max_text_tokens=8, max_speech_s=2.0, **settings)  # type: ignore[arg-type]
+    return kind(thinker, talkers, vocoder=ToneVocoder(), max_text_tokens=8, max_speech_s=2.0, **settings)  # type: ignore[arg-type]
 
 
 def make_batch(seed: int) -> SpokenBatch:

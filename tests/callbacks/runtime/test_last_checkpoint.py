@@ -1,7 +1,9 @@
 """Checkpoints are whole at any moment, and come in their rhythm."""
 
+import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,44 @@ def test_a_kill_while_writing_leaves_the_older_checkpoint(tmp_path: Path, monkey
     monkeypatch.undo()
     LastCheckpoint(file).save(trainer)
     assert torch.load(file, weights_only=True)["global_step"] == 7
+
+
+class Writes:
+    """Stands in for a trainer whose strategy writes a directory, or a file, with a number in it."""
+
+    is_global_zero, strategy = True, SimpleNamespace(barrier=lambda name: None)
+
+    def __init__(self, number: int, is_directory: bool) -> None:
+        self.number, self.is_directory = number, is_directory
+
+    def save_checkpoint(self, path: Path) -> None:
+        if self.is_directory:
+            path.mkdir()
+        (path / "number" if self.is_directory else path).write_text(str(self.number))
+
+
+@pytest.mark.parametrize("kinds", [(True, True, True), (True, False, True), (False, True, True, False)])
+def test_a_directory_takes_the_place_of_a_file_or_a_directory_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: tuple[bool, ...]
+) -> None:
+    file = tmp_path / "last.ckpt"
+    seen: list[str] = []
+    replace = os.replace
+
+    def read() -> str:
+        return (file / "number" if file.is_dir() else file).read_text() if file.exists() else "none"
+
+    def watched(source: Path, target: Path) -> None:
+        seen.append(read())  # what a process finds that is killed here
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    for number, is_directory in enumerate(kinds):
+        seen.clear()
+        LastCheckpoint(file).save(Writes(number, is_directory))  # type: ignore[arg-type]
+        assert set(seen) == {str(number - 1) if number else "none"}
+        assert read() == str(number)
+        assert len(list(tmp_path.iterdir())) == 1 + is_directory, "nothing is left of older ones"
 
 
 @pytest.mark.parametrize("policy", [{"every_n_steps": 0}, {"every_s": 0.0}, {"every_s": -1.0}])

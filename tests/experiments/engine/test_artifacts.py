@@ -11,6 +11,7 @@ from experiments.engine.artifacts import load_trained, without_weights
 from experiments.engine.configuration.builder import build
 from experiments.engine.runs import Run, write_config
 from lightning_modules.errors import UserError
+from lightning_modules.sharding import sharded_files
 from tests.experiments.engine.toy import ToyModule
 
 TOY_MODULE = "tests.experiments.engine.toy.ToyModule"
@@ -100,3 +101,24 @@ def test_without_weights_planned_and_finished_runs_give_parts_on_meta(tmp_path: 
     assert hidden.weight.is_meta and hidden.weight.shape == (16, 1)
     with pytest.raises(FileNotFoundError, match="is no run directory"):
         load_trained(tmp_path / "b")
+
+
+def test_a_checkpoint_of_shares_is_read_as_a_file_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", LINEAR)
+    expected = weights_of(run)
+    run.checkpoint_file.unlink()
+    run.checkpoint_file.mkdir()
+    number = torch.tensor(3.0)
+    optimizer = {"state": {0: {"step": number}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    whole = {"state_dict": expected, "left_out": [], "global_step": 7, "optimizer_states": [optimizer]}
+    sharded_files.write(whole, run.checkpoint_file, is_first=True)
+    part = load_trained(run.directory, "part")
+    torch.testing.assert_close(part.weight.data, expected["part.weight"], rtol=0, atol=0)
+    assert load_trained(run.directory).net[0].weight.shape == expected["net.0.weight"].shape
+    read = sharded_files.read_whole(run.checkpoint_file)
+    assert read.pop("state_dict").keys() == whole.pop("state_dict").keys() and read == whole
+    only = sharded_files.read_whole(run.checkpoint_file, "part.")
+    assert set(only["state_dict"]) == {"part.weight", "part.bias"}
+    (run.checkpoint_file / ".metadata").rename(run.checkpoint_file / ".lost")
+    with pytest.raises(UserError, match="is damaged"):
+        load_trained(run.directory, "part")
