@@ -15,8 +15,8 @@ from lightning_modules.inference.responder import Responder
 from lightning_modules.inference.spoken_reply import SpokenReply
 from lightning_modules.inference.token_agreement import TokenAgreement
 from lightning_modules.number_checks import require_at_least, require_positive, require_within
-from lightning_modules.sharding.shardable import ShardableModule
-from lightning_modules.sharding.shards import Shard, clip_gradients, shards_of
+from lightning_modules.sharding.shards import Shard, shards_of
+from lightning_modules.sharding.trained_parts import TrainedParts
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.losses import LossTerm
@@ -27,8 +27,6 @@ from lightning_modules.thinker.outputs import ReplyStates
 from lightning_modules.thinker.thinker import Thinker
 from lightning_modules.training.batch_fields import refuse_missing_fields
 from lightning_modules.training.checkpoints import leave_frozen_out, refuse_unfit
-from lightning_modules.training.module_with_runs import ModuleWithRuns
-from lightning_modules.training.optimization import optimizer_with_warmup_cosine
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
 from lightning_modules.training.parts import THINKER, present_talkers
 from lightning_modules.training.reduction import mean_over_ranks
@@ -40,7 +38,7 @@ from lightning_modules.vocoder.base import Vocoder
 Read = TypeVar("Read", bound=ReplyStates)
 
 
-class SpeechLLM(TokenAgreement, ModuleWithRuns, ShardableModule):
+class SpeechLLM(TokenAgreement, TrainedParts):
     """Trains and tests a thinker with any set of named talkers.
 
     One thinker pass per batch feeds every talker, so that all of them see the same data in the same order. They share
@@ -100,13 +98,13 @@ class SpeechLLM(TokenAgreement, ModuleWithRuns, ShardableModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        self.talker_learning_rates = talker_learning_rates or {}
-        rates = {f"talker_learning_rates.{name}": rate for name, rate in self.talker_learning_rates.items()}
+        self.part_learning_rates = talker_learning_rates or {}
+        rates = {f"talker_learning_rates.{name}": rate for name, rate in self.part_learning_rates.items()}
         check_optimizer_settings({"learning_rate": learning_rate, **rates}, weight_decay, warmup_steps, seed)
         require_positive(gradient_clip_norm=gradient_clip_norm, max_speech_s=max_speech_s)
         require_at_least(1, max_text_tokens=max_text_tokens, log_every_n_steps=log_every_n_steps)
         require_within(0.0, 1.0, final_learning_rate_share=final_learning_rate_share)
-        present = present_talkers(talkers or {}, thinker_objective is not None, self.talker_learning_rates)
+        present = present_talkers(talkers or {}, thinker_objective is not None, self.part_learning_rates)
         self.thinker, self.thinker_objective, self.vocoder = thinker, thinker_objective, vocoder
         self.talkers = nn.ModuleDict(present)
         self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
@@ -154,8 +152,9 @@ class SpeechLLM(TokenAgreement, ModuleWithRuns, ShardableModule):
         talkers, limits = dict(self._named_talkers()), (self.max_text_tokens, self.max_speech_s)
         return Responder(self.thinker, talkers, self.vocoder, *limits, self.adapters)
 
-    def _part(self, run_name: str) -> nn.Module:
-        return self.thinker if run_name == THINKER else self.talkers[run_name]
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """Give what trains, by the name of its TensorBoard run."""
+        return {name: self.thinker if name == THINKER else self.talkers[name] for name in self.run_names}
 
     def _named_talkers(self) -> list[tuple[str, Talker]]:
         return [(name, talker) for name, talker in self.talkers.items() if isinstance(talker, Talker)]
@@ -177,21 +176,20 @@ class SpeechLLM(TokenAgreement, ModuleWithRuns, ShardableModule):
 
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
         """Add the losses of all that trains; none depends on another's parameters."""
-        should_log = self.global_step % self.log_every_n_steps == 0
         terms: list[LossTerm] = []
         thinker_output = None
         if self.thinker_objective is not None:
             own_terms, scalars, thinker_output = self.thinker_objective(self.thinker, batch)
             terms += own_terms
             self.show_loss(THINKER, scalars["train/loss"])
-            if should_log:
+            if self.should_log:
                 self.log_scalars(THINKER, scalars, self.global_step)
         place = (self.global_step, batch_idx, self.global_rank)
         generators = {name: self._generator("masks", name, *place) for name in self.talkers}
         for name, output in self._talk(batch, generators, thinker_output).items():
             terms += output.terms
             self.show_loss(name, output.nll)
-            if should_log:
+            if self.should_log:
                 self.log_scalars(name, output.as_scalars(), self.global_step)
         return mean_over_ranks(terms, self.num_ranks)
 
@@ -255,28 +253,6 @@ class SpeechLLM(TokenAgreement, ModuleWithRuns, ShardableModule):
         """Refuse weights that are not those of this module; see :func:`refuse_unfit`."""
         refuse_unfit(checkpoint, self)
         self.text_overflow.ids |= set(checkpoint["ids_with_text_overflow"])
-
-    def configure_optimizers(self) -> dict:
-        """AdamW with warm-up and cosine; see :func:`optimizer_with_warmup_cosine`."""
-        rates = self.talker_learning_rates
-        parts = [(self._part(name), rates.get(name, self.learning_rate)) for name in self.run_names]
-        fused = self.trainer.precision != "16-mixed"  # there gradients are unscaled inside, behind the clipping
-        return optimizer_with_warmup_cosine(
-            self, parts, self.weight_decay, self.warmup_steps, self.muon, self.final_learning_rate_share, fused
-        )
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the thinker's and each talker's gradients by their own norm: no talker slows another down."""
-        should_log = self.global_step % self.log_every_n_steps == 0
-        for name in self.run_names:
-            norm = clip_gradients(list(self._part(name).parameters()), self.gradient_clip_norm)
-            if should_log:
-                self.log_scalars(name, {"train/grad_norm": norm}, self.global_step)
 
     def shards(self) -> list[Shard]:
         """Split the thinker; talkers are small, and take passes in numbers that differ between devices."""
