@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -29,9 +28,14 @@ def from_pcm(samples: Tensor) -> Tensor:
     return samples.to(torch.float32).mul_(1 / PCM_SCALE) if samples.dtype == torch.int16 else samples
 
 
-def text_states_folder(root: Path, set_name: str) -> Path:
-    """Return the folder of the text states of a set, one `<id>.npy` per example."""
-    return root / set_name / "text_states"
+def bits_of(values: Tensor) -> np.ndarray:
+    """Return bfloat16 values, which numpy does not know, as ``uint16``; others are rounded to bfloat16 first."""
+    return values.to(torch.bfloat16).view(torch.uint16).numpy()
+
+
+def from_bits(bits: np.ndarray) -> Tensor:
+    """Return the bfloat16 values that :func:`bits_of` gave as ``uint16``."""
+    return torch.from_numpy(bits).view(torch.bfloat16)
 
 
 @dataclass
@@ -45,11 +49,11 @@ class SpokenExample:
         units: The speech tokens of the reply, ``(T,) int64``.
         reply: The spoken reply at 16 kHz, ``(S',) float32``.
         transcript: The query as text.
-        text_states: Hidden state and embedding of each text token of the reply, ``(N, hidden_size + embedding_size)
-            float32``.
         corpus: The name of its corpus, where several are read.
         history: What was said before the query, the oldest turn first; none without the field "query".
         history_speech: Samples of its spoken turns, like ``query``.
+        text_ids: Text tokens of the reply, ``(N,) int64``.
+        text_hidden: The thinker's hidden state that predicted each of them, ``(N, hidden_size) bfloat16``.
     """
 
     id: str
@@ -58,7 +62,8 @@ class SpokenExample:
     units: Tensor | None = None
     reply: Tensor | None = None
     transcript: str | None = None
-    text_states: Tensor | None = None
+    text_ids: Tensor | None = None
+    text_hidden: Tensor | None = None
     corpus: str | None = None
     history: tuple[Turn, ...] = ()
     history_speech: tuple[Tensor, ...] = ()
@@ -91,7 +96,8 @@ class SpokenBatch:
         unit_lengths: ``(B,) int64``, in tokens.
         reply: ``(B, S') float32`` at 16 kHz.
         reply_lengths: ``(B,) int64``, in samples.
-        text_states: ``(B, N, hidden_size + embedding_size) float32``, hidden states and embeddings of the reply's text.
+        text_ids: ``(B, N) int64``, text tokens of the replies.
+        text_hidden: ``(B, N, hidden_size) bfloat16``, the thinker's hidden states that predicted them.
         text_lengths: ``(B,) int64``, in text tokens.
         corpora: B names of corpora, where several are read.
         history: What was said before the queries; None if every dialogue begins with its query.
@@ -107,7 +113,8 @@ class SpokenBatch:
     unit_lengths: Tensor | None = None
     reply: Tensor | None = None
     reply_lengths: Tensor | None = None
-    text_states: Tensor | None = None
+    text_ids: Tensor | None = None
+    text_hidden: Tensor | None = None
     text_lengths: Tensor | None = None
     corpora: list[str] | None = None
     history: History | None = None
@@ -142,12 +149,14 @@ class SpokenBatch:
     def __getstate__(self) -> dict[str, Any]:
         """Put small tensors into the message to another process: shared memory for each would take longer."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        small = {name: value.numpy() for name, value in tensors.items() if value.is_cpu and value.nbytes <= SMALL_BYTES}
+        small = {
+            name: _to_array(value) for name, value in tensors.items() if value.is_cpu and value.nbytes <= SMALL_BYTES
+        }
         return {**vars(self), **small}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Turn them into tensors again."""
-        arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+        arrays = {name: _from_array(value) for name, value in state.items() if isinstance(value, np.ndarray)}
         vars(self).update({**state, **arrays})
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -169,7 +178,8 @@ def collate(found: Sequence[SpokenExample | SkippedExample]) -> SpokenBatch:
     query, query_lengths = _pad([example.query for example in examples])
     units, unit_lengths = _pad([example.units for example in examples])
     reply, reply_lengths = _pad([example.reply for example in examples])
-    text_states, text_lengths = _pad([example.text_states for example in examples])
+    text_ids, text_lengths = _pad([example.text_ids for example in examples])
+    text_hidden, _ = _pad([example.text_hidden for example in examples])
     transcripts = [example.transcript for example in examples if example.transcript is not None]
     corpora = [example.corpus for example in examples if example.corpus is not None]
     assert {len(transcripts), len(corpora)} <= {0, len(examples)}, "examples of one batch have the same fields"
@@ -183,7 +193,8 @@ def collate(found: Sequence[SpokenExample | SkippedExample]) -> SpokenBatch:
         unit_lengths=unit_lengths,
         reply=reply,
         reply_lengths=reply_lengths,
-        text_states=text_states,
+        text_ids=text_ids,
+        text_hidden=text_hidden,
         text_lengths=text_lengths,
         corpora=corpora or None,
         history=_history(examples),
@@ -203,3 +214,11 @@ def _pad(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     assert len(present) == len(rows), "examples of one batch have the same fields"
     return pad_sequence(present, batch_first=True), torch.tensor([len(row) for row in present])
+
+
+def _to_array(tensor: Tensor) -> np.ndarray:
+    return bits_of(tensor) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    return from_bits(array) if array.dtype == np.uint16 else torch.from_numpy(array)

@@ -20,6 +20,8 @@ from datamodules.sampling.resumable_loader import ResumableLoader
 from datamodules.shards.byte_ranges import RangeCache
 from datamodules.shards.shard_files import ShardFiles
 from datamodules.shards.sharded_examples import FIELDS, ForgivingExamples, ShardedExamples, open_corpus
+from datamodules.shards.text_state_files import TextStateFiles
+from datamodules.shards.text_state_index import TEXT_STATES
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive, require_within
 from lightning_modules.token_format import TokenFormat
@@ -37,6 +39,7 @@ class ShardedSet:
     Attributes:
         url: Directory that the conversion wrote, local or remote.
         weight: How often an epoch takes each of its examples; 0.25 takes a different quarter of them in each epoch.
+        text_states: Directory or address whose `text_states/` holds what a thinker said to its replies; `url` if None.
 
     Raises:
         UserError: If the weight is negative or not finite.
@@ -44,6 +47,7 @@ class ShardedSet:
 
     url: str
     weight: float = 1.0
+    text_states: str | None = None
 
     def __post_init__(self) -> None:
         """Check the weight."""
@@ -61,7 +65,7 @@ class ShardedDialogueDataModule(ResumableDataModule):
         train: Corpora to train on, by name.
         validation: Directory of a converted corpus, or None.
         test: Directory of a converted corpus, or None.
-        fields: Which of "query", "units", "transcript" a batch holds.
+        fields: Which of "query", "units", "transcript", "text_states" a batch holds; test batches hold no text states.
         max_tokens: Padded speech tokens of a training batch on each device.
         max_examples: Examples of a training batch on each device.
         eval_batch_size: Validation and test examples on each device.
@@ -74,6 +78,8 @@ class ShardedDialogueDataModule(ResumableDataModule):
             read the training fails.
         query_augmentation: Changes training queries.
         written_history: Gives spoken turns before the query as text; an example where one has none counts as damaged.
+        validation_text_states: Directory whose `text_states/` holds what a thinker said to the replies of `validation`;
+            that of `validation` if None.
 
     Raises:
         UserError: If a number is out of range, a field is unknown, or there is nothing to train on.
@@ -96,6 +102,7 @@ class ShardedDialogueDataModule(ResumableDataModule):
         max_skipped_share: float = 0.01,
         query_augmentation: QueryAugmentation | None = None,
         written_history: bool = False,
+        validation_text_states: str | None = None,
     ) -> None:
         super().__init__(eval_batch_size, num_workers)
         if not any(one.weight for one in train.values()):
@@ -110,6 +117,8 @@ class ShardedDialogueDataModule(ResumableDataModule):
         self.cache_dir, self.cache_gb = cache_dir, cache_gb
         self.num_attempts, self.max_skipped_share = num_attempts, max_skipped_share
         self.query_augmentation, self.written_history = query_augmentation, written_history
+        self.validation_text_states = validation_text_states
+        self._text_states: dict[str, TextStateFiles] = {}
         self.num_read = self.num_skipped = 0
         self._train: list[ShardFiles] | None = None
 
@@ -117,6 +126,15 @@ class ShardedDialogueDataModule(ResumableDataModule):
         """Read the indices of the training sets; those of the others are read when they are asked for."""
         if stage == "fit" and self._train is None:
             self._train = [self._open(one.url) for one in self.train_sets.values()]
+            for (name, one), corpus in zip(self.train_sets.items(), self._train, strict=True):
+                self._open_states(f"train.{name}", one.text_states or one.url, corpus)
+        if stage in ("fit", "validate") and self._others["validation"] is not None and TEXT_STATES in self.fields:
+            self.evaluation_examples("validation")  # so that states of another thinker are refused before training
+
+    @property
+    def thinkers_of_states(self) -> dict[str, str]:
+        """Digest of the thinker that wrote the text states of each corpus that was set up."""
+        return {name: str(states.index.thinker) for name, states in self._text_states.items()}
 
     def token_formats(self) -> dict[str, TokenFormat]:
         """Return what codec wrote the speech tokens, by corpus; corpora without a record are left out.
@@ -137,8 +155,11 @@ class ShardedDialogueDataModule(ResumableDataModule):
         weights = [one.weight for one in self.train_sets.values()]
         query_s = np.concatenate([index.query_s for index in indices]) if "query" in self.fields else None
         walk = EpochWalk(set_of, lengths, weights, self.budget, self.seed, world_size, query_s)
+        states = (
+            [self._text_states[f"train.{name}"] for name in self.train_sets] if TEXT_STATES in self.fields else None
+        )
         dataset = ForgivingExamples(
-            ShardedExamples(self._train, self.fields, self.query_augmentation, self.written_history)
+            ShardedExamples(self._train, self.fields, self.query_augmentation, self.written_history, states)
         )
         return self._load_training(dataset, walk)
 
@@ -196,9 +217,20 @@ class ShardedDialogueDataModule(ResumableDataModule):
         url = self._others[split]
         if url is None:
             return None
-        examples = ShardedExamples([self._open(url)], self.fields, written_history=self.written_history)
+        corpus = self._open(url)
+        if split == "validation":
+            self._open_states(split, self.validation_text_states or url, corpus)
+        states = [self._text_states[split]] if split in self._text_states else None
+        examples = ShardedExamples([corpus], self.fields, None, self.written_history, states)
         return examples, len(examples)
 
     def _open(self, url: str) -> ShardFiles:
-        cache = None if self.cache_dir is None else RangeCache(Path(self.cache_dir), round(self.cache_gb * 1e9))
-        return open_corpus(url, self.num_attempts, cache)
+        return open_corpus(url, self.num_attempts, self._cache())
+
+    def _open_states(self, name: str, folder: str, corpus: ShardFiles) -> None:
+        if TEXT_STATES in self.fields:
+            ids = corpus.index.ids
+            self._text_states[name] = TextStateFiles.open(folder, ids, corpus.url, self.num_attempts, self._cache())
+
+    def _cache(self) -> RangeCache | None:
+        return None if self.cache_dir is None else RangeCache(Path(self.cache_dir), round(self.cache_gb * 1e9))

@@ -10,14 +10,18 @@ import numpy as np
 from datamodules.batch import SAMPLE_RATE_HZ, SpokenExample
 from datamodules.formats.codec_record import read_codec_record
 from datamodules.formats.joined_layouts import JoinedLayouts
-from datamodules.formats.released_layout import ReleasedLayout, check_fields
+from datamodules.formats.released_layout import FIELDS, ReleasedLayout, check_fields
 from datamodules.sampling.epoch_plan import BatchBudget
 from datamodules.sampling.epoch_walk import EpochWalk
 from datamodules.sampling.resumable_data_module import ResumableDataModule
 from datamodules.sampling.resumable_loader import EpochDataset, ResumableLoader
+from datamodules.shards.text_state_files import TextStateFiles
+from datamodules.shards.text_state_index import TEXT_STATES
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive
 from lightning_modules.token_format import TokenFormat
+
+KNOWN_FIELDS = (*FIELDS, TEXT_STATES)
 
 
 class SpokenDialogueDataModule(ResumableDataModule):
@@ -32,7 +36,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
             name of their corpus.
         units_root: The folder of the speech tokens, if another job wrote them elsewhere, or one by the name of each
             corpus; `root` if None.
-        text_states_root: The same for a thinker's states.
+        text_states_root: The same for a thinker's states, which lie in `<set_name>/text_states/` of it.
         weights: How often an epoch takes the examples of each of several corpora; once if None.
         set_name: The folder of the set inside `root`.
         fields: Which of "query", "units", "reply", "transcript", "text_states" a batch holds; ids and reply texts are
@@ -97,9 +101,9 @@ class SpokenDialogueDataModule(ResumableDataModule):
         self.weights = [float(weight) for weight in self._by_corpus("weights", weights, default=1.0).values()]
         require_at_least(0, **{f"weights[{index}]": weight for index, weight in enumerate(self.weights)})
         self.set_name = set_name
-        self.fields = dict.fromkeys(("train", "validation", "test"), check_fields(fields))
+        self.fields = dict.fromkeys(("train", "validation", "test"), check_fields(fields, KNOWN_FIELDS))
         if test_fields is not None:
-            self.fields["test"] = check_fields(test_fields, name="test_fields")
+            self.fields["test"] = check_fields(test_fields, KNOWN_FIELDS, "test_fields")
         self.batch_size = batch_size
         self.seed = seed
         self.reply_crop_s = reply_crop_s
@@ -107,6 +111,8 @@ class SpokenDialogueDataModule(ResumableDataModule):
         self._limits = limits
         self._indices = {"train": train_index, "validation": validation_index, "test": test_index}
         self._layouts: dict[str, ReleasedLayout | JoinedLayouts] = {}
+        self._parts: dict[str, dict[str | None, ReleasedLayout]] = {}
+        self._text_states: dict[str, dict[str | None, TextStateFiles]] = {}
 
     def setup(self, stage: str) -> None:
         """Read the indices and check that the files are there.
@@ -122,6 +128,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         for split in needed:
             if self._indices[split] is not None:
                 self.examples(split)
+                self._states(split)
 
     def examples(self, split: str) -> ReleasedLayout | JoinedLayouts:
         """Return the dialogues of one split, in the order of its index, one corpus behind the other.
@@ -138,6 +145,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
             raise UserError(f"{split}_index is null, so there are no examples for {split}; name a JSON file there")
         if split not in self._layouts:
             read = {name: self._read(split, index, name) for name in self.roots}
+            self._parts[split] = read
             self._layouts[split] = read[None] if None in read else JoinedLayouts(read)
         return self._layouts[split]
 
@@ -159,10 +167,9 @@ class SpokenDialogueDataModule(ResumableDataModule):
             root / self.set_name / index,
             root,
             self.units_roots[name],
-            self.fields[split],
+            [field for field in self.fields[split] if field != TEXT_STATES],
             self.num_codes,
             self._limits[split],
-            self.text_states_roots[name],
             self.written_history,
         ).load()
 
@@ -178,6 +185,27 @@ class SpokenDialogueDataModule(ResumableDataModule):
             )
         return {name: values[name] for name in self.roots}
 
+    @property
+    def thinkers_of_states(self) -> dict[str, str]:
+        """Digest of the thinker that wrote the text states of each split and corpus that was set up."""
+        return {
+            split if name is None else f"{split}.{name}": str(states.index.thinker)
+            for split, of_split in self._text_states.items()
+            for name, states in of_split.items()
+        }
+
+    def _states(self, split: str) -> list[TextStateFiles]:
+        """Open the text states of a split, one corpus behind the other; none if its batches hold none."""
+        if TEXT_STATES in self.fields[split] and split not in self._text_states:
+            self.examples(split)
+            self._text_states[split] = {
+                name: TextStateFiles.open(
+                    f"{self.text_states_roots[name] or self.roots[name]}/{self.set_name}", layout.ids, str(layout.index)
+                )
+                for name, layout in self._parts[split].items()
+            }
+        return list(self._text_states.get(split, {}).values())
+
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of shuffled training batches; its state goes into each checkpoint."""
         examples = self.examples("train")
@@ -186,27 +214,41 @@ class SpokenDialogueDataModule(ResumableDataModule):
         sets = examples.sets() if isinstance(examples, JoinedLayouts) else one_set
         budget = BatchBudget(None, self.batch_size)
         walk = EpochWalk(sets, examples.sizes(), self.weights, budget, self.seed, world_size)
-        return self._load_training(_EpochExamples(examples, self.seed, self.reply_crop_s), walk)
+        return self._load_training(self._by_epoch("train", self.reply_crop_s), walk)
 
     def evaluation_examples(self, split: str) -> tuple[EpochDataset, int] | None:
         """Return the examples of a split and their number, or None if there is no index of it."""
         if self._indices[split] is None:
             return None
-        examples = self.examples(split)
-        return _EpochExamples(examples, self.seed, reply_crop_s=None), len(examples)
+        return self._by_epoch(split, reply_crop_s=None), len(self.examples(split))
+
+    def _by_epoch(self, split: str, reply_crop_s: float | None) -> "_EpochExamples":
+        return _EpochExamples(self.examples(split), self.seed, reply_crop_s, self._states(split))
 
 
 class _EpochExamples:
-    """Examples by (epoch, index); crops replies differently in each epoch."""
+    """Examples by (epoch, index), with their text states if there are any; crops replies differently in each epoch."""
 
-    def __init__(self, examples: ReleasedLayout | JoinedLayouts, seed: int, reply_crop_s: float | None) -> None:
+    def __init__(
+        self,
+        examples: ReleasedLayout | JoinedLayouts,
+        seed: int,
+        reply_crop_s: float | None,
+        text_states: list[TextStateFiles],
+    ) -> None:
         self._examples = examples
+        self._text_states = text_states
+        self._starts = np.cumsum([0, *map(len, text_states)])
         self._seed = seed
         self._crop = None if reply_crop_s is None else round(reply_crop_s * SAMPLE_RATE_HZ)
 
     def __getitem__(self, key: tuple[int, int]) -> SpokenExample:
         epoch, index = key
         example = self._examples[index]
+        if self._text_states:
+            which = int(np.searchsorted(self._starts, index, side="right")) - 1
+            states = self._text_states[which].read(index - int(self._starts[which]), example.reply_text)
+            example = states.added_to(example)
         if self._crop is None or example.reply is None or example.reply.numel() <= self._crop:
             return example
         generator = np.random.default_rng([self._seed, epoch, index])

@@ -17,6 +17,7 @@ from lightning_modules.inference.token_agreement import TokenAgreement
 from lightning_modules.number_checks import require_at_least, require_positive, require_within
 from lightning_modules.sharding.shards import Shard, shards_of
 from lightning_modules.sharding.trained_parts import TrainedParts
+from lightning_modules.stored_text_states import refuse_states_of_another, stored_states
 from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.losses import LossTerm
@@ -165,6 +166,10 @@ class SpeechLLM(TokenAgreement, TrainedParts):
         needs_transcripts = objective is not None and (objective.transcript > 0 or objective.text > 0)
         refuse_missing_fields(fields, objective is not None, needs_transcripts, bool(self.talkers))
 
+    def setup(self, stage: str) -> None:
+        """Refuse text states that another thinker wrote; see :func:`refuse_states_of_another`."""
+        refuse_states_of_another(self.thinker, self.trainer.datamodule)  # type: ignore[attr-defined]
+
     def train(self, mode: bool = True) -> "SpeechLLM":
         """Switch to training mode what trains; the rest stays in evaluation mode."""
         super().train(mode)
@@ -270,10 +275,8 @@ class SpeechLLM(TokenAgreement, TrainedParts):
 
     def read_text(self, batch: SpokenBatch, thinker_output: ReplyStates | None = None) -> TextStates:
         """Take text states from a thinker pass, from the batch if a job wrote them, or from a pass made now."""
-        if thinker_output is None and batch.text_states is not None:
-            assert batch.text_lengths is not None
-            sizes = self.thinker.hidden_size, self.thinker.embedding_size
-            return TextStates.of_stored(batch.text_states, batch.text_lengths, *sizes)
+        if thinker_output is None and batch.text_hidden is not None:
+            return stored_states(self.thinker, batch)
         output = thinker_output or self._think(self.thinker.states, batch)  # talkers need no logits
         return TextStates(output.hidden.detach(), output.embedding.detach(), output.lengths)  # no talker moves it
 

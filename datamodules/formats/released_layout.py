@@ -11,23 +11,20 @@ import soundfile
 import soxr
 import torch
 
-from datamodules.batch import SAMPLE_RATE_HZ, SpokenExample, text_states_folder
+from datamodules.batch import SAMPLE_RATE_HZ, SpokenExample
 from datamodules.formats.released_items import ReleasedItem, read_items
 from datamodules.formats.unit_files import read_units
 from lightning_modules.dialogue import Turn, as_written
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_positive
 
-FIELDS = ("query", "units", "reply", "transcript", "text_states")
+FIELDS = ("query", "units", "reply", "transcript")
 
 # The key of an item that each field is read from.
 _KEYS = {"query": "speech", "units": "units", "reply": "reply_speech", "transcript": "transcript"}
 
 # Fields that other jobs write, and the argument of the data module that says where.
-_ROOTS = {
-    "units": "units_root to the run that wrote the speech tokens",
-    "text_states": "text_states_root to the run that wrote the text states",
-}
+_ROOTS = {"units": "units_root to the run that wrote the speech tokens"}
 
 
 def check_fields(fields: Sequence[str], known: Sequence[str] = FIELDS, name: str = "fields") -> tuple[str, ...]:
@@ -54,7 +51,6 @@ class IndexItem:
     Attributes:
         id: Its name, unique in the list.
         reply_text: The reply.
-        text_states: The `.npy` file of the thinker's states.
         query: The audio file of the query.
         units: The `.npy` file of the reply's speech tokens.
         reply: The audio file of the reply.
@@ -65,7 +61,6 @@ class IndexItem:
 
     id: str
     reply_text: str
-    text_states: Path
     query: Path | None = None
     units: Path | None = None
     reply: Path | None = None
@@ -81,11 +76,9 @@ class ReleasedLayout:
         index: The JSON file, a list or, as `*.jsonl`, a line for each item.
         root: The folder that `speech` and `reply_speech` paths start from.
         units_root: The folder that `units` paths start from; `root` if None.
-        fields: Which of "query", "units", "reply", "transcript", "text_states" to read; others stay None and need not
-            be there.
+        fields: Which of "query", "units", "reply", "transcript" to read; others stay None and need not be there.
         num_codes: The size of the codebook that speech tokens must lie in; not checked if None.
         max_examples: Keeps only the first ones; all if None.
-        text_states_root: The folder that holds `<set>/text_states/<id>.npy`; `root` if None.
         written_history: Gives spoken turns before the query as text, which they must have then.
 
     Raises:
@@ -100,7 +93,6 @@ class ReleasedLayout:
         fields: Sequence[str] = ("query", "units"),
         num_codes: int | None = None,
         max_examples: int | None = None,
-        text_states_root: Path | str | None = None,
         written_history: bool = False,
     ) -> None:
         require_positive(num_codes=num_codes, max_examples=max_examples)
@@ -108,7 +100,6 @@ class ReleasedLayout:
         self.index = Path(index)
         self.num_codes, self.max_examples, self.written_history = num_codes, max_examples, written_history
         self._root, self._units_root = Path(root), Path(units_root or root)
-        self._states = text_states_folder(Path(text_states_root or root), self.index.parent.name)
 
     def load(self) -> Self:
         """Read the index now rather than on first use, and return this layout.
@@ -132,6 +123,11 @@ class ReleasedLayout:
         """Return the number of dialogues."""
         return len(self.items)
 
+    @property
+    def ids(self) -> list[str]:
+        """Names of the dialogues, in the order of the index."""
+        return [item.id for item in self.items]
+
     def __getitem__(self, position: int) -> SpokenExample:
         """Read one dialogue.
 
@@ -147,12 +143,19 @@ class ReleasedLayout:
                 units=self._units(item.units),
                 reply=self._audio("reply", item.reply),
                 transcript=item.transcript if "transcript" in self.fields else None,
-                text_states=self._text_states(item.text_states),
                 history=item.history,
                 history_speech=tuple(torch.from_numpy(read_audio(path)) for path in item.history_speech),
             )
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{self.index}, item {item.id!r}: {error}") from error
+
+    def read(self, positions: Sequence[int]) -> list[SpokenExample]:
+        """Read several dialogues.
+
+        Raises:
+            UserError: See :meth:`__getitem__`.
+        """
+        return [self[position] for position in positions]
 
     def sizes(self) -> np.ndarray:
         """Return how long each dialogue is, for sorting, ``(N,) int64``.
@@ -175,7 +178,6 @@ class ReleasedLayout:
         return IndexItem(
             id=item.id,
             reply_text=item.reply,
-            text_states=self._states / f"{item.id}.npy",
             query=None if item.speech is None else self._root / item.speech,
             units=None if item.units is None else self._units_root / item.units,
             reply=None if item.reply_speech is None else self._root / item.reply_speech,
@@ -215,36 +217,9 @@ class ReleasedLayout:
         assert path is not None, "checked when the index was read"
         return torch.from_numpy(read_units(path, self.num_codes))
 
-    def _text_states(self, path: Path) -> torch.Tensor | None:
-        return torch.from_numpy(read_text_states(path)) if "text_states" in self.fields else None
-
 
 def _files_of(item: IndexItem, field: str) -> list[Path]:
     return [getattr(item, field), *(item.history_speech if field == "query" else ())]
-
-
-def read_text_states(path: Path) -> np.ndarray:
-    """Read what a thinker says to each text token of a reply.
-
-    Args:
-        path: A `.npy` file of (N, hidden_size + embedding_size) numbers.
-
-    Returns:
-        ``(N, hidden_size + embedding_size) float32``.
-
-    Raises:
-        UserError: If the file is damaged or empty, or holds anything else.
-    """
-    try:
-        states = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a readable .npy file of text states ({error}); write it again") from error
-    if states.ndim != 2 or len(states) == 0 or not np.issubdtype(states.dtype, np.floating):
-        raise UserError(
-            f"{path}: text states have shape {states.shape} and type {states.dtype}; expected floating-point numbers, "
-            "one row per text token; write them again"
-        )
-    return states.astype(np.float32, copy=False)
 
 
 def read_audio(path: Path, wanted_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:

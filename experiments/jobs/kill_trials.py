@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules.formats.atomic_files import write_json, write_text
+from datamodules.formats.released_layout import check_fields
 from datamodules.shards.shard_index import INDEX, ShardIndex
 from experiments.jobs.killed_training import RESULTS, KillCase, Training, work
 from lightning_modules.errors import UserError
@@ -50,6 +51,7 @@ class KillTrials:
         max_tokens: Speech tokens of a batch.
         checkpoint_every: Batches between two checkpoints.
         seed: Seeds the moments of the kills.
+        fields: What a batch holds: "units", and perhaps "text_states" that lie beside the speech.
 
     Raises:
         UserError: If a number is out of range, or there is no case.
@@ -64,6 +66,7 @@ class KillTrials:
         max_tokens: int = 400,
         checkpoint_every: int = 4,
         seed: int = 0,
+        fields: Sequence[str] = ("units",),
     ) -> None:
         require_at_least(1, num_kills=num_kills, max_tokens=max_tokens, checkpoint_every=checkpoint_every)
         require_positive(num_epochs=num_epochs)
@@ -72,7 +75,7 @@ class KillTrials:
             raise UserError("cases is empty; give at least one way to train")
         self.corpus, self.num_kills, self.cases = corpus, num_kills, list(cases)
         self.num_epochs, self.max_tokens, self.checkpoint_every = num_epochs, max_tokens, checkpoint_every
-        self.seed = seed
+        self.seed, self.fields = seed, check_fields(fields, ("units", "text_states"))
 
     def run(self, output_dir: Path) -> dict[str, float]:
         """Write `trials.json` and a table, `results.md`.
@@ -120,7 +123,15 @@ class KillTrials:
         for left in folder.iterdir():
             left.unlink()
         task = Training(
-            self.corpus, str(folder), case, self.num_epochs, self.max_tokens, self.checkpoint_every, self.seed, 1
+            self.corpus,
+            str(folder),
+            case,
+            self.num_epochs,
+            self.max_tokens,
+            self.checkpoint_every,
+            self.seed,
+            1,
+            self.fields,
         )
         killed = 0
         while True:

@@ -60,6 +60,7 @@ class Training:
         checkpoint_every: Batches between two checkpoints.
         seed: Seeds weights and shuffling.
         num_ranks: Processes.
+        fields: What a batch holds; of "text_states", which lie beside the speech, the loss depends, too.
     """
 
     corpus: str
@@ -70,6 +71,7 @@ class Training:
     checkpoint_every: int
     seed: int
     num_ranks: int
+    fields: Sequence[str] = ("units",)
 
     @property
     def heartbeat(self) -> Path:
@@ -96,7 +98,7 @@ def work(task: Training, rank: int, port: int, method: str) -> None:
         os.environ.update({name: str(value) for name, value in {**names, **sizes, **places}.items()})
     L.seed_everything(task.seed, verbose=False)
     data = ShardedDialogueDataModule(
-        {"corpus": ShardedSet(task.corpus)}, fields=["units"], max_tokens=task.max_tokens, max_examples=16,
+        {"corpus": ShardedSet(task.corpus)}, fields=task.fields, max_tokens=task.max_tokens, max_examples=16,
         seed=task.seed, num_workers=task.case.num_workers,
     )  # fmt: skip
     module = _Witness(task)
@@ -130,6 +132,8 @@ class _Witness(L.LightningModule):
         assert batch.units is not None
         hidden = self.codes(batch.units[:, :-1] % 4096)
         loss = torch.nn.functional.cross_entropy(self.head(hidden).flatten(0, 1), batch.units[:, 1:].flatten() % 64)
+        if batch.text_hidden is not None and batch.text_ids is not None:
+            loss = loss * (1 + batch.text_hidden.float().square().mean()) * (1 + batch.text_ids.float().mean() / 1000)
         of_ranks: list[Any] = [batch.ids]
         if distributed.is_initialized():
             of_ranks = [None] * distributed.get_world_size()

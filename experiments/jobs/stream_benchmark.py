@@ -129,16 +129,16 @@ class StreamBenchmark:
             FileNotFoundError: If a corpus is missing.
             UserError: If its index is damaged.
         """
-        measured: dict[str, float] = {"rss_begin_mb": _memory_mb()[0]}
-        index, index_s = _timed(lambda: ShardIndex.load(Path(self.corpus) / INDEX))
+        measured: dict[str, float] = {"rss_begin_mb": memory_mb()[0]}
+        index, index_s = timed(lambda: ShardIndex.load(Path(self.corpus) / INDEX))
         measured |= {"num_examples": len(index), "index_s": index_s}
-        measured["plan_s"] = _timed(lambda: self._walk(index.num_units, index.query_s))[1]
+        measured["plan_s"] = timed(lambda: self._walk(index.num_units, index.query_s))[1]
         measured["resume_s"] = self._resume(index)
         loader = self._data().train_dataloader()
         measured |= self._remember(loader)  # before the list of loose files takes memory, too
         streamed, plain = self._read(loader, len(index))
         many = np.random.default_rng(self.seed).integers(len(index), size=PAPER_EXAMPLES)
-        measured["plan_paper_s"] = _timed(lambda: self._walk(index.num_units[many], index.query_s[many]))[1]
+        measured["plan_paper_s"] = timed(lambda: self._walk(index.num_units[many], index.query_s[many]))[1]
         for name, reads in zip(BOTH, (streamed, plain), strict=True):
             measured |= {f"{name}_{key}": value for key, value in _summary(reads).items()}
         rates = [one.num_examples / one.seconds for one in streamed], [one.num_examples / one.seconds for one in plain]
@@ -172,7 +172,7 @@ class StreamBenchmark:
             state = {"walk": walk.state_dict(), "in_iteration": walk.position}
             data = self._data()
             data.load_state_dict({"train": state})
-            seconds.append(_timed(lambda data=data: next(iter(data.train_dataloader())))[1])  # type: ignore[misc]
+            seconds.append(timed(lambda data=data: next(iter(data.train_dataloader())))[1])  # type: ignore[misc]
         return max(seconds)
 
     def _remember(self, loader: ResumableLoader) -> dict[str, float]:
@@ -181,7 +181,7 @@ class StreamBenchmark:
         for step, _ in enumerate(tqdm(_stream(loader), "an epoch", len(loader), unit="batch")):
             if step % max(1, len(loader) // NUM_MEMORIES) == 0:
                 half = "first" if step < len(loader) / 2 else "second"
-                for whose, held_mb in zip(("rss", "worker"), _memory_mb(), strict=True):
+                for whose, held_mb in zip(("rss", "worker"), memory_mb(), strict=True):
                     found[f"{whose}_{half}_mb"] = max(held_mb, found.get(f"{whose}_{half}_mb", 0.0))
         return found
 
@@ -232,9 +232,9 @@ class StreamBenchmark:
         seconds: dict[str, list[float]] = {"rows": [], "batches": []}
         for _ in range(self.num_rounds):
             torch.set_num_threads(1)
-            seconds["rows"].append(_timed(lambda: [log_mel(row[None]) for batch in batches for row in batch])[1])
+            seconds["rows"].append(timed(lambda: [log_mel(row[None]) for batch in batches for row in batch])[1])
             torch.set_num_threads(num_threads)
-            seconds["batches"].append(_timed(lambda: [log_mel(batch) for batch in batches])[1])
+            seconds["batches"].append(timed(lambda: [log_mel(batch) for batch in batches])[1])
         num_examples = sum(len(batch) for batch in batches)
         return {f"log_mel_{name}_ms": 1000 * statistics.median(all_s) / num_examples for name, all_s in seconds.items()}
 
@@ -278,13 +278,14 @@ def _summary(reads: Iterable[_Read]) -> dict[str, float]:
     }
 
 
-def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what a function returns, and how many seconds it took."""
     start = time.perf_counter()
     found = function()
     return found, time.perf_counter() - start
 
 
-def _memory_mb() -> tuple[float, float]:
+def memory_mb() -> tuple[float, float]:
     """Return the resident memory of this process, and the most that a process it started holds by itself."""
     process = psutil.Process()
     workers = [worker.memory_full_info().uss for worker in process.children()]

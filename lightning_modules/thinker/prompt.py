@@ -66,6 +66,11 @@ class ChatPrompt:
         return self._template.render(())
 
     @property
+    def settings(self) -> tuple[str, str, str | None]:
+        """Chat template, audio token and system prompt: what decides, with the tokenizer, which ids a prompt has."""
+        return str(self.tokenizer.chat_template), self._audio_token, self._system_prompt
+
+    @property
     def prefix_ids(self) -> list[int]:
         """Token ids before the audio of a dialogue that begins with its query."""
         return self._single_turn[0]

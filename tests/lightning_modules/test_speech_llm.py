@@ -329,8 +329,8 @@ def with_states_of(llm: SpeechLLM, batch: SpokenBatch) -> SpokenBatch:
     assert batch.query is not None and batch.query_lengths is not None
     with torch.no_grad():
         output = llm.thinker(batch.query, batch.query_lengths, batch.reply_texts)
-    states = torch.cat([output.hidden, output.embedding], dim=-1)
-    return replace(batch, query=None, query_lengths=None, text_states=states, text_lengths=output.lengths)
+    states = {"text_ids": output.token_ids, "text_hidden": output.hidden.bfloat16(), "text_lengths": output.lengths}
+    return replace(batch, query=None, query_lengths=None, **states)
 
 
 def generators(llm: SpeechLLM) -> dict[str, torch.Generator]:
@@ -340,20 +340,23 @@ def generators(llm: SpeechLLM) -> dict[str, torch.Generator]:
 def test_text_states_from_a_job_train_a_talker_as_the_thinker_does() -> None:
     llm = make_llm("ntp", "mdm")
     batch = make_batch(0)
+    read, direct = llm.read_text(with_states_of(llm, batch)), llm.read_text(batch)
+    assert torch.equal(read.embedding, direct.embedding) and torch.equal(read.lengths, direct.lengths)
+    assert torch.equal(read.hidden.float(), direct.hidden.bfloat16().float())
     by_thinker = llm._talk(batch, generators(llm))
     by_states = llm._talk(with_states_of(llm, batch), generators(llm))
     for name, output in by_thinker.items():
-        assert torch.equal(output.loss, by_states[name].loss), name
+        assert 0 < abs(float(output.loss.detach() / by_states[name].loss.detach()) - 1) < 1e-3, name
 
 
-def test_text_states_of_another_thinker_or_none_at_all_are_refused() -> None:
+def test_text_states_of_another_width_or_none_at_all_are_refused() -> None:
     llm = make_llm("ntp")
     batch = with_states_of(llm, make_batch(0))
-    assert batch.text_states is not None
-    with pytest.raises(ValueError, match="text states are 63 wide"):
-        llm._talk(replace(batch, text_states=batch.text_states[..., 1:]), generators(llm))
+    assert batch.text_hidden is not None
+    with pytest.raises(ValueError, match="text states are 31 wide"):
+        llm._talk(replace(batch, text_hidden=batch.text_hidden[..., 1:]), generators(llm))
     with pytest.raises(ValueError, match="add query or text_states"):
-        llm._talk(replace(batch, text_states=None), generators(llm))
+        llm._talk(replace(batch, text_hidden=None), generators(llm))
 
 
 @pytest.mark.parametrize(

@@ -22,28 +22,6 @@ class TextStates:
     embedding: Tensor
     lengths: Tensor
 
-    @classmethod
-    def of_stored(cls, states: Tensor, lengths: Tensor, hidden_size: int, embedding_size: int) -> "TextStates":
-        """Split stored text states into hidden states and embeddings.
-
-        Args:
-            states: ``(B, N, hidden_size + embedding_size)``.
-            lengths: Text tokens of each row, ``(B,) int64``.
-            hidden_size: Width of the thinker's hidden states, ``H``.
-            embedding_size: Width of its embeddings, ``E``.
-
-        Raises:
-            UserError: If the states have another width.
-        """
-        width = states.shape[-1]
-        if width != hidden_size + embedding_size:
-            raise UserError(
-                f"The text states are {width} wide, the thinker's hidden states and embeddings {hidden_size} + "
-                f"{embedding_size}: set text_states_root to the states that this thinker wrote."
-            )
-        hidden, embedding = states.split([hidden_size, embedding_size], dim=-1)
-        return cls(hidden, embedding, lengths)
-
     def repeat(self, num_times: int) -> "TextStates":
         """Give the whole batch several times, ``num_times * B`` rows."""
         states = (torch.cat([one] * num_times) for one in (self.hidden, self.embedding, self.lengths))

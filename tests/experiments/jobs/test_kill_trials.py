@@ -10,6 +10,7 @@ from datamodules.conversion.corpus_converter import CorpusConverter
 from experiments.jobs import kill_trials
 from experiments.jobs.kill_trials import KillTrials
 from experiments.jobs.killed_training import RESULTS, KillCase, Training
+from tests.datamodules.test_streamed_text_states import write_states
 from tests.datamodules.tiny_corpus import write_split
 
 
@@ -20,6 +21,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     CorpusConverter(
         str(root / "loose/spoken_examples/train.json"), [str(root / "loose")], num_workers=0, examples_per_group=20
     ).run(root / "converted")
+    write_states(root / "converted", [f"train_{number}" for number in range(60)])
     return root / "converted"
 
 
@@ -33,7 +35,8 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_training_equals_one_that_was_not_killed(shards: Path, tmp_path: Path, case: KillCase) -> None:
-    found = KillTrials(str(shards), num_kills=2, cases=[case], max_tokens=80).run(tmp_path)
+    fields = ["units", "text_states"]
+    found = KillTrials(str(shards), num_kills=2, cases=[case], max_tokens=80, fields=fields).run(tmp_path)
     assert found["num_kills"] == 2
     assert found["num_examples"] >= 150, "two and a half epochs per training"
     assert "| 2 |" in (tmp_path / "results.md").read_text()
