@@ -53,6 +53,7 @@ class NeuralCodecVocoder(Vocoder):
         self.codec = codec
         self.network = network
         self.block_tokens = block_tokens
+        self.token_format = codec.token_format
         self.sample_rate = codec.sample_rate
         self.samples_per_token = codec.samples_per_token
         self.frames_per_token = codec.samples_per_token // network.hop_samples

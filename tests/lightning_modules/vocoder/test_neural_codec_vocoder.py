@@ -67,9 +67,10 @@ def test_autocast_changes_nothing() -> None:
     assert torch.equal(waveform, vocoder(tokens))
 
 
-def test_its_parts_are_frozen() -> None:
+def test_its_parts_are_frozen_and_its_tokens_are_the_codecs() -> None:
     vocoder = make_vocoder()
-    assert not vocoder.training or not any(part.training for part in vocoder.children())
+    assert not any(part.training for part in vocoder.children())
+    assert vocoder.codebook_size == 1000 and vocoder.frame_rate_hz == 25
     assert not any(parameter.requires_grad for parameter in vocoder.parameters())
 
 
