@@ -16,6 +16,7 @@ SAMPLE_RATE_HZ = 16_000
 
 PCM_SCALE = 2**15
 SMALL_BYTES = 2**16
+ON_HOST = ("unit_lengths", "text_lengths")
 
 
 def to_pcm(samples: Tensor) -> Tensor:
@@ -86,6 +87,8 @@ class SpokenBatch:
 
     Pass `batch_size=len(batch)` to `self.log`: Lightning cannot tell it from the shapes.
 
+    Lengths in tokens stay on the host: a loss has to know there how many positions it reads.
+
     Attributes:
         ids: B names.
         reply_texts: B replies.
@@ -124,9 +127,11 @@ class SpokenBatch:
         """Return the number of dialogues."""
         return len(self.ids)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Return a copy whose tensors are on a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> Self:
+        """Return a copy whose tensors are on a device, but for the lengths in tokens; a GPU is not waited for."""
+        does_not_wait = torch.device(device).type != "cpu"
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=does_not_wait))
+        return replace(moved, **{name: getattr(self, name) for name in ON_HOST})
 
     def pin_memory(self) -> Self:
         """Return a copy whose tensors are in page-locked memory."""

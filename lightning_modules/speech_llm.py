@@ -26,13 +26,13 @@ from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.thinker.objective import ThinkerObjective
 from lightning_modules.thinker.outputs import ReplyStates
 from lightning_modules.thinker.thinker import Thinker
-from lightning_modules.training.batch_fields import refuse_missing_fields
+from lightning_modules.training.batch_fields import refuse_foreign_codes, refuse_missing_fields
 from lightning_modules.training.checkpoints import leave_frozen_out, refuse_unfit
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
 from lightning_modules.training.parts import THINKER, present_talkers
 from lightning_modules.training.reduction import mean_over_ranks
 from lightning_modules.training.run_means import RunMeans
-from lightning_modules.training.seeding import derive_generator
+from lightning_modules.training.seeding import derive_generator, mask_generators
 from lightning_modules.training.text_overflow import TextOverflow
 from lightning_modules.vocoder.base import Vocoder
 
@@ -179,6 +179,11 @@ class SpeechLLM(TokenAgreement, TrainedParts):
             self.vocoder.eval()
         return self
 
+    def transfer_batch_to_device(self, batch: SpokenBatch, device: torch.device, dataloader_idx: int) -> SpokenBatch:
+        """Move a batch, but on the host let each talker refuse speech tokens that it has no codes for."""
+        refuse_foreign_codes(batch, self._named_talkers())
+        return batch.to(device)
+
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
         """Add the losses of all that trains; none depends on another's parameters."""
         terms: list[LossTerm] = []
@@ -189,8 +194,7 @@ class SpeechLLM(TokenAgreement, TrainedParts):
             self.show_loss(THINKER, scalars["train/loss"])
             if self.should_log:
                 self.log_scalars(THINKER, scalars, self.global_step)
-        place = (self.global_step, batch_idx, self.global_rank)
-        generators = {name: self._generator("masks", name, *place) for name in self.talkers}
+        generators = mask_generators(self.seed, self.talkers, self.global_step, batch_idx, self.global_rank)
         for name, output in self._talk(batch, generators, thinker_output).items():
             terms += output.terms
             self.show_loss(name, output.nll)
@@ -205,9 +209,8 @@ class SpeechLLM(TokenAgreement, TrainedParts):
             thinker_output = self._think(self.thinker, batch)
             self._validation.update(THINKER, "nll", thinker_output.loss, thinker_output.num_scored_tokens)
             self._validation.update(THINKER, "accuracy", thinker_output.is_exact.float().mean(), len(batch.ids))
-        generators = {
-            name: [self._generator("masks", name, "validation", one) for one in batch.ids] for name in self.talkers
-        }
+        of_rows = [mask_generators(self.seed, self.talkers, "validation", one) for one in batch.ids]
+        generators = {name: [own[name] for own in of_rows] for name in self.talkers}
         for name, output in self._talk(batch, generators, thinker_output).items():
             self._validation.update(name, "nll", output.nll, output.num_scored_tokens)
             self._validation.update(name, "accuracy", output.accuracy, output.num_scored_tokens)
@@ -262,9 +265,6 @@ class SpeechLLM(TokenAgreement, TrainedParts):
     def shards(self) -> list[Shard]:
         """Split the thinker; talkers are small, and take passes in numbers that differ between devices."""
         return shards_of(self.thinker)
-
-    def _generator(self, *parts: int | str) -> torch.Generator:
-        return derive_generator(self.device, self.seed, *parts)
 
     @torch.no_grad()
     def _think(self, read: Callable[..., Read], batch: SpokenBatch) -> Read:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -23,6 +24,7 @@ class StepProgress(ProgressBar):
         self._label = label
         self._bar: tqdm | None = None
         self._is_enabled = True
+        self._show_losses_at_s = 0.0
 
     def disable(self) -> None:
         """Show nothing; Lightning calls it on all processes but the first."""
@@ -40,12 +42,17 @@ class StepProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance the bar."""
-        if self._bar is not None:
+        if self._bar is None or self._bar.disable:
+            return
+        if time.monotonic() >= self._show_losses_at_s:
+            self._show_losses_at_s = time.monotonic() + self._bar.mininterval
             self._bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
-            self._bar.update(trainer.global_step - self._bar.n)
+        self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
+        """Show the last losses and close the bar."""
+        if self._bar is not None and not self._bar.disable:
+            self._bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
         self._close()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,8 +82,10 @@ class StepProgress(ProgressBar):
         self._close()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the metrics logged with `prog_bar=True`."""
-        return {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
+        """Return what the module shows, for which the host waits, and the metrics logged with `prog_bar=True`."""
+        shown = {name: float(loss) for name, loss in getattr(pl_module, "shown_losses", {}).items()}
+        logged = super().get_metrics(trainer, pl_module).items()
+        return {**shown, **{key: value for key, value in logged if key != "v_num"}}
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""

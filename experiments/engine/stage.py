@@ -22,6 +22,7 @@ from callbacks.runtime.last_checkpoint import LastCheckpoint
 from callbacks.runtime.progress import StepProgress
 from callbacks.runtime.signals import Interrupted
 from callbacks.runtime.step_seeding import StepSeeding
+from callbacks.runtime.training_cost import TrainingCost
 from experiments.engine import ranks
 from experiments.engine.artifacts import load_weights
 from experiments.engine.configuration.builder import build
@@ -140,7 +141,7 @@ def _build_trainer(
         config["trainer"],
         join(path, "trainer"),
         logger=[TensorBoardLogger(directory, name=one, version="") for one in getattr(module, "run_names", [name])],
-        callbacks=[*callbacks, StepSeeding(config["seed"]), interrupt, interrupt.checkpoint],
+        callbacks=[*callbacks, StepSeeding(config["seed"]), TrainingCost(), interrupt, interrupt.checkpoint],
         default_root_dir=run.directory,
     )
 

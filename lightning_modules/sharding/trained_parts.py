@@ -19,7 +19,6 @@ class TrainedParts(ModuleWithRuns, ShardableModule):
         weight_decay: Weight decay of matrices.
         warmup_steps: Steps of linear warm-up.
         gradient_clip_norm: Largest gradient norm of each part.
-        log_every_n_steps: Steps between training metrics.
     """
 
     learning_rate: float
@@ -28,16 +27,10 @@ class TrainedParts(ModuleWithRuns, ShardableModule):
     weight_decay: float
     warmup_steps: int
     gradient_clip_norm: float
-    log_every_n_steps: int
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """Give what trains, by the name of its TensorBoard run."""
         raise NotImplementedError
-
-    @property
-    def should_log(self) -> bool:
-        """Whether training metrics are due at this step."""
-        return self.global_step % self.log_every_n_steps == 0
 
     def configure_optimizers(self) -> dict:
         """AdamW with warm-up and cosine; see :func:`optimizer_with_warmup_cosine`."""

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
+from lightning_modules.talker.blocks import refuse_foreign_codes
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.streaming import SpeechChunk, TextState
 from lightning_modules.talker.losses import LossTerm, add_terms
 from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import TextStates
+from lightning_modules.talker.vocabulary import SpeechVocabulary
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class TalkerOutput:
         terms: What training minimises the sum of, in nats.
         nll: Cross-entropy of the scored positions, a scalar in nats per token.
         accuracy: Share of scored positions whose most likely token is right.
-        num_scored_tokens: Positions that ``nll`` and ``accuracy`` average over, a scalar int64.
+        num_scored_tokens: Positions that ``nll`` and ``accuracy`` average over, a scalar int64 on the host.
         masked_share: Share of real positions that were masked; 0 for a talker without masks.
     """
 
@@ -97,9 +99,9 @@ class Talker(nn.Module, ABC):
         Args:
             text: What the thinker wrote.
             units: Speech tokens, ``(B, T) int64``, right-padded.
-            unit_lengths: Speech tokens of each row, ``(B,) int64``.
-            generator: Source of all randomness of the loss: one for the batch, or one per row, with which a row is
-                scored alike in any batch.
+            unit_lengths: Speech tokens of each row, ``(B,) int64``; on the host, or it waits for them.
+            generator: Source of all randomness of the loss, on the host: one for the batch, or one per row, with which
+                a row is scored alike in any batch.
 
         Returns:
             The loss and what there is to log.
@@ -157,6 +159,15 @@ class Talker(nn.Module, ABC):
     def num_steps_of(self, decoding: Decoding) -> int:
         """Give the steps per block of a decoding: its own, or this talker's default."""
         return self.supported_steps[0] if decoding.num_steps is None else decoding.num_steps
+
+    def refuse_foreign_codes(self, units: Tensor | None, unit_lengths: Tensor | None) -> None:
+        """Refuse speech tokens that this talker has no codes for, while they are on the host.
+
+        Raises:
+            UserError: If there is one.
+        """
+        if units is not None and unit_lengths is not None and units.device.type == "cpu":
+            refuse_foreign_codes(units, unit_lengths, SpeechVocabulary(self.vocabulary.num_codes))
 
     def copy_weights(self, source: "Talker") -> None:
         """Start from the weights of a trained talker, of whatever kind.

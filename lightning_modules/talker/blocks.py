@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import UserError
+from lightning_modules.talker.network.transfers import send_to
 from lightning_modules.talker.vocabulary import SpeechVocabulary
 
 
@@ -15,9 +16,12 @@ class BlockedSpeech:
 
     Attributes:
         x_0: Clean tokens, EOS from the end of speech to the end of its block, PAD beyond, ``(B, L) int64``.
-        is_real: True in a sequence's own blocks, False in padding, ``(B, L) bool``.
-        num_speech_tokens: Speech tokens before the first EOS, ``(B,) int64``.
+        is_real: True in a sequence's own blocks, False in padding, ``(B, L) bool``, on the host.
+        num_speech_tokens: Speech tokens before the first EOS, ``(B,) int64``, on the host.
         block_size: Tokens per block; ``L`` is a multiple of it.
+
+    What follows from the lengths alone is kept on the host, so that it is known there how many positions a loss reads,
+    and no step of a training waits for a device to say so.
     """
 
     x_0: Tensor
@@ -37,8 +41,8 @@ class BlockedSpeech:
 
     @property
     def is_up_to_first_eos(self) -> Tensor:
-        """True for the speech tokens and the EOS that ends them, ``(B, L) bool``."""
-        positions = torch.arange(self.x_0.shape[1], device=self.x_0.device)
+        """True for the speech tokens and the EOS that ends them, ``(B, L) bool``, on the host."""
+        positions = torch.arange(self.x_0.shape[1])
         return positions <= self.num_speech_tokens[:, None]
 
 
@@ -60,7 +64,7 @@ def lay_out_in_blocks(units: Tensor, lengths: Tensor, vocabulary: SpeechVocabula
 
     Args:
         units: Speech tokens, right-padded with anything, ``(B, T) int64``.
-        lengths: Speech tokens of each row, ``(B,) int64``.
+        lengths: Speech tokens of each row, ``(B,) int64``; copied to the host if they are not there.
         vocabulary: Gives the ids of EOS and PAD.
         block_size: Tokens per block.
 
@@ -68,23 +72,27 @@ def lay_out_in_blocks(units: Tensor, lengths: Tensor, vocabulary: SpeechVocabula
         The batch in blocks.
 
     Raises:
-        UserError: If a unit lies outside the codebook.
+        UserError: If a unit on the host lies outside the codebook; for a device, call :func:`refuse_foreign_codes`
+            before the batch goes there.
     """
-    refuse_foreign_codes(units, lengths, vocabulary)
+    if units.device.type == "cpu":
+        refuse_foreign_codes(units, lengths, vocabulary)
+    lengths = lengths.cpu()
     batch_size, num_units = units.shape
     num_own_blocks = count_blocks(lengths, block_size)
     total = int(num_own_blocks.max()) * block_size
-    positions = torch.arange(total, device=units.device)
+    positions = torch.arange(total)
     is_speech = positions < lengths[:, None]
     is_real = positions < (num_own_blocks * block_size)[:, None]
+    filling = torch.where(is_real, vocabulary.eos_id, vocabulary.pad_id)
     x_0 = units.new_full((batch_size, total), vocabulary.pad_id)
     x_0[:, : min(num_units, total)] = units[:, :total]
-    x_0 = torch.where(is_speech, x_0, torch.where(is_real, vocabulary.eos_id, vocabulary.pad_id))
+    x_0 = torch.where(send_to(units.device, is_speech), x_0, send_to(units.device, filling))
     return BlockedSpeech(x_0, is_real, lengths, block_size)
 
 
 def refuse_foreign_codes(units: Tensor, lengths: Tensor, vocabulary: SpeechVocabulary) -> None:
-    """Refuse speech tokens that are not of a codebook.
+    """Refuse speech tokens that are not of a codebook; on a device, the host waits for the answer.
 
     Args:
         units: Speech tokens, right-padded with anything, ``(B, T) int64``.

@@ -11,7 +11,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive, require_within
 from lightning_modules.talker.decoding.sampling import TokenSampler
 from lightning_modules.talker.decoding.unmasking import most_confident, num_to_reveal
-from lightning_modules.talker.losses import LossTerm
+from lightning_modules.talker.losses import LossTerm, positions_of
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,20 @@ def unmasking_trajectory(
     predict: Callable[[Tensor, Tensor], Tensor],
     x_t: Tensor,
     is_masked: Tensor,
-    block_size: int,
+    num_masked: Tensor,
     num_steps: int,
     stop_after: int | None = None,
 ) -> Trajectory:
     """Fill the masks of all blocks in parallel, and keep the logits at the moment of each reveal.
 
+    How many positions a step reveals follows from how many are masked, so that the host, which knows that, runs ahead.
+
     Args:
-        predict: Gives the logits ``(m, V)`` of the positions that a mask ``(R, S) bool`` picks, for a filling
+        predict: Gives the logits ``(m, V)`` of some positions, ``(m,) int64`` into the flattened tokens, for a filling
             ``(R, S)``.
         x_t: Partly masked tokens in whole blocks, ``(R, S) int64``.
         is_masked: Where they are masked, ``(R, S) bool``.
-        block_size: Tokens per block.
+        num_masked: How many are in each block, ``(R, num_blocks) int64``, on the host.
         num_steps: Steps, ``K``.
         stop_after: Take this many of them only.
 
@@ -113,32 +115,36 @@ def unmasking_trajectory(
     Reference: arXiv 2602.08607, iterative self-distillation.
     """
     sampler = TokenSampler()
+    block_size, num_left = x_t.shape[1] // num_masked.shape[1], num_masked
     tokens, left = x_t.clone(), is_masked.clone()
     reveal_step = torch.full_like(x_t, -1)
     kept: Tensor | None = None
     # Row-major place of each masked position among all of them.
-    place = is_masked.flatten().cumsum(0).view_as(is_masked) - 1
+    place = is_masked.flatten().cumsum(0) - 1
     for step in range(num_steps if stop_after is None else min(stop_after, num_steps)):
-        if not left.any():
+        if not num_left.any():
             break
-        logits = predict(tokens, left)
+        at = positions_of(left, left.device, int(num_left.sum()))
+        logits = predict(tokens, at)
         if kept is None:
-            kept = logits.new_zeros(int(is_masked.sum()), logits.shape[-1])
+            kept = logits.new_zeros(len(at), logits.shape[-1])
         candidates, confidence = sampler(logits)
-        full_confidence = torch.zeros_like(x_t, dtype=torch.float32).masked_scatter(left, confidence)
-        full_candidates = torch.zeros_like(x_t).masked_scatter(left, candidates)
-        revealed = reveal_by_block(full_confidence, left, block_size, num_steps - step)
-        kept[place[revealed]] = logits[revealed[left]]
-        tokens = torch.where(revealed, full_candidates, tokens)
+        full_confidence = torch.zeros_like(x_t, dtype=torch.float32).flatten().index_copy(0, at, confidence)
+        full_candidates = torch.zeros_like(x_t).flatten().index_copy(0, at, candidates)
+        revealed = reveal_by_block(full_confidence.view_as(x_t), left, block_size, num_steps - step)
+        num_revealed = num_to_reveal(num_left, num_steps - step)
+        now = positions_of(revealed.flatten().index_select(0, at), left.device, int(num_revealed.sum()))
+        kept.index_copy_(0, place.index_select(0, at.index_select(0, now)), logits.index_select(0, now))
+        tokens = torch.where(revealed, full_candidates.view_as(x_t), tokens)
         reveal_step = torch.where(revealed, step, reveal_step)
-        left = left & ~revealed
+        left, num_left = left & ~revealed, num_left - num_revealed
     if kept is None:
-        kept = predict(tokens, is_masked)
+        kept = predict(tokens, positions_of(is_masked, is_masked.device, int(num_masked.sum())))
     return Trajectory(kept, tokens, reveal_step)
 
 
 def draw_own_steps(
-    num_rows: int, num_blocks: int, settings: SelfDistillation, generator: torch.Generator | None, device: torch.device
+    num_rows: int, num_blocks: int, settings: SelfDistillation, generator: torch.Generator | None
 ) -> Tensor:
     """Draw how many steps the student first takes by itself in each block.
 
@@ -146,15 +152,14 @@ def draw_own_steps(
         num_rows: Rows, ``R``.
         num_blocks: Blocks per row.
         settings: ``on_policy_share`` and ``num_steps``.
-        generator: Source of randomness, on that device.
-        device: Where the draw is wanted.
+        generator: Source of randomness, on the host.
 
     Returns:
-        0, or 1 to ``K - 1`` in that share of the blocks, ``(R, num_blocks) int64``.
+        0, or 1 to ``K - 1`` in that share of the blocks, ``(R, num_blocks) int64``, on the host.
     """
     shape = num_rows, num_blocks
-    is_own = torch.rand(shape, generator=generator, device=device) < settings.on_policy_share
-    num_steps = torch.randint(1, settings.num_steps, shape, generator=generator, device=device)
+    is_own = torch.rand(shape, generator=generator) < settings.on_policy_share
+    num_steps = torch.randint(1, settings.num_steps, shape, generator=generator)
     return num_steps * is_own
 
 
@@ -210,7 +215,7 @@ def self_distillation_terms(
 
     Reference: arXiv 2602.08607; the factor ``tau^2`` keeps the gradient's scale as ``tau`` changes (arXiv 1503.02531).
     """
-    count = targets.new_tensor(targets.numel())
+    count = torch.tensor(targets.numel())
     if targets.numel() == 0:
         nothing = student_logits.sum() * 0.0
         cross_entropy, mixed = nothing, nothing

@@ -13,7 +13,7 @@ from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.blocks import BlockedSpeech
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.unmasking import powers_of_two_up_to
+from lightning_modules.talker.decoding.unmasking import num_to_reveal, powers_of_two_up_to
 from lightning_modules.talker.distillation import (
     SelfDistillation,
     Trajectory,
@@ -21,10 +21,11 @@ from lightning_modules.talker.distillation import (
     self_distillation_terms,
     unmasking_trajectory,
 )
-from lightning_modules.talker.losses import LossTerm, masked_cross_entropy, token_accuracy
+from lightning_modules.talker.losses import LossTerm, masked_cross_entropy, positions_of, token_accuracy
 from lightning_modules.talker.masking.schemes import Masking, RowGenerators, check_copies, draw_copies
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.backbone import TalkerBackbone
+from lightning_modules.talker.network.transfers import send_to
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class NoisyBatch:
         speech: The clean batch, ``(B, L)``.
         targets: Clean tokens, laid out as ``x_t`` is, ``(R, S) int64``.
         is_masked: True where a token is to be predicted, ``(R, S) bool``.
+        num_masked: How many these are in each block, ``(R, S / block_size) int64``, on the host.
         mask_id: The mask.
         visible: What is read where there is no mask, ``(R, S) int64``: the clean tokens, or a talker's own.
     """
@@ -44,6 +46,7 @@ class NoisyBatch:
     speech: BlockedSpeech
     targets: Tensor
     is_masked: Tensor
+    num_masked: Tensor
     mask_id: int
     visible: Tensor
 
@@ -56,7 +59,12 @@ class NoisyBatch:
     def masked_share(self) -> Tensor:
         """Share of the real positions that are masked, over all copies."""
         num_copies = self.targets.numel() // self.speech.x_0.numel()
-        return self.is_masked.sum() / (self.speech.is_real.sum() * num_copies)
+        return self.num_masked.sum() / (self.speech.is_real.sum() * num_copies)
+
+    @property
+    def masked_positions(self) -> Tensor:
+        """Indices of the masked positions into the flattened ``is_masked``, ``(n,) int64``."""
+        return positions_of(self.is_masked, self.is_masked.device, int(self.num_masked.sum()))
 
 
 class MaskedTalker(AnchoredTalker):
@@ -136,7 +144,10 @@ class MaskedTalker(AnchoredTalker):
         copy_dim = 1 if self.clean_context else 0
         targets = torch.cat([speech.x_0] * num_copies, dim=copy_dim)
         rows = text if self.clean_context else text.repeat(num_copies)
-        return NoisyBatch(rows, speech, targets, torch.cat(masks, dim=copy_dim), self.vocabulary.mask_id, targets)
+        drawn = torch.cat(masks, dim=copy_dim)
+        num_masked = drawn.unflatten(1, (-1, self.block_size)).sum(dim=-1)
+        is_masked = send_to(targets.device, drawn)
+        return NoisyBatch(rows, speech, targets, is_masked, num_masked, self.vocabulary.mask_id, targets)
 
     def forward(
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator | RowGenerators
@@ -150,8 +161,8 @@ class MaskedTalker(AnchoredTalker):
         Reference: arXiv 2602.08607, loss on masked positions only.
         """
         hidden, side_terms = self.hidden_and_side_terms(batch)
-        nll, accuracy = masked_cross_entropy(self.head, hidden, batch.targets, batch.is_masked)
-        num_masked = batch.is_masked.sum()
+        num_masked = batch.num_masked.sum()
+        nll, accuracy = masked_cross_entropy(self.head, hidden, batch.targets, batch.is_masked, int(num_masked))
         terms = (LossTerm(nll, num_masked), *side_terms)
         return TalkerOutput(terms, nll.detach(), accuracy, num_masked, batch.masked_share)
 
@@ -164,7 +175,7 @@ class MaskedTalker(AnchoredTalker):
             teacher: A frozen copy of this talker.
             batch: Masks drawn by this talker.
             settings: Weight, temperature, the teacher's steps, and where the student takes steps of its own first.
-            generator: Draws these places, on the batch's device.
+            generator: Draws these places, on the host.
 
         Returns:
             The loss plus the side terms; ``nll`` is the cross-entropy with the clean tokens.
@@ -174,21 +185,23 @@ class MaskedTalker(AnchoredTalker):
         if settings.on_policy_share > 0.0:
             batch = self.take_own_steps(batch, settings, generator)
         hidden, side_terms = self.hidden_and_side_terms(batch)
-        student_logits, targets = self.head(hidden[batch.is_masked]), batch.targets[batch.is_masked]
+        masked = batch.masked_positions
+        student_logits = self.head(hidden.flatten(0, 1).index_select(0, masked))
+        targets = batch.targets.flatten().index_select(0, masked)
         trajectory = teacher.unmask(batch, settings.num_steps)
         terms, nll = self_distillation_terms(student_logits, trajectory.logits, targets, settings)
         accuracy = token_accuracy(student_logits, targets)
-        return TalkerOutput((*terms, *side_terms), nll, accuracy, batch.is_masked.sum(), batch.masked_share)
+        return TalkerOutput((*terms, *side_terms), nll, accuracy, batch.num_masked.sum(), batch.masked_share)
 
     @torch.no_grad()
     def unmask(self, batch: NoisyBatch, num_steps: int, stop_after: int | None = None) -> Trajectory:
         """Fill the masks of a batch step by step; see :func:`unmasking_trajectory`."""
         read = self.reader(batch)
         return unmasking_trajectory(
-            lambda x_t, wanted: self.head(read(x_t)[wanted]),
+            lambda x_t, wanted: self.head(read(x_t).flatten(0, 1).index_select(0, wanted)),
             batch.x_t,
             batch.is_masked,
-            self.block_size,
+            batch.num_masked,
             num_steps,
             stop_after,
         )
@@ -197,17 +210,21 @@ class MaskedTalker(AnchoredTalker):
         self, batch: NoisyBatch, settings: SelfDistillation, generator: torch.Generator | None
     ) -> NoisyBatch:
         """Reveal, in some blocks, what this talker itself says in its first steps; see :class:`SelfDistillation`."""
-        num_rows, length = batch.is_masked.shape
-        own_steps = draw_own_steps(
-            num_rows, length // self.block_size, settings, generator, batch.is_masked.device
-        ).repeat_interleave(self.block_size, dim=1)
+        num_rows, num_blocks = batch.num_masked.shape
+        own_steps = draw_own_steps(num_rows, num_blocks, settings, generator)
         num_steps = int(own_steps.max())
         if num_steps == 0:
             return batch
         trajectory = self.unmask(batch, settings.num_steps, num_steps)
-        is_revealed = (trajectory.step >= 0) & (trajectory.step < own_steps)
+        up_to = send_to(batch.is_masked.device, own_steps.repeat_interleave(self.block_size, dim=1))
+        is_revealed = (trajectory.step >= 0) & (trajectory.step < up_to)
+        num_masked = batch.num_masked
+        for step in range(num_steps):
+            revealed = num_to_reveal(num_masked, settings.num_steps - step)
+            num_masked = torch.where(step < own_steps, num_masked - revealed, num_masked)
         return replace(
             batch,
             visible=torch.where(is_revealed, trajectory.tokens, batch.visible),
             is_masked=batch.is_masked & ~is_revealed,
+            num_masked=num_masked,
         )

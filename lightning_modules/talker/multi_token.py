@@ -96,7 +96,7 @@ class MultiTokenTalker(AutoregressiveTalker):
     ) -> TalkerOutput:
         """Cross-entropy of every layer, decaying by layer; ``nll`` is that of the next token; see :class:`Talker`."""
         speech = self.lay_out(units, unit_lengths)
-        offsets = torch.arange(speech.x_0.shape[1], device=units.device) % self.block_size
+        offsets = torch.arange(speech.x_0.shape[1]) % self.block_size
         total_weight = sum(self.decay**ahead for ahead in range(self.max_tokens_per_step))
         terms, accuracies = [], []
         for ahead, hidden in enumerate(self.ahead_hidden(text, speech.x_0)):

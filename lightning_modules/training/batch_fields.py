@@ -1,8 +1,35 @@
 """What a speech LLM needs of a batch, told before the first batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
 
 from lightning_modules.errors import UserError
+
+
+class SpeechTokens(Protocol):
+    """A batch that may hold speech tokens, ``units (B, T)`` with their lengths ``(B,)``."""
+
+    units: Tensor | None
+    unit_lengths: Tensor | None
+
+
+class Refuses(Protocol):
+    """A talker that refuses speech tokens that it has no codes for."""
+
+    def refuse_foreign_codes(self, units: Tensor | None, unit_lengths: Tensor | None) -> None:
+        """Raise UserError if there is one, while they are on the host."""
+
+
+def refuse_foreign_codes(batch: SpeechTokens, talkers: Iterable[tuple[str, Refuses]]) -> None:
+    """Let each talker refuse the speech tokens of a batch that it has no codes for.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for _, talker in talkers:
+        talker.refuse_foreign_codes(batch.units, batch.unit_lengths)
 
 
 def refuse_missing_fields(

@@ -7,7 +7,18 @@ from torch import Tensor
 
 
 class ModuleWithRuns(L.LightningModule):
-    """Logs each part under the same tags to a run of its own, so that the curves of parts lie over each other."""
+    """Logs each part under the same tags to a run of its own, so that the curves of parts lie over each other.
+
+    Attributes:
+        shown_losses: Loss of each part in the newest step, a scalar on its device, for a progress bar to read when it
+            is drawn. Lightning reads what is logged for its own bar after each step, for which the host waits.
+    """
+
+    log_every_n_steps: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown_losses: dict[str, Tensor] = {}
 
     def log_scalars(self, run_name: str, scalars: dict[str, Tensor | float], step: int) -> None:
         """Write scalars to the TensorBoard run of that name; does nothing where there is none."""
@@ -20,7 +31,12 @@ class ModuleWithRuns(L.LightningModule):
 
     def show_loss(self, run_name: str, loss: Tensor) -> None:
         """Show a part's loss in the progress bar."""
-        self.log(f"{run_name}/loss", loss.detach(), prog_bar=True, logger=False)
+        self.shown_losses[f"{run_name}/loss"] = loss.detach()
+
+    @property
+    def should_log(self) -> bool:
+        """Whether this step is one of those whose metrics are logged, for which the host waits."""
+        return self.global_step % self.log_every_n_steps == 0
 
     @property
     def num_ranks(self) -> int:

@@ -24,7 +24,8 @@ def mean_over_ranks(terms: Sequence[LossTerm], num_ranks: int) -> Tensor:
     """
     if num_ranks == 1:
         return add_terms(terms)
-    counts = torch.stack([term.count.detach().to(torch.int64) for term in terms])
+    device = terms[0].mean.device
+    counts = torch.stack([term.count.detach().to(device, torch.int64, non_blocking=True) for term in terms])
     total = counts.clone()
     torch.distributed.all_reduce(total)
     shares = (counts * num_ranks / total.clamp(min=1)).to(torch.float32)

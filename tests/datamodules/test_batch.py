@@ -46,11 +46,12 @@ def test_a_batch_comes_whole_to_another_process() -> None:
     assert found.units.add_(1)[0, 0] == 1, "it can be written to"
 
 
-def test_lightning_moves_every_tensor_and_keeps_the_texts() -> None:
+def test_lightning_moves_tensors_and_keeps_texts_and_lengths_in_tokens() -> None:
     batch = collate([SpokenExample("a", "Yes.", torch.rand(3), torch.tensor([1, 2]), torch.rand(5), "Really?")])
     moved = move_data_to_device(batch, torch.device("meta"))
     assert (moved.ids, moved.reply_texts, moved.transcripts) == (batch.ids, batch.reply_texts, batch.transcripts)
-    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == 6
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    devices = {name: one.device.type for name, one in vars(moved).items() if isinstance(one, torch.Tensor)}
+    assert len(devices) == 6
+    assert devices.pop("unit_lengths") == "cpu", "a loss has to know on the host how many positions it reads"
+    assert set(devices.values()) == {"meta"}
     assert batch.query.device.type == "cpu"

@@ -46,11 +46,15 @@ def test_help_list_and_print_config(file: Path, capsys: pytest.CaptureFixture[st
     assert caught.value.code == 0
     assert "run.py quickstart" in capsys.readouterr().out
     assert run.main(["--list"]) == 0
-    experiments, _, stages = capsys.readouterr().out.partition("\n\n")
-    heading, *stages = stages.splitlines()
-    assert heading.startswith("Single stages")
-    for lines, files in ((experiments.splitlines(), config.shipped_files()), (stages, config.shipped_stages())):
-        assert [line.split()[0] for line in lines] == [file.stem for file in files] != []
+    experiments, stages, at_paper_scale = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert stages.pop(0).startswith("Single stages") and at_paper_scale.pop(0).startswith("At the paper's scale")
+    for lines, files in (
+        (experiments, config.shipped_files()),
+        (stages, config.shipped_stages()),
+        (at_paper_scale, config.shipped_at_paper_scale()),
+    ):
+        assert [line.split()[0] for line in lines] == [config.shipped_name(file) for file in files] != []
+        assert all(config.find_file(config.shipped_name(one), Path.cwd()) == one for one in files)
         assert all(len(line.split(maxsplit=1)) == 2 for line in lines), "a file has no description"
     assert run.main([str(file), "seed=7", f"runs_dir={file.parent}/runs", "--print-config"]) == 0
     assert "seed: 7" in capsys.readouterr().out

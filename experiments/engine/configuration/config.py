@@ -24,7 +24,7 @@ from experiments.engine.configuration.schema import (
 )
 
 EXPERIMENTS_DIR = Path(__file__).resolve().parents[2]
-STAGES_DIR = "stages"
+STAGES_DIR, PAPER_DIR = "stages", "paper"
 HEAD_KEYS = ("name", "description", "runs_dir", "seed")
 
 
@@ -81,7 +81,7 @@ def find_file(name: str | Path, near: Path) -> Path:
         for candidate in (directory / name, directory / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate.resolve()
-    known = [file.stem for file in (*shipped_files(), *shipped_stages())]
+    known = [shipped_name(file) for file in (*shipped_files(), *shipped_stages(), *shipped_at_paper_scale())]
     raise ConfigError("", f"there is no experiment {name}; {did_you_mean(str(name).removesuffix('.yaml'), known)}")
 
 
@@ -95,19 +95,34 @@ def shipped_stages() -> list[Path]:
     return sorted((EXPERIMENTS_DIR / STAGES_DIR).glob("*.yaml"))
 
 
+def shipped_at_paper_scale() -> list[Path]:
+    """Return the files of the shipped experiments with models and corpora of the paper's size."""
+    return sorted((EXPERIMENTS_DIR / PAPER_DIR).glob("*.yaml"))
+
+
+def shipped_name(file: Path) -> str:
+    """Return what a shipped experiment or stage is called on the command line."""
+    return f"{PAPER_DIR}/{file.stem}" if file.parent.name == PAPER_DIR else file.stem
+
+
 def describe_shipped() -> str:
-    """Return one line for each shipped experiment, then, under a heading, one for each single stage."""
-    experiments, stages = shipped_files(), shipped_stages()
-    width = max((len(file.stem) for file in (*experiments, *stages)), default=0)
-    lines = [_describe(file, width) for file in experiments]
-    if stages:
-        lines += ["", "Single stages; give the inputs that they ask for, inputs.NAME=PATH:"]
-        lines += [_describe(file, width) for file in stages]
-    return "\n".join(lines)
+    """Return one line for each shipped experiment, then, under headings, one for each single stage and large one."""
+    parts = {
+        "": shipped_files(),
+        "Single stages; give the inputs that they ask for, inputs.NAME=PATH:": shipped_stages(),
+        "At the paper's scale; give the inputs, models and corpora, likewise:": shipped_at_paper_scale(),
+    }
+    width = max((len(shipped_name(file)) for files in parts.values() for file in files), default=0)
+    found = [
+        "\n".join([*filter(None, [head]), *(_describe(one, width) for one in files)])
+        for head, files in parts.items()
+        if files
+    ]
+    return "\n\n".join(found)
 
 
 def _describe(file: Path, width: int) -> str:
-    return f"{file.stem:<{width}}  {read_file(file).get('description', '')}".rstrip()
+    return f"{shipped_name(file):<{width}}  {read_file(file).get('description', '')}".rstrip()
 
 
 def read_file(file: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:

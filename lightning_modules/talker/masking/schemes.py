@@ -20,7 +20,7 @@ class Masking(Protocol):
         Args:
             is_real: False in padding, ``(B, L) bool``, ``L`` a multiple of the block size.
             block_size: Tokens per block.
-            generator: Source of randomness, on the device of ``is_real``.
+            generator: Source of randomness, on the device of ``is_real``; that of a training is the host.
 
         Returns:
             True where masked, never in padding, ``(B, L) bool``.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
+from lightning_modules.talker.network.transfers import send_to
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class TextStates:
     Attributes:
         hidden: Hidden state that predicted each text token, ``(B, N, H)``.
         embedding: Input embedding of each text token, ``(B, N, E)``.
-        lengths: Text tokens of each row, ``(B,) int64``.
+        lengths: Text tokens of each row, ``(B,) int64``, on the host or where the states are.
     """
 
     hidden: Tensor
@@ -79,7 +80,8 @@ class SemanticAnchors(nn.Module):
         """
         num_slots = num_blocks * self.anchors_per_block
         anchors = self.project(text.hidden, text.embedding)[:, :num_slots]
-        is_text = torch.arange(anchors.shape[1], device=anchors.device) < text.lengths[:, None]
+        lengths = send_to(anchors.device, text.lengths)
+        is_text = torch.arange(anchors.shape[1], device=anchors.device) < lengths[:, None]
         anchors = torch.where(is_text[..., None], anchors, self.no_text.to(anchors.dtype))
         missing = self.no_text.to(anchors.dtype).expand(anchors.shape[0], num_slots - anchors.shape[1], -1)
         return torch.cat([anchors, missing], dim=1).unflatten(1, (num_blocks, self.anchors_per_block))
@@ -110,4 +112,4 @@ def count_text_overflow(text_lengths: Tensor, num_blocks: Tensor, anchors_per_bl
     Returns:
         Tokens that the talker would never see, ``(B,) int64``; 0 for a well-formed example.
     """
-    return (text_lengths - num_blocks * anchors_per_block).clamp(min=0)
+    return (text_lengths - send_to(text_lengths.device, num_blocks * anchors_per_block)).clamp(min=0)

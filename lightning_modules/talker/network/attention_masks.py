@@ -41,9 +41,10 @@ def anchored_causal_order(
     Returns:
         ``(num_blocks * (anchors_per_block + block_size),) int64``.
     """
-    one_block = torch.cat([torch.zeros(anchors_per_block, dtype=torch.int64), torch.arange(1, block_size + 1)])
-    starts = torch.arange(num_blocks) * (block_size + 1)
-    return (starts[:, None] + one_block[None, :]).flatten().to(device)
+    anchors = torch.zeros(anchors_per_block, dtype=torch.int64, device=device)
+    one_block = torch.cat([anchors, torch.arange(1, block_size + 1, device=device)])
+    starts = torch.arange(num_blocks, device=device) * (block_size + 1)
+    return (starts[:, None] + one_block[None, :]).flatten()
 
 
 def clean_context_mask(order: Tensor, num_noisy_copies: int = 1) -> Tensor:

@@ -162,6 +162,7 @@ class TalkerBackbone(nn.Module):
         """
         weight = self.final_norm.weight
         device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if is_cast else weight.dtype
         shape = len(self.layers), batch_size, self.num_heads, capacity, self.head_dim
         return KeyValueCache(*shape, device=weight.device, dtype=dtype)

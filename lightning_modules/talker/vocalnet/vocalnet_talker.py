@@ -12,13 +12,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_positive, require_within
 from lightning_modules.talker.base import Talker, TalkerOutput, draw_weights
-from lightning_modules.talker.blocks import refuse_foreign_codes
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.streaming import SpeechChunk, TextState
 from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
 from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import TextStates
-from lightning_modules.talker.vocabulary import SpeechVocabulary
+from lightning_modules.talker.network.transfers import send_to
 from lightning_modules.talker.vocalnet.llama_layers import make_layers, run_layers
 from lightning_modules.talker.vocalnet.prefix_decoder import PrefixParts, stream_with_prefix
 from lightning_modules.talker.vocalnet.sizes import PrefixVocabulary, VocalNetSizes, check_width, sizes_of_config
@@ -203,14 +202,14 @@ class VocalNetTalker(Talker):
 
         Half of the rows see all text, in the others it grows with the speech.
         """
-        refuse_foreign_codes(units, unit_lengths, SpeechVocabulary(self.vocabulary.num_codes))
-        unit_lengths = unit_lengths.to(units.device)
+        self.refuse_foreign_codes(units, unit_lengths)
+        is_scored = torch.arange(units.shape[1] + 1) <= unit_lengths.cpu()[:, None]  # on the host, which counts them
+        unit_lengths = send_to(units.device, unit_lengths)
         slots = torch.arange(units.shape[1] + 1, device=units.device)
         tokens = torch.where(slots[:-1] < unit_lengths[:, None], units, self.vocabulary.pad_id)
         targets = nn.functional.pad(tokens, (0, 1), value=self.vocabulary.pad_id)
         targets = targets.scatter(1, unit_lengths[:, None], self.vocabulary.eos_id)
-        is_scored = slots <= unit_lengths[:, None]
-        states = self.ahead_hidden(text, tokens, draw_sees_all(len(units), generator).to(units.device))
+        states = self.ahead_hidden(text, tokens, send_to(units.device, draw_sees_all(len(units), generator)))
         heads = [self.head, *(layer.head for layer in self._extra_layers())]
         terms, accuracies = [], []
         for ahead, (head, hidden) in enumerate(zip(heads, states, strict=True)):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 
 from callbacks.runtime.last_checkpoint import LastCheckpoint
@@ -45,3 +46,10 @@ def test_a_disabled_bar_is_silent(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "fit" not in capsys.readouterr().err
     trainer.progress_bar_callback.print("above", "the bar")
     assert "above the bar" in capsys.readouterr().out
+
+
+def test_losses_that_a_module_shows_stand_in_the_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = ToyModule()
+    module.shown_losses = {"mdm/loss": torch.tensor(1.25)}  # type: ignore[assignment]
+    make_trainer(tmp_path / "last.ckpt", max_steps=2).fit(module, datamodule=ToyData())
+    assert "mdm/loss=1.25" in capsys.readouterr().err

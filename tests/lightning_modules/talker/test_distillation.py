@@ -38,7 +38,11 @@ class TableTeacher:
         return torch.stack([self.table[row, :length, num_filled[row]] for row in range(rows)])
 
     def __call__(self, tokens: Tensor, wanted: Tensor) -> Tensor:
-        return self.all_logits(tokens)[wanted]
+        return self.all_logits(tokens).flatten(0, 1)[wanted]
+
+
+def count_masked(is_masked: Tensor, block_size: int) -> Tensor:
+    return is_masked.unflatten(1, (-1, block_size)).sum(dim=-1)
 
 
 def trajectory_by_loops(
@@ -80,7 +84,8 @@ def test_the_trajectory_is_that_of_plain_loops(
     length = num_blocks * block_size
     is_masked = torch.rand(rows, length, generator=generator) < torch.rand(rows, 1, generator=generator)
     x_t = torch.randint(0, VOCABULARY, (rows, length), generator=generator).masked_fill(is_masked, MASK)
-    trajectory = unmasking_trajectory(TableTeacher(seed), x_t, is_masked, block_size, num_steps)
+    num_masked = count_masked(is_masked, block_size)
+    trajectory = unmasking_trajectory(TableTeacher(seed), x_t, is_masked, num_masked, num_steps)
     kept, tokens, when = trajectory_by_loops(TableTeacher(seed), x_t, is_masked, block_size, num_steps)
     assert torch.equal(trajectory.tokens, tokens)
     assert torch.equal(trajectory.step, when)
@@ -101,8 +106,9 @@ def test_a_trajectory_cut_short_is_the_beginning_of_the_whole_one() -> None:
     generator = torch.Generator().manual_seed(0)
     is_masked = torch.rand(3, 16, generator=generator) < 0.8
     x_t = torch.randint(0, VOCABULARY, (3, 16), generator=generator).masked_fill(is_masked, MASK)
-    whole = unmasking_trajectory(TableTeacher(0), x_t, is_masked, 8, 4)
-    start = unmasking_trajectory(TableTeacher(0), x_t, is_masked, 8, 4, stop_after=2)
+    num_masked = count_masked(is_masked, 8)
+    whole = unmasking_trajectory(TableTeacher(0), x_t, is_masked, num_masked, 4)
+    start = unmasking_trajectory(TableTeacher(0), x_t, is_masked, num_masked, 4, stop_after=2)
     is_early = whole.step < 2
     assert torch.equal(start.step, torch.where(is_early, whole.step, -1))
     assert torch.equal(start.tokens, torch.where(is_early, whole.tokens, MASK))
@@ -114,7 +120,7 @@ def test_the_student_takes_some_but_never_all_steps_in_its_share_of_blocks(
     share: float, num_steps: int, seed: int
 ) -> None:
     how = SelfDistillation(num_steps=num_steps, on_policy_share=share)
-    own_steps = draw_own_steps(50, 40, how, torch.Generator().manual_seed(seed), torch.device("cpu"))
+    own_steps = draw_own_steps(50, 40, how, torch.Generator().manual_seed(seed))
     assert float((own_steps > 0).float().mean()) == pytest.approx(share, abs=0.06)
     assert 0 <= own_steps.min() and own_steps.max() < num_steps
     if share == 1.0:
@@ -215,9 +221,7 @@ def test_after_steps_of_its_own_a_student_reads_what_it_said(kind: str) -> None:
     how = SelfDistillation(num_steps=4, on_policy_share=0.6)
     later = student.take_own_steps(batch, how, torch.Generator().manual_seed(3))
     num_rows, length = batch.is_masked.shape
-    own_steps = draw_own_steps(
-        num_rows, length // student.block_size, how, torch.Generator().manual_seed(3), torch.device("cpu")
-    )
+    own_steps = draw_own_steps(num_rows, length // student.block_size, how, torch.Generator().manual_seed(3))
     whole = student.unmask(batch, 4)
     for row, place in batch.is_masked.nonzero().tolist():
         is_said = int(whole.step[row, place]) < int(own_steps[row, place // student.block_size])
@@ -225,6 +229,7 @@ def test_after_steps_of_its_own_a_student_reads_what_it_said(kind: str) -> None:
         assert int(later.x_t[row, place]) == (int(whole.tokens[row, place]) if is_said else batch.mask_id)
     assert torch.equal(later.x_t[~batch.is_masked], batch.x_t[~batch.is_masked])
     assert torch.equal(later.targets, batch.targets)
+    assert torch.equal(later.num_masked, count_masked(later.is_masked, student.block_size))
     assert 0 < int(later.is_masked.sum()) < int(batch.is_masked.sum())
     output = student.distil(make_talker(kind), batch, how, torch.Generator().manual_seed(3))
     assert int(output.num_scored_tokens) == int(later.is_masked.sum())

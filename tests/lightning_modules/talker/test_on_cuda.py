@@ -42,8 +42,8 @@ def learn(kind: str, device: str, distils: bool) -> tuple[Tensor, dict[str, Tens
     if isinstance(talker, MaskedTalker):
         talker.masking = BlockBernoulli(1.0, 1.0)
     units = torch.randint(0, NUM_CODES, (3, 20), generator=torch.Generator().manual_seed(1)).to(device)
-    lengths = torch.tensor([20, 7, 16], device=device)
-    generator = torch.Generator(device).manual_seed(0)
+    lengths = torch.tensor([20, 7, 16])
+    generator = torch.Generator().manual_seed(0)
     if distils:
         assert isinstance(talker, MaskedTalker)
         teacher = make_talker(kind).to(device)

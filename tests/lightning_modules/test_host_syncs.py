@@ -1,0 +1,57 @@
+"""A training step of the whole speech LLM never reads back from the device, whose place the meta device takes."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_modules.errors import UserError
+from lightning_modules.speech_llm import SpeechLLM
+from lightning_modules.training.text_overflow import MAX_UNSEEN, TextOverflow
+from tests.lightning_modules.talker.conftest import NUM_CODES, build_talker
+from tests.lightning_modules.talker.test_host_syncs import ReadsOfADevice
+from tests.lightning_modules.test_speech_llm import make_batch, make_llm, make_thinker
+
+META = torch.device("meta")
+
+
+def test_losses_clipping_and_optimizer_read_nothing_back() -> None:
+    with META:
+        kinds = ("ntp", "mtp", "mdm", "set_block")
+        llm = SpeechLLM(make_thinker(), {kind: build_talker(kind, 32, 32) for kind in kinds})
+    optimizer = torch.optim.AdamW(llm.talkers.parameters())
+    states = {"text_states": torch.zeros(3, 6, 64), "text_lengths": torch.tensor([6, 2, 4])}
+    batch = llm.transfer_batch_to_device(replace(make_batch(0), query=None, **states), META, 0)
+    with ReadsOfADevice("meta") as reads:
+        for step in range(2):
+            loss = llm.training_step(batch, step)
+            loss.backward()
+            llm.configure_gradient_clipping(optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert reads.found == {} and loss.is_meta
+    assert llm.shown_losses.keys() == {f"{kind}/loss" for kind in kinds}
+
+
+def test_codes_of_another_codec_are_refused_before_they_leave_the_host() -> None:
+    llm, batch = make_llm("ntp"), make_batch(0)
+    assert batch.units is not None
+    batch.units[1, 35] = NUM_CODES  # behind the end of its row, where anything may stand
+    assert llm.transfer_batch_to_device(batch, META, 0).units.is_meta
+    batch.units[1, 32] = NUM_CODES
+    with pytest.raises(UserError, match=f"Speech token {NUM_CODES} lies outside the codebook of {NUM_CODES} codes"):
+        llm.transfer_batch_to_device(batch, META, 0)
+
+
+def test_text_overflow_on_a_device_is_looked_at_many_at_a_time() -> None:
+    overflow = TextOverflow()
+    for step in range(MAX_UNSEEN - 1):
+        overflow.report([f"{step}"], torch.ones(1, dtype=torch.int64, device=META), 0)
+    later = copy.copy(overflow)
+    with pytest.raises(NotImplementedError, match="no data"):
+        later.report(["last"], torch.ones(1, dtype=torch.int64, device=META), 0)
+    on_host = TextOverflow()
+    with pytest.warns(UserWarning, match=r"\['b'\] have more text .* on rank 3"):
+        on_host.report(["a", "b"], torch.tensor([0, 2]), 3)
+    assert on_host.ids == {"b"}
