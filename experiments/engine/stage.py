@@ -171,5 +171,6 @@ def quiet() -> Iterator[None]:
         logging.getLogger(logger).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`")  # data modules do not
         warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
         yield

@@ -21,7 +21,11 @@ def test_losses_clipping_and_optimizer_read_nothing_back() -> None:
         kinds = ("ntp", "mtp", "mdm", "set_block")
         llm = SpeechLLM(make_thinker(), {kind: build_talker(kind, 32, 32) for kind in kinds})
     optimizer = torch.optim.AdamW(llm.talkers.parameters())
-    states = {"text_states": torch.zeros(3, 6, 64), "text_lengths": torch.tensor([6, 2, 4])}
+    states = {
+        "text_ids": torch.zeros(3, 6, dtype=torch.int64),
+        "text_hidden": torch.zeros(3, 6, 32, dtype=torch.bfloat16),
+    }
+    states["text_lengths"] = torch.tensor([6, 2, 4])
     batch = llm.transfer_batch_to_device(replace(make_batch(0), query=None, **states), META, 0)
     with ReadsOfADevice("meta") as reads:
         for step in range(2):
