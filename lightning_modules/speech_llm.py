@@ -167,7 +167,8 @@ class SpeechLLM(TokenAgreement, TrainedParts):
         refuse_missing_fields(fields, objective is not None, needs_transcripts, bool(self.talkers))
 
     def setup(self, stage: str) -> None:
-        """Refuse text states that another thinker wrote; see :func:`refuse_states_of_another`."""
+        """Refuse tokens of another codec, and text states that another thinker wrote."""
+        super().setup(stage)
         refuse_states_of_another(self.thinker, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def train(self, mode: bool = True) -> "SpeechLLM":
