@@ -62,7 +62,7 @@ def test_talkers_and_unweighted_losses_need_no_logits() -> None:
 def test_states_are_those_of_a_scored_pass(thinker: Thinker, speech: Speech) -> None:
     states, output = thinker.states(*speech, REPLIES), thinker(*speech, REPLIES)
     for name, value in vars(states).items():
-        assert torch.equal(value, getattr(output, name)), name
+        torch.testing.assert_close(getattr(output, name), value, rtol=0, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 7, 8, 100])
