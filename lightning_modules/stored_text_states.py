@@ -7,6 +7,7 @@ import torch
 from datamodules.batch import SpokenBatch
 from lightning_modules.errors import UserError
 from lightning_modules.talker.network.anchors import TextStates
+from lightning_modules.talker.network.transfers import send_to
 from lightning_modules.thinker.identity import thinker_digest
 from lightning_modules.thinker.thinker import Thinker
 
@@ -31,7 +32,8 @@ def stored_states(thinker: Thinker, batch: SpokenBatch) -> TextStates:
             f"The text states are {batch.text_hidden.shape[-1]} wide, the thinker's hidden states "
             f"{thinker.hidden_size}: set text_states_root to the states that this thinker wrote."
         )
-    is_text = torch.arange(batch.text_ids.shape[1], device=batch.text_ids.device) < batch.text_lengths[:, None]
+    device = batch.text_ids.device
+    is_text = torch.arange(batch.text_ids.shape[1], device=device) < send_to(device, batch.text_lengths)[:, None]
     embedding = thinker.language_model.embed(batch.text_ids)
     embedding = embedding * is_text[..., None].to(embedding.dtype)
     return TextStates(batch.text_hidden, embedding, batch.text_lengths)

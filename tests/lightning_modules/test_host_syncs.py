@@ -19,7 +19,7 @@ META = torch.device("meta")
 def test_losses_clipping_and_optimizer_read_nothing_back() -> None:
     with META:
         kinds = ("ntp", "mtp", "mdm", "set_block")
-        llm = SpeechLLM(make_thinker(), {kind: build_talker(kind, 32, 32) for kind in kinds})
+        llm = SpeechLLM(make_thinker(), {kind: build_talker(kind, 32, 32) for kind in kinds}).to(META)
     optimizer = torch.optim.AdamW(llm.talkers.parameters())
     states = {
         "text_ids": torch.zeros(3, 6, dtype=torch.int64),
