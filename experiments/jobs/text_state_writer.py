@@ -16,7 +16,7 @@ from datamodules.shards.sharded_examples import ConvertedCorpus
 from datamodules.shards.text_state_index import TEXT_STATES, StateShardWriter, TextStateIndex
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
-from lightning_modules.thinker.identity import thinker_digest
+from lightning_modules.stored_text_states import thinker_digest
 from lightning_modules.thinker.thinker import Thinker
 
 Replies = ReleasedLayout | ConvertedCorpus

@@ -8,6 +8,7 @@ import torch
 
 from datamodules.batch import collate
 from datamodules.formats.released_layout import ReleasedLayout
+from datamodules.shards.text_state_files import TextStateFiles
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
 from experiments.engine.configuration.builder import build
 from experiments.engine.configuration.checks import check_value
@@ -76,17 +77,16 @@ def test_text_states_are_those_of_the_whole_dialogue(tmp_path: Path) -> None:
     write_dialogues(tmp_path, "train")
     examples = layout(tmp_path, ["query"])
     TextStateWriter(make_thinker(), {"train": examples}, batch_size=3, bfloat16=False).run(tmp_path / "out")
-    stored = layout(tmp_path, ["text_states"], text_states_root=tmp_path / "out")
+    folder = str(tmp_path / "out" / examples.index.parent.name)
+    stored = TextStateFiles.open(folder, examples.ids, str(examples.index))
     thinker, differences = make_thinker().eval(), []
     for place in range(4):
         batch = collate([examples[place]])
         with torch.no_grad():
             own = batch.query, batch.query_lengths, batch.reply_texts
             output, without = thinker(*own, history=batch.history), thinker(*own)
-        states = stored[place].text_states
-        assert states is not None
-        hidden = states[:, : thinker.hidden_size]
-        torch.testing.assert_close(hidden, output.hidden[0], rtol=1e-4, atol=1e-5)
+        hidden = stored.read(place, batch.reply_texts[0]).hidden.float()
+        torch.testing.assert_close(hidden, output.hidden[0], rtol=2**-8, atol=1e-5)
         differences.append(float((hidden - without.hidden[0]).abs().max()) > 1e-3)
     assert differences == [True, True, True, False], "the last dialogue begins with its query"
 

@@ -15,8 +15,8 @@ from lightning_modules.adapters.lora import (
     save_adapter,
     select_adapters,
 )
+from lightning_modules.stored_text_states import thinker_digest
 from lightning_modules.thinker.adaptor import Adaptor
-from lightning_modules.thinker.identity import thinker_digest
 from lightning_modules.thinker.thinker import Thinker
 from tests.lightning_modules.thinker.tiny import make_language_model, make_speech_encoder, make_tokenizer
 
