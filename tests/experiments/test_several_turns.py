@@ -87,7 +87,7 @@ def test_text_states_are_those_of_the_whole_dialogue(tmp_path: Path) -> None:
             output, without = thinker(*own, history=batch.history), thinker(*own)
         hidden = stored.read(place, batch.reply_texts[0]).hidden.float()
         torch.testing.assert_close(hidden, output.hidden[0], rtol=2**-8, atol=1e-5)
-        differences.append(float((hidden - without.hidden[0]).abs().max()) > 1e-3)
+        differences.append(float((output.hidden[0] - without.hidden[0]).abs().max()) > 1e-3)
     assert differences == [True, True, True, False], "the last dialogue begins with its query"
 
 

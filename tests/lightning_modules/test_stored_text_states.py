@@ -14,6 +14,9 @@ from tests.datamodules.tiny_corpus import write_split
 from tests.lightning_modules.talker.conftest import NUM_CODES
 from tests.lightning_modules.test_speech_llm import make_llm, make_thinker
 
+# where a batch is moved is the modules' business
+pytestmark = pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device` in `LightningModule`")
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> SpokenDialogueDataModule:
