@@ -201,14 +201,15 @@ def build_without_weights(planned: PlannedStage) -> tuple[Any, dict[str, nn.Modu
     for callback in callbacks:
         if isinstance(callback, SelfDistillationRounds):
             settings = {key: False for key in ("logger", "enable_checkpointing", "enable_progress_bar")}
-            callback.on_fit_start(Trainer(max_steps=10**9, accelerator="cpu", **settings), module)
+            trainer = Trainer(max_steps=10**9, accelerator="cpu", **settings)
+            callback.on_train_start(trainer, module)
             teachers |= callback.teachers
     return module, teachers
 
 
 def sizes_of(module: nn.Module, teachers: dict[str, nn.Module]) -> dict[str, PartSize]:
     """Count the parameters of a speech LLM by part, those of teachers apart."""
-    parameters = [(name, one) for name, one in module.named_parameters()]
+    parameters = list(module.named_parameters())
     for name, teacher in teachers.items():
         parameters += [(f"teachers.{name}.{own}", one) for own, one in teacher.named_parameters()]
     by_part: dict[str, list[Tensor]] = {}
@@ -271,7 +272,7 @@ def _thinker_loss(llm: SpeechLLM, batch: BatchSize) -> Tensor:
 def _talker_loss(llm: SpeechLLM, batch: BatchSize) -> Tensor:
     """Take the training step of the talkers, on text states that are there already."""
     num_rows, device = batch.num_rows, llm.thinker.adaptor.up.weight.device
-    width = llm.thinker.hidden_size + llm.thinker.embedding_size
+    text_ids = torch.zeros(num_rows, batch.num_text_tokens, dtype=torch.int64, device=device)
     objective, llm.thinker_objective = llm.thinker_objective, None
     try:
         return llm.training_step(
@@ -280,7 +281,8 @@ def _talker_loss(llm: SpeechLLM, batch: BatchSize) -> Tensor:
                 reply_texts=[""] * num_rows,
                 units=torch.zeros(num_rows, batch.num_units, dtype=torch.int64, device=device),
                 unit_lengths=torch.full((num_rows,), batch.num_units),
-                text_states=torch.zeros(num_rows, batch.num_text_tokens, width, device=device),
+                text_ids=text_ids,
+                text_hidden=text_ids.new_zeros(*text_ids.shape, llm.thinker.hidden_size, dtype=torch.bfloat16),
                 text_lengths=torch.full((num_rows,), min(batch.num_text_tokens, batch.num_units // 4)),
             ),
             0,
