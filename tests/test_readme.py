@@ -202,7 +202,9 @@ def test_every_table_of_results_has_its_command() -> None:
     with_tables = [section for section in sections if "\n|---" in section]
     assert len(with_tables) > 5
     for section in with_tables:
-        assert "python experiments/run.py" in section or "```bash\npython - <<" in section, f"{section.splitlines()[0]}: a table without a command"
+        assert "python experiments/run.py" in section or "```bash\npython - <<" in section, (
+            f"{section.splitlines()[0]}: a table without a command"
+        )
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)

@@ -192,6 +192,7 @@ def test_a_merged_export_speaks_and_other_programs_read_it(runs: Path, tmp_path:
     assert str(runs) not in (moved / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_an_unmerged_export_keeps_base_and_adapter_apart(runs: Path, tmp_path: Path) -> None:
     Exporter(runs / "comparison", adapter="voice", merge=False).run(tmp_path)
     export = tmp_path / "export"

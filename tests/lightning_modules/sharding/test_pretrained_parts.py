@@ -125,7 +125,7 @@ def test_lora_on_split_parts(tmp_path: Path) -> None:
     assert frozen == {torch.bfloat16}
     assert [len(first["replies"]), len(second["replies"])] == [6, 4] and min(first["replies"]) > 0
     with_fewer, of_another_size = (bytes(one).decode() for one in first["refusals"])
-    assert "0 weights are missing ([]), 24 are unexpected (['thinker.language_model" in with_fewer
+    assert "24 are unexpected (['thinker.language_model" in with_fewer and "lora_A.trained" in with_fewer
     assert "does not fit this module: state_dict.thinker.language_model" in of_another_size
     run = tmp_path / "run"
     assert sharded_files.is_sharded(run / "last.ckpt")

@@ -1,0 +1,51 @@
+"""The experiment that fine-tunes the quickstart's models by LoRA, with very little of everything."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.engine.artifacts import load_trained
+from experiments.run import main
+from tests.experiments.test_judges import CORPORA
+from tests.experiments.test_judges import FITS as JUDGES
+from tests.experiments.test_quickstart import FITS, tiny_overrides
+
+PARTS = ["talkers.mdm", "talkers.ntp", "thinker.adaptor", "thinker.language_model", "thinker.speech_encoder"]
+COMPARISONS = ("new_names_comparison", "old_names_comparison")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The replies"),
+    pytest.mark.filterwarnings("ignore:.*transcripts have"),
+]
+
+
+def test_an_adapter_is_trained_and_compared_with_its_base(tmp_path: Path) -> None:
+    fits = tuple(name for name in FITS if name != "distilled_talkers")
+    overrides = tiny_overrides(tmp_path, fits, "new_names_comparison")
+    overrides.append("stages.old_names_comparison.module.init_args.max_speech_s=1.3")
+    counts = {"num_train": 24, "num_validation": 2, "num_test": 2, "num_workers": 0}
+    for stage in CORPORA[1:]:
+        overrides += [f"stages.{stage}.job.init_args.{key}={value}" for key, value in counts.items()]
+    for stage in {*JUDGES, "finetune"} - {"codec"}:
+        overrides += [f"stages.{stage}.trainer.max_steps=2", f"stages.{stage}.trainer.val_check_interval=2"]
+    assert main(["finetune", *overrides]) == 0
+    run_of = {run.name.rsplit("-", 1)[0]: run for run in (tmp_path / "quickstart").iterdir() if run.is_dir()}
+
+    folder = run_of["finetune"] / "adapters" / "last"
+    assert sorted(one.name for one in folder.iterdir()) == PARTS
+    counts_of = json.loads((run_of["finetune"] / "parameters.json").read_text())
+    assert all(0 < one["trainable"] < one["all"] for one in counts_of.values())
+    keys = torch.load(run_of["finetune"] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert keys and all(".lora_" in key for key in keys)
+    for comparison in COMPARISONS:
+        rows = {row["name"]: row for row in json.loads((run_of[comparison] / "results.json").read_text())}
+        assert {"ntp", "mdm_16_refined", "ntp_voice", "mdm_16_refined_voice", "mdm_16_refined_thinker_alone"} <= set(
+            rows
+        )
+        for row in rows.values():
+            assert sum(row["voices"].values()) == pytest.approx(1.0) and row["wer_gold_micro"] is not None
+    llm = load_trained(run_of["new_names_comparison"])
+    assert llm.adapters.names == ["voice", "thinker_alone"]
+    assert llm.adapters.parts_of("voice") == PARTS and llm.adapters.parts_of("thinker_alone") == PARTS[4:] + PARTS[2:4]
