@@ -128,6 +128,7 @@ def load_weights(module: Any, run: Run, prefix: str = "") -> None:
     if not prefix and isinstance(module, LightningModule):
         module.on_load_checkpoint(checkpoint)
     weights = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    _refuse_lora(module, weights, f"{file} holds LoRA matrices for {prefix.rstrip('.')}")
     try:
         missing, unexpected = module.load_state_dict(weights, strict=False)
     except RuntimeError as error:
@@ -138,6 +139,15 @@ def load_weights(module: Any, run: Run, prefix: str = "") -> None:
             raise _misfit(file, f"it holds no {prefix}{key}")
     for key in unexpected:
         raise _misfit(file, f"the module has no {prefix}{key}")
+
+
+def _refuse_lora(module: nn.Module, weights: Mapping[str, Any], what: str) -> None:
+    """Refuse a part that was trained by LoRA and is built without its matrices."""
+    if any(".lora_" in key for key in weights) and not any(".lora_" in key for key in module.state_dict()):
+        raise UserError(
+            f"{what}, which is built without; load the whole module of that run, or the base, and name the run's "
+            "adapters/last in module.init_args.adapters"
+        )
 
 
 def _misfit(file: Path, detail: str) -> UserError:

@@ -275,6 +275,11 @@ def test_a_damaged_export_is_refused(runs: Path, tmp_path: Path) -> None:
         from_export(export)
 
 
+def test_a_part_of_a_run_that_trained_lora_is_refused_with_what_to_do(runs: Path) -> None:
+    with pytest.raises(UserError, match="holds LoRA matrices for talkers.ntp, .* name the run's adapters/last"):
+        load_trained(runs / "lora", "talkers.ntp")
+
+
 def test_a_description_names_no_other_run(runs: Path) -> None:
     text = json.dumps(self_contained_spec(runs / "comparison"))
     assert "load_trained" not in text and "SpeechCodec" in text and "Thinker" in text
