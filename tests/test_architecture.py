@@ -36,7 +36,7 @@ FOR_ALL = (
     "lightning_modules.errors",
     "lightning_modules.number_checks",
     "lightning_modules.token_format",
-    "lightning_modules.weight_files",
+    "lightning_modules.pretrained",
     "datamodules.workers",
     "lightning_modules.dialogue",
 )
@@ -45,7 +45,7 @@ FOR_ALL = (
 MAY_IMPORT = {
     "lightning_modules.errors": (),
     "lightning_modules.number_checks": (),
-    "lightning_modules.weight_files": (),
+    "lightning_modules.pretrained": ("lightning_modules.pretrained",),
     "lightning_modules.dialogue": (),
     "lightning_modules.token_format": (),
     "lightning_modules.talker": ("lightning_modules.talker",),
@@ -62,7 +62,6 @@ MAY_IMPORT = {
     "lightning_modules.codec": (
         "lightning_modules.codec",
         "lightning_modules.acoustics",
-        "lightning_modules.thinker.pretrained",
     ),
     "lightning_modules.acoustics": ("lightning_modules.acoustics",),
     "lightning_modules.training": ("lightning_modules.training", "lightning_modules.talker.losses"),

@@ -18,6 +18,7 @@ from lightning_modules.adapters.lora import (
     select_adapters,
 )
 from lightning_modules.errors import UserError
+from lightning_modules.pretrained.meta_device import is_on_meta
 from lightning_modules.training.seeding import derive_seed
 
 TRAINED = "trained"  # the adapter that learns here
@@ -94,7 +95,7 @@ class AdapterSet:
         folder = Path(source.folder)
         found = sorted(one.parent.name for one in folder.glob(f"*/{CONFIG_FILE}"))
         wanted = found if source.parts is None else list(source.parts)
-        if torch.get_default_device().type == "meta" and not folder.is_dir():
+        if is_on_meta() and not folder.is_dir():
             self._parts_of[name] = wanted
             return
         if not wanted:

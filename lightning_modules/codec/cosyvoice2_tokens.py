@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_modules.codec.base import split_rows
 from lightning_modules.errors import UserError
-from lightning_modules.thinker.pretrained import is_on_meta
+from lightning_modules.pretrained.meta_device import is_on_meta
 from lightning_modules.token_format import TokenFormat
 
 PACKAGE = "s3tokenizer"

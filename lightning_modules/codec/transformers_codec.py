@@ -15,13 +15,8 @@ from lightning_modules.acoustics.kaldi_log_mel import SAMPLE_RATE, KaldiLogMel
 from lightning_modules.codec.base import split_rows
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
-from lightning_modules.thinker.pretrained import (
-    check_attention,
-    dtype_from_name,
-    is_on_meta,
-    load_pretrained,
-    read_config,
-)
+from lightning_modules.pretrained.loading import check_attention, dtype_from_name, load_pretrained, read_config
+from lightning_modules.pretrained.meta_device import is_on_meta
 from lightning_modules.token_format import TokenFormat
 
 # Wav2Vec2-BERT reads pairs of frames.

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
-from lightning_modules.weight_files import WeightFiles, read_config_file
+from lightning_modules.pretrained.meta_device import is_on_meta
+from lightning_modules.pretrained.weight_files import WeightFiles, read_config_file
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": nn.functional.gelu, "relu": nn.functional.relu}
 _VOCALNET_HIDDEN_SIZE = 2048
@@ -80,7 +81,7 @@ class Adaptor(nn.Module):
             )
         input_size, output_size, num_stacked_frames = (int(config[key]) for key in keys)
         sizes = input_size, output_size, _VOCALNET_HIDDEN_SIZE, num_stacked_frames
-        if torch.get_default_device().type == "meta":
+        if is_on_meta():
             return cls(*sizes, activation="relu")
         with torch.device("meta"):
             adaptor = cls(*sizes, activation="relu")

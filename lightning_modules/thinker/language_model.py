@@ -12,16 +12,16 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedMo
 from lightning_modules.adapters.lora import LoraSettings, adapter_names, add_adapter, merge_adapters, save_adapter
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_divisible
-from lightning_modules.thinker.initialization import initialize_by_fan_in
-from lightning_modules.thinker.logits import score_in_pieces
-from lightning_modules.thinker.pretrained import (
+from lightning_modules.pretrained.loading import (
     check_attention,
     dtype_from_name,
-    is_on_meta,
     keep_layer_inputs_only,
     load_pretrained,
     read_config,
 )
+from lightning_modules.pretrained.meta_device import is_on_meta
+from lightning_modules.thinker.initialization import initialize_by_fan_in
+from lightning_modules.thinker.logits import score_in_pieces
 
 OWN_ADAPTER = "default"  # peft's name for an adapter that has none
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

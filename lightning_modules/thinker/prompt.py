@@ -8,9 +8,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_modules.dialogue import Turn
 from lightning_modules.errors import UserError
+from lightning_modules.pretrained.loading import load_pretrained
+from lightning_modules.pretrained.meta_device import is_on_meta
 from lightning_modules.thinker.dialogue.chat_template import ChatTemplate
 from lightning_modules.thinker.dialogue.settings import DialogueSettings
-from lightning_modules.thinker.pretrained import is_on_meta, load_pretrained
 
 
 class ChatPrompt:

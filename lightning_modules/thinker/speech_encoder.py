@@ -10,16 +10,16 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_below_one, require_divisible, require_positive
-from lightning_modules.thinker.initialization import initialize_by_fan_in
-from lightning_modules.thinker.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, WhisperLogMel
-from lightning_modules.thinker.pretrained import (
+from lightning_modules.pretrained.loading import (
     check_attention,
     dtype_from_name,
-    is_on_meta,
     keep_layer_inputs_only,
     load_pretrained,
     read_config,
 )
+from lightning_modules.pretrained.meta_device import is_on_meta
+from lightning_modules.thinker.initialization import initialize_by_fan_in
+from lightning_modules.thinker.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, WhisperLogMel
 
 FRAME_SAMPLES = 2 * HOP_SAMPLES
 _MEL_CONTEXT_FRAMES = 4  # silence kept after the longest row: two convolutions and one analysis window look ahead

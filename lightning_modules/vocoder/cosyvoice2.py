@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
+from lightning_modules.pretrained.meta_device import is_on_meta
 from lightning_modules.token_format import TokenFormat
 from lightning_modules.vocoder.base import Vocoder
 from lightning_modules.vocoder.chunk_grid import ChunkGridStream
@@ -98,7 +99,7 @@ class CosyVoice2Vocoder(Vocoder):
         """
         voice = Voice.read(None if speakers is None else Path(speakers), speaker)
         check_checkout(Path(checkout), Path(model_dir))
-        if torch.get_default_device().type == "meta":
+        if is_on_meta():
             # CosyVoice's constructors compute with NumPy; the files are there, and that is what can be checked.
             return cls(nn.Identity(), nn.Identity(), voice, first_chunk_tokens, seed)
         flow, hift = load_flow_and_hift(Path(checkout), Path(model_dir))

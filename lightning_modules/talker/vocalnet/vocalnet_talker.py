@@ -11,6 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_positive, require_within
+from lightning_modules.pretrained.meta_device import is_on_meta
+from lightning_modules.pretrained.weight_files import WeightFiles, read_config_file
 from lightning_modules.talker.base import Talker, TalkerOutput, draw_weights
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.streaming import SpeechChunk, TextState
@@ -22,7 +24,6 @@ from lightning_modules.talker.vocalnet.llama_layers import make_layers, run_laye
 from lightning_modules.talker.vocalnet.prefix_decoder import PrefixParts, stream_with_prefix
 from lightning_modules.talker.vocalnet.sizes import PrefixVocabulary, VocalNetSizes, check_width, sizes_of_config
 from lightning_modules.talker.vocalnet.training_masks import DecodedLayout, ReleasedLayout, draw_sees_all
-from lightning_modules.weight_files import WeightFiles, read_config_file
 
 PREFIX = "speech_generator."
 TEXT_EMBEDDINGS = "model.embed_tokens.weight"
@@ -120,7 +121,7 @@ class VocalNetTalker(Talker):
         with torch.device("meta"):
             talker = cls(sizes, state_offset, train_as_decoded)
         talker.is_published = True
-        if torch.get_default_device().type == "meta":
+        if is_on_meta():
             return talker
         files = WeightFiles(path, what)
         shapes = {name: value.shape for name, value in talker.state_dict().items() if name != "end_of_text"}

@@ -45,11 +45,6 @@ def load_pretrained(load: Callable[[str], Loaded], path: str | Path, what: str) 
         ) from error
 
 
-def is_on_meta() -> bool:
-    """Tell whether parts are built without weights, under ``with torch.device("meta")``, to check their settings."""
-    return torch.get_default_device().type == "meta"
-
-
 def read_config(path: str | Path, what: str) -> PreTrainedConfig:
     """Read the configuration of a pretrained part, but not its weights.
 
