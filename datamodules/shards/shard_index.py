@@ -10,7 +10,6 @@ them: whoever reads an example from its query to its text reads what lies betwee
 import io
 import json
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +20,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from datamodules.formats.atomic_files import replacing
+from datamodules.shards.columns import joined_shard_of, read_columns
 from lightning_modules.dialogue import Turn
-from lightning_modules.errors import UserError
 
 PARTS = ("query", "units", "text")
 
@@ -95,21 +94,18 @@ class ShardIndex:
         Raises:
             UserError: If it is damaged.
         """
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                return cls(**{one.name: stored[one.name] for one in fields(cls)})
-        except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            raise UserError(f"{name}: the index of shards is damaged ({error}); convert the corpus again") from error
+        return read_columns(cls, file, f"{name}: the index of shards", "convert the corpus again")
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """Concatenate indices; each has shards of its own, but they may share sets."""
-        first_shards = np.cumsum([0, *(len(part.shards) for part in parts[:-1])])
         joined = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
-        shard_of = [part.shard_of + first for part, first in zip(parts, first_shards, strict=True)]
         sets = np.unique(joined["sets"])
         set_of = [np.searchsorted(sets, part.sets)[part.set_of] for part in parts]
-        joined |= {"shard_of": np.concatenate(shard_of).astype(np.int32), "sets": sets}
+        joined |= {
+            "shard_of": joined_shard_of([len(part.shards) for part in parts], [part.shard_of for part in parts]),
+            "sets": sets,
+        }
         return cls(**{**joined, "set_of": np.concatenate(set_of).astype(np.int32)})
 
 

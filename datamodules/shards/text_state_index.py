@@ -6,7 +6,6 @@ are not stored: the thinker looks them up.
 """
 
 import io
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from datamodules.formats.atomic_files import replacing
-from lightning_modules.errors import UserError
+from datamodules.shards.columns import joined_shard_of, read_columns
 
 # the folder that holds the index and the shards of the text states of a corpus
 TEXT_STATES = "text_states"
@@ -104,11 +103,7 @@ class TextStateIndex:
         Raises:
             UserError: If it is damaged.
         """
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                return cls(**{one.name: stored[one.name] for one in fields(cls)})
-        except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            raise UserError(f"{name}: the index of text states is damaged ({error}); {_WRITE_AGAIN}") from error
+        return read_columns(cls, file, f"{name}: the index of text states", _WRITE_AGAIN)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -123,11 +118,9 @@ class TextStateIndex:
     def join(cls, parts: Sequence[Self]) -> Self:
         """Concatenate indices of shards that one thinker wrote."""
         assert len({(str(part.thinker), int(part.hidden_size)) for part in parts}) == 1
-        first_shards = np.cumsum([0, *(len(part.shards) for part in parts[:-1])])
         names = [one.name for one in fields(cls) if one.name not in ("thinker", "hidden_size")]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-        shard_of = [part.shard_of + first for part, first in zip(parts, first_shards, strict=True)]
-        joined["shard_of"] = np.concatenate(shard_of).astype(np.int32)
+        joined["shard_of"] = joined_shard_of([len(part.shards) for part in parts], [part.shard_of for part in parts])
         return cls(**joined, thinker=parts[0].thinker, hidden_size=parts[0].hidden_size)
 
 

@@ -41,7 +41,7 @@ class CosyVoice2Vocoder(Vocoder):
         seed: Of HiFT's noise.
 
     Raises:
-        UserError: If a number is out of range, or the flow draws its noise anew for every chunk.
+        UserError: If a number is out of range, or the flow redraws its noise for every chunk.
 
     Reference: CosyVoice 2, arXiv 2412.10117; ``CosyVoice2Model.token2wav``, whose chunks depend on when tokens come.
     """
@@ -105,7 +105,7 @@ class CosyVoice2Vocoder(Vocoder):
         flow, hift = load_flow_and_hift(Path(checkout), Path(model_dir))
         if not isinstance(getattr(flow.decoder, "rand_noise", None), Tensor):
             raise UserError(
-                f"the flow of {checkout} draws its noise anew for every chunk, so that streamed speech would depend on "
+                f"the flow of {checkout} redraws its noise for every chunk, so that streamed speech would depend on "
                 "its chunks; update the checkout to one whose CausalConditionalCFM has rand_noise"
             )
         return cls(flow, hift, voice, first_chunk_tokens, seed)

@@ -191,7 +191,7 @@ PLACES: dict[str, Callable[[], Any]] = {
 
 
 def train_on_two(rank: int, folder: Path, name: str) -> list[list[Trained]]:
-    """Train all parts by SGD and by AdamW, both resumed behind step 6, and talkers alone; go on from what one saved."""
+    """Train all parts by SGD and by AdamW, both resumed behind step 6, and talkers alone; resume what one saved."""
     place = PLACES[name]
     return [
         [train(Plain, LISTENS, place, folder / "sgd", 0, 6), train(Plain, LISTENS, place, folder / "sgd", 6)],

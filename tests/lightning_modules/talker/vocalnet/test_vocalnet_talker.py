@@ -115,7 +115,7 @@ def test_forward_passes_count_those_that_read_text() -> None:
     for num_steps, whole_text, expected in [
         (8, False, [9, 9, 9, 8]),
         (2, False, [3, 3, 3, 2]),
-        (3, False, [4, 4, 4, 3]),  # 3 tokens a pass: 3 passes a block, cut short while text may follow
+        (3, False, [4, 4, 4, 3]),  # 3 tokens per pass: 3 passes per block, cut short while text may follow
         (3, True, [4, 3, 2, 3]),  # 9 tokens for the first block, so that the third one needs but two passes
     ]:
         text = states_of_row(make_text([5]), 0)
