@@ -18,6 +18,7 @@ from lightning_modules.acoustics.log_mel import HOP_SAMPLES, NUM_MELS, SAMPLE_RA
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_within
 from lightning_modules.token_format import TokenFormat
+from lightning_modules.training.batch_fields import refuse_missing_replies
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
 from lightning_modules.training.seeding import derive_generator
@@ -178,12 +179,7 @@ class SpeechCodec(L.LightningModule):
         Raises:
             UserError: If a split lacks it.
         """
-        for split, names in fields.items():
-            if "reply" not in names:
-                raise UserError(
-                    f"the codec learns from reply audio, which {split} batches lack; add 'reply' to the data module's "
-                    "fields"
-                )
+        refuse_missing_replies(fields, "the codec learns")
 
     def token_lengths(self, lengths: Tensor) -> Tensor:
         """Tokens that cover the given numbers of samples: ceil(S / 640)."""

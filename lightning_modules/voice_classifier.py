@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from lightning_modules.acoustics.log_mel import SAMPLE_RATE, zero_beyond
 from lightning_modules.errors import UserError
 from lightning_modules.talker.losses import LossTerm
+from lightning_modules.training.batch_fields import refuse_missing_replies
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
 from lightning_modules.training.reduction import gather_over_ranks, mean_over_ranks
@@ -85,12 +86,7 @@ class VoiceClassifier(L.LightningModule):
         Raises:
             UserError: If a split lacks it.
         """
-        for split, names in fields.items():
-            if "reply" not in names:
-                raise UserError(
-                    f"voices are learned from reply audio, which {split} batches lack; add 'reply' to the data "
-                    "module's fields"
-                )
+        refuse_missing_replies(fields, "voices are learned")
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """Compute the logits of the voices.

@@ -33,7 +33,7 @@ def read_columns(kind: type[_Index], file: BinaryIO, what: str, remedy: str) -> 
 
 
 def joined_shard_of(num_shards: Sequence[int], shard_of: Sequence[np.ndarray]) -> np.ndarray:
-    """Number the shards of several indices through.
+    """Count the shards of several indices as one, and find that of each example.
 
     Args:
         num_shards: Shards of each index.

@@ -65,3 +65,20 @@ def refuse_missing_fields(
                 f"talkers read what the thinker writes, but {split} batches hold neither queries nor text states; add "
                 "'text_states' (or 'query', for a thinker pass per batch) to the data module's fields"
             )
+
+
+def refuse_missing_replies(fields: Mapping[str, Sequence[str]], who: str) -> None:
+    """Refuse data without reply audio.
+
+    Args:
+        fields: Names of the fields that a batch holds, by split.
+        who: Who learns from it, as in "the codec learns".
+
+    Raises:
+        UserError: If a split lacks it.
+    """
+    for split, names in fields.items():
+        if "reply" not in names:
+            raise UserError(
+                f"{who} from reply audio, which {split} batches lack; add 'reply' to the data module's fields"
+            )
