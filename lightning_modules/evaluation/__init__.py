@@ -1,1 +1,1 @@
-"""How replies are judged: word error rate, and the text normalisation that it depends on."""
+"""How replies are judged: word error rate with intervals, where errors sit, the text normalisation they depend on."""

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from lightning_modules.errors import UserError
-from lightning_modules.evaluation.word_error_rate import NUM_RESAMPLES, QUANTILES, count_word_errors, micro_rates
+from lightning_modules.evaluation.bootstrap import divide, estimate_difference
+from lightning_modules.evaluation.word_error_rate import count_word_errors
 
 Pair = tuple[str, str]
 
@@ -49,8 +48,6 @@ def paired_difference(first: Sequence[Pair], second: Sequence[Pair]) -> PairedDi
     if len(first) != len(second) or not first:
         raise UserError(f"{len(first)} utterances against {len(second)}: give the same ones of both, at least one")
     counts = [count_word_errors(pairs) for pairs in (first, second)]
-    drawn = np.random.default_rng(0).integers(len(first), size=(NUM_RESAMPLES, len(first)))
-    rates = [float(micro_rates(errors, words)) for errors, words in counts]
-    before, after = (micro_rates(errors[drawn], words[drawn]) for errors, words in counts)
-    low, high = np.quantile(after - before, QUANTILES)
-    return PairedDifference(len(first), rates[0], rates[1], rates[1] - rates[0], (float(low), float(high)))
+    rates = [float(divide(errors.sum(), words.sum())) for errors, words in counts]
+    found = estimate_difference(*counts[0], *counts[1])
+    return PairedDifference(len(first), rates[0], rates[1], found.value, (found.low, found.high))

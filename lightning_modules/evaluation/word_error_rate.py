@@ -7,10 +7,8 @@ import jiwer
 import numpy as np
 
 from lightning_modules.errors import UserError
+from lightning_modules.evaluation.bootstrap import estimate_rate
 from lightning_modules.evaluation.text_normalization import NORMALIZER_NAME, normalize_text
-
-NUM_RESAMPLES = 2000
-QUANTILES = 0.025, 0.975
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,8 @@ def word_error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> Wo
         raise UserError("no utterances: a word error rate needs at least one")
     errors, words = count_word_errors([*zip(references, hypotheses, strict=True)])
     rates = np.where(words > 0, errors / np.maximum(words, 1), errors > 0)
-    drawn = np.random.default_rng(0).integers(len(words), size=(NUM_RESAMPLES, len(words)))
-    low, high = np.quantile(micro_rates(errors[drawn], words[drawn]), QUANTILES)
-    return WordErrorRates(float(micro_rates(errors, words)), float(rates.mean()), (float(low), float(high)))
+    micro = estimate_rate(errors, words)
+    return WordErrorRates(micro.value, float(rates.mean()), (micro.low, micro.high))
 
 
 def count_word_errors(pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
@@ -77,9 +74,3 @@ def _count(reference: str, hypothesis: str) -> tuple[int, int]:
         return len(hypothesis.split()), 0
     counts = jiwer.process_words(reference, hypothesis)
     return counts.substitutions + counts.deletions + counts.insertions, len(reference.split())
-
-
-def micro_rates(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Divide all errors by all words along the last dimension; without any word it is 1 if anything was heard."""
-    num_errors, num_words = errors.sum(axis=-1), words.sum(axis=-1)
-    return np.where(num_words > 0, num_errors / np.maximum(num_words, 1), num_errors > 0)

@@ -1,0 +1,147 @@
+"""Bootstrap intervals of rates, over dialogues, or over seeds and dialogues, for many rates at once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_modules.errors import UserError
+
+NUM_RESAMPLES = 2000
+QUANTILES = 0.025, 0.975
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A rate, or a difference of two, with its 95 % interval.
+
+    Attributes:
+        value: That of all that was measured.
+        low: Lower bound.
+        high: Upper bound.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def includes_zero(self) -> bool:
+        """Whether the interval holds 0: no effect is shown."""
+        return self.low <= 0.0 <= self.high
+
+    def in_percent(self, digits: int = 1, sign: bool = False) -> str:
+        """Write it as ``11.3 (9.9 to 12.8)``, in percent or in points; a sign before each number if asked for."""
+        pattern = f"{{:{'+' if sign else ''}.{digits}f}}"
+        value, low, high = (pattern.format(100 * number + 0.0) for number in (self.value, self.low, self.high))
+        return f"{value} ({low} to {high})"
+
+
+def draw_counts(num_items: int, seed: int = 0) -> np.ndarray:
+    """Draw items with replacement, as many as there are, and count how often each is drawn.
+
+    One draw serves every system that answered these items, so that their differences are paired.
+
+    Args:
+        num_items: Dialogues, or seeds; at least one.
+        seed: Of the draw.
+
+    Returns:
+        ``(NUM_RESAMPLES, num_items) float64``; each row adds up to ``num_items``.
+
+    Raises:
+        UserError: If there is no item.
+    """
+    if num_items < 1:
+        raise UserError("there is nothing to draw from: an interval needs at least one item")
+    drawn = np.random.default_rng(seed).integers(num_items, size=(NUM_RESAMPLES, num_items))
+    offsets = num_items * np.arange(NUM_RESAMPLES)[:, None]
+    counts = np.bincount((drawn + offsets).ravel(), minlength=NUM_RESAMPLES * num_items)
+    return counts.reshape(NUM_RESAMPLES, num_items).astype(np.float64)
+
+
+def divide(num_errors: np.ndarray, num_words: np.ndarray) -> np.ndarray:
+    """Give errors per word; without any word it is 1 if there is an error, and 0 if not."""
+    return np.where(num_words > 0, num_errors / np.maximum(num_words, 1), num_errors > 0)
+
+
+def resample_rates(errors: np.ndarray, words: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Give the rates of each draw of dialogues.
+
+    Args:
+        errors: Of each dialogue, in any number of groups, ``(N,)`` or ``(N, G)``.
+        words: The same shape.
+        counts: From :func:`draw_counts`, ``(R, N)``.
+
+    Returns:
+        ``(R,)`` or ``(R, G) float64``.
+    """
+    return divide(counts @ errors, counts @ words)
+
+
+def resample_rates_of_seeds(errors: np.ndarray, words: np.ndarray, seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Give the rates of each draw of seeds and, independently, of dialogues, which every seed answered.
+
+    With few seeds it is optimistic: the spread between ``S`` of them is drawn too small by ``sqrt((S - 1) / S)``. One
+    seed says nothing about others; then this is the draw of dialogues alone.
+
+    Args:
+        errors: Of each seed and dialogue, ``(S, N)``.
+        words: The same shape.
+        seeds: From :func:`draw_counts`, ``(R, S)``.
+        counts: The same, ``(R, N)``.
+
+    Returns:
+        ``(R,) float64``.
+
+    Reference: A. B. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007).
+    """
+    return divide(*(np.einsum("rs,sn,rn->r", seeds, of_all, counts, optimize=True) for of_all in (errors, words)))
+
+
+def interval_of(resamples: np.ndarray) -> np.ndarray:
+    """Give the bounds of the 95 % interval of resamples ``(R, ...)``, as ``(2, ...)``."""
+    return np.quantile(resamples, QUANTILES, axis=0)
+
+
+def estimate_rate(errors: np.ndarray, words: np.ndarray) -> Estimate:
+    """Estimate errors per word, over dialogues or over seeds and dialogues.
+
+    Args:
+        errors: Of each dialogue, ``(N,)``, or of each seed and dialogue, ``(S, N)``.
+        words: The same shape.
+
+    Returns:
+        The rate of all words, and its interval.
+    """
+    return _estimate(divide(errors.sum(), words.sum()), _resample(errors, words))
+
+
+def estimate_difference(errors: np.ndarray, words: np.ndarray, others: np.ndarray, other_words: np.ndarray) -> Estimate:
+    """Estimate how many errors per word a second system has more than a first, on the same dialogues (and seeds).
+
+    The dialogues and seeds that are drawn are the same for both, so what makes one hard for both drops out.
+
+    Args:
+        errors: Of the first, ``(N,)`` or ``(S, N)``.
+        words: The same shape.
+        others: Errors of the second, the same shape.
+        other_words: Its words, the same shape.
+
+    Returns:
+        The difference, above 0 where the second is worse, and its interval.
+    """
+    value = divide(others.sum(), other_words.sum()) - divide(errors.sum(), words.sum())
+    return _estimate(value, _resample(others, other_words) - _resample(errors, words))
+
+
+def _resample(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    counts = draw_counts(errors.shape[-1])
+    if errors.ndim == 1:
+        return resample_rates(errors, words, counts)
+    # Another seed: equal draws of seeds and dialogues would be correlated where both are as many.
+    return resample_rates_of_seeds(errors, words, draw_counts(len(errors), seed=1), counts)
+
+
+def _estimate(value: np.ndarray, resamples: np.ndarray) -> Estimate:
+    low, high = interval_of(resamples)
+    return Estimate(float(value), float(low), float(high))
