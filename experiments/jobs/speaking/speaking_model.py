@@ -1,0 +1,155 @@
+"""A system that speaks, loaded from any run of a SpeechLLM or from an export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.engine import artifacts
+from experiments.engine.artifacts import load_trained
+from experiments.engine.configuration.builder import build
+from experiments.engine.configuration.checks import is_spec
+from experiments.engine.exports import CONFIG_FILE, LOADER, from_export
+from lightning_modules.errors import UserError
+from lightning_modules.inference.responder import Responder
+from lightning_modules.speech_llm import SpeechLLM
+from lightning_modules.speech_recognizer import SpeechRecognizer
+from lightning_modules.talker.decoding.decoding import Decoding
+
+LATEST_FILE, COMPARISON = "latest.txt", "comparison"
+
+Transcriber = Callable[[Tensor], str]
+
+
+@dataclass(frozen=True)
+class SpeakingModel:
+    """A trained system that answers queries.
+
+    Attributes:
+        llm: Thinker, talkers and vocoder, in evaluation mode.
+        decodings: Ways to decode by name, with their numbers of steps: those of the run, or else each talker's default.
+        source: The run directory or export that it was loaded from.
+        config: The run's configuration; None for an export.
+        transcribe: Writes what is heard in a query, ``(S,) float32`` at 16 kHz; None if nothing here learned to.
+        transcribed_by: Which part that is, "thinker" or "recognizer"; empty if there is none.
+    """
+
+    llm: SpeechLLM
+    decodings: dict[str, Decoding]
+    source: Path
+    config: dict[str, Any] | None = None
+    transcribe: Transcriber | None = None
+    transcribed_by: str = ""
+
+    @property
+    def responder(self) -> Responder:
+        """The system that answers."""
+        return self.llm.responder
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Samples per second of what it speaks."""
+        assert self.llm.vocoder is not None
+        return self.llm.vocoder.sample_rate
+
+
+def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None) -> SpeakingModel:
+    """Load a system that can speak.
+
+    Args:
+        path: A run of a SpeechLLM, an export or the run that made it, or the folder of an experiment's runs, of which
+            the newest comparison is taken.
+        vocoder_run: A run whose vocoder speaks, if the run has none, as a training has.
+
+    Raises:
+        FileNotFoundError: If a directory is none of these, or a run has no checkpoint.
+        UserError: If it holds no talker, or there is no vocoder.
+    """
+    source = find_source(Path(path))
+    is_export = (source / CONFIG_FILE).is_file()
+    llm = from_export(source) if is_export else load_trained(source)
+    if not isinstance(llm, SpeechLLM):
+        raise UserError(f"{source} holds a {type(llm).__name__}; give the run of a SpeechLLM, such as a comparison")
+    if not llm.talkers:
+        raise UserError(f"{source} has no talker; give a run that holds thinker and talkers, as a comparison")
+    if llm.vocoder is None:
+        if vocoder_run is None:
+            raise UserError(
+                f"{source} has no vocoder; give a comparison, or job.init_args.vocoder_run=RUN with the run of one"
+            )
+        llm.vocoder = load_trained(find_source(Path(vocoder_run)), "vocoder")
+        llm.check_tokens()
+    llm.eval().requires_grad_(False)
+    decodings = llm.decodings or llm.responder.resolve_all({name: Decoding(name) for name in llm.talkers})
+    config = None if is_export else artifacts.read_config(source)
+    by, transcribe = "", None
+    if config is not None:
+        by, transcribe = _find_transcriber(source, config, llm)
+    return SpeakingModel(llm, decodings, source, config, transcribe, by)
+
+
+def find_source(path: Path) -> Path:
+    """Find the run directory or export that a path leads to.
+
+    Args:
+        path: As of :func:`load_speaking_model`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = path.expanduser()
+    if (path / "export" / CONFIG_FILE).is_file():
+        return path / "export"
+    if (path / "config.yaml").is_file() or (path / CONFIG_FILE).is_file():
+        return path
+    latest = path / LATEST_FILE
+    if not latest.is_file():
+        raise FileNotFoundError(
+            f"{path} is no run directory, no export and no folder of runs; give one like "
+            "runs/quickstart/comparison-1a2b3c4d, or run the quickstart first: python experiments/run.py"
+        )
+    stages = dict(line.split(": ", 1) for line in latest.read_text(encoding="utf-8").splitlines() if ": " in line)
+    names = [COMPARISON] if COMPARISON in stages else [name for name in stages if name.endswith(COMPARISON)]
+    if not names:
+        raise FileNotFoundError(f"{path} has no finished comparison; give one of its runs: {sorted(stages.values())}")
+    return path / stages[names[-1]]
+
+
+def _find_transcriber(source: Path, config: dict[str, Any], llm: SpeechLLM) -> tuple[str, Transcriber | None]:
+    """Find what can write down a query: the thinker if it learned to, else the judge of the comparison."""
+    if _thinker_transcribes(config):
+        thinker = llm.thinker
+
+        def by_thinker(query: Tensor) -> str:
+            return thinker.transcribe(query[None], torch.tensor([len(query)], device=query.device))[0]
+
+        return "thinker", by_thinker
+    judge = ((config.get("callbacks") or {}).get("comparison") or {}).get("init_args", {}).get("recognizer")
+    if not is_spec(judge):
+        return "", None
+    if judge["class_path"] == LOADER and not Path(judge["init_args"]["run"]).exists():
+        judge = {**judge, "init_args": {"run": str(source.parent / Path(judge["init_args"]["run"]).name)}}
+    recognizer: SpeechRecognizer = build(judge, "callbacks.comparison.init_args.recognizer")
+    recognizer.eval().requires_grad_(False)
+
+    def by_recognizer(query: Tensor) -> str:
+        return recognizer.transcribe([query])[0]
+
+    return "recognizer", by_recognizer
+
+
+def _thinker_transcribes(config: dict[str, Any]) -> bool:
+    """Tell whether the thinker of a run was trained to transcribe, in this run or in the one that it comes from."""
+    arguments = (config.get("module") or {}).get("init_args") or {}
+    objective = arguments.get("thinker_objective") or {}
+    if float((objective.get("init_args") or objective).get("transcript") or 0.0) > 0:
+        return True
+    thinker = arguments.get("thinker")
+    if not (is_spec(thinker) and thinker["class_path"] == LOADER):
+        return False
+    return _thinker_transcribes(artifacts.read_config(Path(thinker["init_args"]["run"])))
