@@ -64,7 +64,7 @@ def test_queries_are_written_down_by_the_thinker_or_else_by_the_judge(runs: Path
     assert by_thinker.transcribed_by == "thinker" and by_thinker.transcribe is not None
     expected = by_thinker.llm.thinker.transcribe(QUERY[None], torch.tensor([len(QUERY)]))
     assert [by_thinker.transcribe(QUERY)] == expected
-    encoder = spec("lightning_modules.acoustics.conv_speech_encoder.ConvSpeechEncoder", width=8)
+    encoder = spec("lightning_modules.acoustics.conv_speech_encoder.ConvSpeechEncoder", channels=8)
     judge = spec("lightning_modules.speech_recognizer.SpeechRecognizer", encoder=encoder)
     recognizer = write_run(tmp_path / "recognizer", judge)
     callbacks = {"comparison": spec("callbacks.comparison.comparison.Comparison", recognizer=trained(recognizer))}
