@@ -14,6 +14,7 @@ from callbacks.runtime.signals import Interrupted, interruptible  # noqa: E402
 from experiments.engine import ranks  # noqa: E402
 from experiments.engine.configuration import config  # noqa: E402
 from experiments.engine.configuration.errors import ConfigError, report_mistake  # noqa: E402
+from experiments.engine.configuration.help import describe_file  # noqa: E402
 from experiments.engine.plan import make_plan  # noqa: E402
 
 EPILOG = """examples:
@@ -21,6 +22,8 @@ EPILOG = """examples:
   python experiments/run.py quickstart seed=1 stages.talkers.trainer.max_steps=500
   python experiments/run.py quickstart --print-config
   python experiments/run.py codec inputs.corpus=PATH
+  python experiments/run.py speak text="Lucy has to be in the capital of Russia on Wednesday"
+  python experiments/run.py speak --help
 
 Runs are kept under runs/; a finished stage whose configuration and inputs are unchanged is reused."""
 
@@ -28,10 +31,13 @@ Runs are kept under runs/; a finished stage whose configuration and inputs are u
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="run.py", description="Run an experiment.", epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter
-    )
+        prog="run.py", description="Run an experiment.", epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter,
+        add_help=False,
+    )  # fmt: skip
     what = "an experiment or a single stage (quickstart if none is named), and overrides"
     parser.add_argument("words", nargs="*", metavar="NAME, FILE or key=value", help=what)
+    of_name = "print this help, or with a NAME what one sets of that experiment, and stop"
+    parser.add_argument("-h", "--help", action="store_true", help=of_name)
     parser.add_argument("--list", action="store_true", help="list the shipped experiments and stages")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--resume", action="store_true", help="resume a run that was begun; fail if there is none")
@@ -42,6 +48,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         raise ConfigError("", f"one experiment at a time, got {' and '.join(files)}; write overrides as key=value")
     if parsed.resume and parsed.force:
         raise ConfigError("", "--resume continues a run and --force deletes it; give one of them")
+    if parsed.help:
+        text = describe_file(config.find_file(files[0], Path.cwd())) if files else parser.format_help()
+        print(text.rstrip("\n"))
+        sys.exit(0)
     parsed.file = files[0] if files else "quickstart"
     parsed.overrides = [word for word in parsed.words if "=" in word]
     return parsed

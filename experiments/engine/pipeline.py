@@ -8,12 +8,11 @@ import time
 
 from omegaconf import OmegaConf
 
-from datamodules.formats.atomic_files import write_text
 from experiments.engine import ranks
 from experiments.engine.configuration.errors import ConfigError, is_users_mistake, text_of
 from experiments.engine.environment import describe_other_code
 from experiments.engine.plan import Plan, PlannedStage
-from experiments.engine.runs import Run, exclusive, read_json
+from experiments.engine.runs import Run, exclusive, read_json, write_latest
 from experiments.engine.stage import StageResult, run_stage
 
 
@@ -52,7 +51,8 @@ def execute(plan: Plan, force: bool = False, resume: bool = False, keep_objects:
         if is_first:
             with exclusive(planned.run.directory):
                 results.append(_run_or_reuse(planned, label, force))
-            _write_latest(plan)
+            finished = [planned for planned in plan.stages if planned.run.is_finished]
+            write_latest(plan.directory, {planned.stage.name: planned.run.directory.name for planned in finished})
         else:
             results.append(_follow(planned))
         if not keep_objects and not results[-1].is_reused:
@@ -139,13 +139,6 @@ def _print_other_place(planned: PlannedStage, label: str) -> None:
     if then.get("devices", 1) != now.get("devices", 1):
         asked = f"not the {now.get('devices', 1)} asked for now; --force trains it again"
         print(f"{label}: made on {then.get('devices', 1)} device(s), {asked}", flush=True)
-
-
-def _write_latest(plan: Plan) -> None:
-    """Say which run directory belongs to each stage now (a link would show every curve twice in TensorBoard)."""
-    finished = [planned for planned in plan.stages if planned.run.is_finished]
-    lines = [f"{planned.stage.name}: {planned.run.directory.name}" for planned in finished]
-    write_text(plan.directory / "latest.txt", "\n".join(lines) + "\n")
 
 
 def _duration(seconds: float) -> str:

@@ -18,12 +18,13 @@ from experiments.engine.configuration.checks import MISSING
 from experiments.engine.configuration.config import Pipeline, Stage
 from experiments.engine.configuration.errors import ConfigError, did_you_mean, join
 from experiments.engine.configuration.schema import check_keys, without_empty
-from experiments.engine.runs import Run, fingerprint_of, fingerprint_of_path
+from experiments.engine.runs import Run, fingerprint_of, fingerprint_of_path, latest_run
 
 WITHOUT_INFLUENCE = ("description", "name", "runs_dir", "threads", "checkpoint")
 # Where a training runs, which may change when it is resumed; the number of examples per step may change with it.
 PLACE_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar")
 INPUT_OF_STAGE = "stage:"
+LATEST_RUN = "latest:"  # of a pipeline in the same runs_dir: latest:quickstart/comparison
 
 
 @dataclass
@@ -128,12 +129,26 @@ def _resolve_inputs(stage: Stage, plan: Plan) -> tuple[dict[str, str], dict[str,
                 raise ConfigError(path, f"there is no earlier stage {source}; {did_you_mean(source, earlier)}")
             fingerprints[name] = earlier[source].fingerprint
             paths[name] = str(earlier[source].directory)
-        elif not Path(value).expanduser().exists():
+            continue
+        if value.startswith(LATEST_RUN):
+            value = str(_latest(value.removeprefix(LATEST_RUN), plan.pipeline.runs_dir, path))
+        if not Path(value).expanduser().exists():
             raise ConfigError(path, f"there is no file or directory {value}; give an existing one with {path}=PATH")
-        else:
-            paths[name] = str(Path(value).expanduser())
-            fingerprints[name] = fingerprint_of_path(Path(paths[name]))
+        paths[name] = str(Path(value).expanduser())
+        fingerprints[name] = fingerprint_of_path(Path(paths[name]))
     return fingerprints, paths
+
+
+def _latest(source: str, runs_dir: Path, path: str) -> Path:
+    """Return the run that `latest:<pipeline>/<stage>` stands for."""
+    pipeline, slash, stage = source.rpartition("/")
+    if not slash:
+        raise ConfigError(path, f"expected {LATEST_RUN}PIPELINE/STAGE, got {LATEST_RUN}{source}")
+    run = latest_run(runs_dir / pipeline, stage)
+    if run is None:
+        problem = f"there is no finished run of {stage} in {runs_dir / pipeline}"
+        raise ConfigError(path, f"{problem}; make one by python experiments/run.py {pipeline}, or give {path}=RUN")
+    return run
 
 
 def resolve(stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:

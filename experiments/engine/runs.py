@@ -20,6 +20,7 @@ from lightning_modules.errors import UserError
 
 MAX_LISTED_FILES = 10_000
 LOCK_PATIENCE_S = 1.0
+LATEST, FINISHED = "latest.txt", "finished.json"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Run:
     @property
     def finished_file(self) -> Path:
         """The mark that everything is done: fingerprint, metrics, seconds."""
-        return self.directory / "finished.json"
+        return self.directory / FINISHED
 
     @property
     def is_begun(self) -> bool:
@@ -68,6 +69,40 @@ class Run:
     def is_finished(self) -> bool:
         """Whether the stage was done to its end with this very fingerprint."""
         return self.finished_file.is_file() and read_json(self.finished_file).get("fingerprint") == self.fingerprint
+
+
+def latest_run(directory: Path, stage: str) -> Path | None:
+    """Find the finished run of a stage that was used last, or else, finished last.
+
+    Args:
+        directory: `<runs_dir>/<pipeline>`.
+        stage: Name of the stage.
+
+    Returns:
+        Its directory, None if there is none.
+    """
+    name = read_latest(directory).get(stage)
+    if name is not None and (directory / name / FINISHED).is_file():
+        return directory / name
+    others = directory.glob(f"{stage}-{'[0-9a-f]' * 8}/{FINISHED}")
+    newest = max(others, key=lambda file: file.stat().st_mtime, default=None)
+    return newest.parent if newest is not None else None
+
+
+def read_latest(directory: Path) -> dict[str, str]:
+    """Return the name of the run of each stage that was used last."""
+    file = directory / LATEST
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return {stage: name for stage, separator, name in (line.partition(": ") for line in lines) if separator}
+
+
+def write_latest(directory: Path, runs: dict[str, str]) -> None:
+    """Say which run belongs to each stage now; other stages keep theirs.
+
+    A link would show every curve twice in TensorBoard.
+    """
+    lines = [f"{stage}: {name}" for stage, name in {**read_latest(directory), **runs}.items()]
+    write_text(directory / LATEST, "\n".join(lines) + "\n")
 
 
 def fingerprint_of(config: dict[str, Any]) -> str:
@@ -84,7 +119,7 @@ def fingerprint_of_path(path: Path) -> str:
     Args:
         path: An existing path.
     """
-    finished = path / "finished.json"
+    finished = path / FINISHED
     if finished.is_file():
         return str(read_json(finished).get("fingerprint"))
     entries = [path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))][:MAX_LISTED_FILES]

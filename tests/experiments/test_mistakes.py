@@ -113,6 +113,8 @@ MISTAKES = [
     ("corpus_at_scale", "stages.shards.job.init_args.num_workers=-1", "stages.shards.job", "num_workers"),
     ("corpus_at_scale", "stages.checked_shards.job.init_args.seed=-1", "stages.checked_shards.job", "seed"),
     ("codec", "seed=1", "inputs.corpus", "not given"),
+    ("speak", "text=hello", "inputs.run", "make one by python experiments/run.py quickstart"),
+    ("speak", "query=/nowhere.wav", "inputs.run", "no finished run of comparison"),
 ]
 
 

@@ -18,8 +18,9 @@ from experiments.engine.pipeline import execute
 from experiments.engine.plan import make_plan
 from lightning_modules.adapters.lora import adapter_names
 from tests.datamodules.tiny_corpus import write_split
-from tests.experiments.jobs.test_exporter import answers, assert_same, logits_elsewhere, logits_here, write_run
+from tests.experiments.jobs.test_exporter import answers, assert_same, logits_elsewhere, logits_here
 from tests.experiments.paper_inputs import RUNS, TINY, TINY_WHISPER, tiny_overrides, write_inputs
+from tests.experiments.tiny_runs import write_run
 
 NAME = "qwen3_8b"
 CORPORA = ("voice_assistant", "ultrachat", "validation", "test")

@@ -45,6 +45,10 @@ def test_help_list_and_print_config(file: Path, capsys: pytest.CaptureFixture[st
         run.main(["--help"])
     assert caught.value.code == 0
     assert "run.py quickstart" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        run.main(["speak", "--help"])
+    assert caught.value.code == 0
+    assert {"query=", "text=", "decoding=", "inputs.run="} <= set(capsys.readouterr().out.split())
     assert run.main(["--list"]) == 0
     experiments, stages, at_paper_scale = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
     assert stages.pop(0).startswith("Single stages") and at_paper_scale.pop(0).startswith("At the paper's scale")
@@ -105,6 +109,7 @@ def test_what_needs_no_torch_imports_none(tmp_path: Path) -> None:
     cases = [
         ("--help",),
         ("--list",),
+        ("speak", "--help"),
         ("quickstrat",),
         ("quickstart", "sed=1"),
         ("quickstart", "seed=[1"),

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.engine.configuration.errors import ConfigError, did_you_mean, join
+from experiments.engine.configuration.overrides import aliases_of, parse_override
 from experiments.engine.configuration.schema import (
     EXPERIMENT_KEYS,
     INHERITED_BY_STAGES,
@@ -25,6 +26,7 @@ from experiments.engine.configuration.schema import (
 
 EXPERIMENTS_DIR = Path(__file__).resolve().parents[2]
 STAGES_DIR, PAPER_DIR = "stages", "paper"
+NOT_OF_STAGES = ("base", "aliases")
 HEAD_KEYS = ("name", "description", "runs_dir", "seed")
 
 
@@ -162,25 +164,6 @@ def read_file(file: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     return cast(dict[str, Any], merge(merged, content))
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """Turn `a.b=value` into nested keys; the value is YAML.
-
-    Raises:
-        ConfigError: There is no `=`, or the value is not YAML.
-    """
-    key, equals, value_text = text.partition("=")
-    if not equals or not key or any(not part for part in key.split(".")):
-        raise ConfigError("", f"cannot read {text!r}; write an override as key=value, e.g. trainer.max_steps=100")
-    try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value_text}"]), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(key, f"the value {value_text!r} is not valid YAML: {error}") from error
-    value = cast(dict[str, Any], parsed)["value"]
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return cast(dict[str, Any], value)
-
-
 def compose(file: Path, overrides: list[str]) -> Pipeline:
     """Compose an experiment file with its parents and overrides, and check its keys.
 
@@ -195,9 +178,10 @@ def compose(file: Path, overrides: list[str]) -> Pipeline:
         ConfigError: Any mistake in keys or plain types of the schema.
     """
     content = read_file(file)
+    aliases = aliases_of(content)
     stage_names = content["stages"] if isinstance(content.get("stages"), dict) else {}
     for text in overrides:
-        override = parse_override(text)
+        override = parse_override(text, aliases)
         if "base" in override:
             raise ConfigError("base", "the parents cannot be overridden; write a file with another base")
         for name in override["stages"] if isinstance(override.get("stages"), dict) else ():
@@ -260,7 +244,9 @@ def interpolate(config: dict[str, Any], path: str) -> dict[str, Any]:
 
 def _complete(content: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults and drop what was removed by null."""
-    config: dict[str, Any] = {f.name: content.get(f.name) for f in dataclasses.fields(Experiment) if f.name != "base"}
+    config: dict[str, Any] = {
+        f.name: content.get(f.name) for f in dataclasses.fields(Experiment) if f.name not in NOT_OF_STAGES
+    }
     for key, value in dataclasses.asdict(Experiment()).items():
         if key in config and config[key] is None:
             config[key] = value

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.engine.configuration.checks import IS_VALID, VALID, check_dataclass, check_finite
+from experiments.engine.configuration.checks import IS_VALID, VALID, check_dataclass, check_finite, check_value
 from experiments.engine.configuration.errors import join
 from lightning_modules.number_checks import MAX_SEED
 
-PIPELINE_KEYS = ("base", "description", "name", "seed", "threads", "runs_dir", "inputs", "checkpoint", "stages")
+PIPELINE_KEYS = (
+    *("base", "description", "name", "seed", "threads", "runs_dir", "inputs", "checkpoint", "stages", "aliases"),
+)
 PIPELINE_ONLY_KEYS = ("name", "runs_dir", "stages")
 INHERITED_BY_STAGES = ("seed", "threads", "checkpoint")
 
@@ -27,6 +29,21 @@ class CheckpointPolicy:
 
     every_n_steps: int | None = limited(None, lambda steps: steps > 0, "a positive number, or null for never")
     every_s: float | None = limited(60.0, lambda seconds: seconds > 0, "a positive number, or null for never")
+
+
+@dataclass
+class Alias:
+    """A short name of a key on the command line, where `name=value` stands for `key=value`.
+
+    Args:
+        key: What it stands for.
+        help: What its value is, for `--help`.
+        is_text: Whether the value is taken as it is written, and not as YAML.
+    """
+
+    key: str = ""
+    help: str = ""
+    is_text: bool = False
 
 
 @dataclass
@@ -52,6 +69,7 @@ class Experiment:
     fit: bool = True
     test: bool = False
     stages: dict[str, Any] | None = None
+    aliases: dict[str, Any] = field(default_factory=dict)
 
 
 EXPERIMENT_KEYS = tuple(one.name for one in dataclasses.fields(Experiment))
@@ -65,6 +83,10 @@ def check_keys(content: dict[str, Any], path: str) -> None:
     """
     check_dataclass(Experiment, content, path)
     check_dataclass(CheckpointPolicy, content.get("checkpoint") or {}, join(path, "checkpoint"))
+    for name, alias in (content.get("aliases") or {}).items():
+        where = join(join(path, "aliases"), name)
+        check_value(alias, dict, where)
+        check_dataclass(Alias, alias, where)
     check_finite(content, path)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,18 @@ from experiments.engine import artifacts
 from experiments.engine.artifacts import load_trained
 from experiments.engine.configuration.builder import build
 from experiments.engine.configuration.checks import is_spec
+from experiments.engine.configuration.errors import did_you_mean
 from experiments.engine.exports import CONFIG_FILE, LOADER, from_export
+from experiments.engine.runs import LATEST, latest_run, read_latest
+from lightning_modules.adapters.adapter_set import TRAINED
 from lightning_modules.errors import UserError
 from lightning_modules.inference.responder import Responder
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.speech_recognizer import SpeechRecognizer
 from lightning_modules.talker.decoding.decoding import Decoding
 
-LATEST_FILE, COMPARISON = "latest.txt", "comparison"
+COMPARISON = "comparison"
+PRECISIONS = ("32-true", "bf16-mixed")
 
 Transcriber = Callable[[Tensor], str]
 
@@ -57,6 +63,39 @@ class SpeakingModel:
         assert self.llm.vocoder is not None
         return self.llm.vocoder.sample_rate
 
+    def in_precision(self, precision: str | None = None) -> AbstractContextManager[object]:
+        """Let passes within this context run in a precision.
+
+        Args:
+            precision: "32-true" or "bf16-mixed"; that of the run if None, "32-true" for an export.
+
+        Raises:
+            UserError: If it is unknown.
+        """
+        if precision is None:
+            of_run = ((self.config or {}).get("trainer") or {}).get("precision")
+            precision = of_run if of_run in PRECISIONS else PRECISIONS[0]
+        if precision not in PRECISIONS:
+            raise UserError(f"precision is {precision!r}; give one of {', '.join(PRECISIONS)}")
+        is_lower = precision != PRECISIONS[0]
+        return torch.autocast(self.llm.device.type, torch.bfloat16, enabled=is_lower, cache_enabled=False)
+
+    def decoding(self, name: str) -> Decoding:
+        """Find a decoding by its name, or make one: ``<talker>`` or ``<talker>_<steps per block>``.
+
+        Raises:
+            UserError: If there is none of this name, and no such talker or number of steps.
+        """
+        if name in self.decodings:
+            return self.decodings[name]
+        talkers = self.llm.talkers
+        match = None if name in talkers else re.fullmatch(r"(.+)_(\d+)", name)
+        talker, steps = (match[1], int(match[2])) if match else (name, None)
+        if talker not in talkers:
+            known = dict.fromkeys([*self.decodings, *talkers])
+            raise UserError(f"decoding: there is no {name}; {did_you_mean(name, known)}, or write TALKER_STEPS")
+        return self.responder.resolve(Decoding(talker, steps, adapter=_own_adapter(self.llm)))
+
 
 def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None) -> SpeakingModel:
     """Load a system that can speak.
@@ -64,7 +103,8 @@ def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None)
     Args:
         path: A run of a SpeechLLM, an export or the run that made it, or the folder of an experiment's runs, of which
             the newest comparison is taken.
-        vocoder_run: A run whose vocoder speaks, if the run has none, as a training has.
+        vocoder_run: A run whose vocoder speaks, if the run has none, as a training has; the comparison beside it if
+            None.
 
     Raises:
         FileNotFoundError: If a directory is none of these, or a run has no checkpoint.
@@ -78,6 +118,7 @@ def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None)
     if not llm.talkers:
         raise UserError(f"{source} has no talker; give a run that holds thinker and talkers, as a comparison")
     if llm.vocoder is None:
+        vocoder_run = vocoder_run or latest_run(source.parent, COMPARISON)
         if vocoder_run is None:
             raise UserError(
                 f"{source} has no vocoder; give a comparison, or job.init_args.vocoder_run=RUN with the run of one"
@@ -85,7 +126,9 @@ def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None)
         llm.vocoder = load_trained(find_source(Path(vocoder_run)), "vocoder")
         llm.check_tokens()
     llm.eval().requires_grad_(False)
-    decodings = llm.decodings or llm.responder.resolve_all({name: Decoding(name) for name in llm.talkers})
+    decodings = llm.decodings or llm.responder.resolve_all(
+        {name: Decoding(name, adapter=_own_adapter(llm)) for name in llm.talkers}
+    )
     config = None if is_export else artifacts.read_config(source)
     by, transcribe = "", None
     if config is not None:
@@ -107,17 +150,21 @@ def find_source(path: Path) -> Path:
         return path / "export"
     if (path / "config.yaml").is_file() or (path / CONFIG_FILE).is_file():
         return path
-    latest = path / LATEST_FILE
-    if not latest.is_file():
+    if not (path / LATEST).is_file():
         raise FileNotFoundError(
             f"{path} is no run directory, no export and no folder of runs; give one like "
             "runs/quickstart/comparison-1a2b3c4d, or run the quickstart first: python experiments/run.py"
         )
-    stages = dict(line.split(": ", 1) for line in latest.read_text(encoding="utf-8").splitlines() if ": " in line)
+    stages = read_latest(path)
     names = [COMPARISON] if COMPARISON in stages else [name for name in stages if name.endswith(COMPARISON)]
     if not names:
         raise FileNotFoundError(f"{path} has no finished comparison; give one of its runs: {sorted(stages.values())}")
     return path / stages[names[-1]]
+
+
+def _own_adapter(llm: SpeechLLM) -> str | None:
+    """Name the adapter that was trained in the run itself, None if none was."""
+    return TRAINED if TRAINED in llm.adapters.names else None
 
 
 def _find_transcriber(source: Path, config: dict[str, Any], llm: SpeechLLM) -> tuple[str, Transcriber | None]:

@@ -5,16 +5,20 @@ from pathlib import Path
 import pytest
 
 from experiments.engine.configuration.config import compose, read_file, shipped_files
-from experiments.engine.plan import make_plan
+from experiments.engine.plan import LATEST_RUN, make_plan
 
 FILES = shipped_files()
+# what one has to say on the command line
+NEEDED = {"speak": ["text=Hello"]}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_it_composes_and_builds_without_weights(file: Path, tmp_path: Path) -> None:
     content = read_file(file)
-    inputs = [f"inputs.{name}={tmp_path}" for name, value in (content.get("inputs") or {}).items() if value == "???"]
-    plan = make_plan(file, [*inputs, f"runs_dir={tmp_path}"])
+    given = content.get("inputs") or {}
+    open_inputs = [name for name, value in given.items() if str(value).startswith(("???", LATEST_RUN))]
+    inputs = [f"inputs.{name}={tmp_path}" for name in open_inputs]
+    plan = make_plan(file, [*inputs, *NEEDED.get(file.stem, ()), f"runs_dir={tmp_path}"])
     assert plan.pipeline.description, "say in one line what it is, in `description`"
     assert "\n" not in plan.pipeline.description
     assert len({planned.run.directory for planned in plan.stages}) == len(plan.stages)

@@ -11,16 +11,8 @@ from experiments.jobs.exporter import Exporter
 from experiments.jobs.speaking.speaking_model import find_source, load_speaking_model
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.decoding import Decoding
-from tests.experiments.jobs.test_exporter import (
-    QUERY,
-    SPEECH_LLM,
-    answers,
-    assert_same,
-    runs,  # noqa: F401 - a fixture
-    spec,
-    trained,
-    write_run,
-)
+from tests.experiments.jobs.test_exporter import QUERY, answers, assert_same
+from tests.experiments.tiny_runs import SPEECH_LLM, spec, trained, write_run
 
 
 def described(run: Path, **keys: Any) -> Path:
@@ -30,7 +22,7 @@ def described(run: Path, **keys: Any) -> Path:
     return run
 
 
-def test_a_comparison_its_export_and_the_folder_of_its_runs_speak_alike(runs: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_comparison_its_export_and_the_folder_of_its_runs_speak_alike(runs: Path, tmp_path: Path) -> None:
     Exporter(runs / "comparison").run(tmp_path)
     (runs / "latest.txt").write_text("base: base\ncomparison: comparison\n", encoding="utf-8")
     run, folder, export = (load_speaking_model(path) for path in (runs / "comparison", runs, tmp_path))
@@ -43,14 +35,14 @@ def test_a_comparison_its_export_and_the_folder_of_its_runs_speak_alike(runs: Pa
     assert run.transcribe is None and run.transcribed_by == "", "nothing here learned to transcribe"
 
 
-def test_a_training_speaks_with_the_vocoder_of_another_run(runs: Path) -> None:  # noqa: F811
+def test_a_training_speaks_with_the_vocoder_of_another_run(runs: Path) -> None:
     model = load_speaking_model(runs / "base", vocoder_run=runs / "comparison")
     assert set(model.decodings) == {"ntp", "mdm"}
     reply = model.responder.answer(model.responder.write_text(QUERY), model.decodings["mdm"])
     assert len(reply.waveform) > 0
 
 
-def test_queries_are_written_down_by_the_thinker_or_else_by_the_judge(runs: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_queries_are_written_down_by_the_thinker_or_else_by_the_judge(runs: Path, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "thinker": trained(runs / "base", "thinker"),
         "talkers": {"ntp": trained(runs / "base", "talkers.ntp")},
@@ -74,7 +66,7 @@ def test_queries_are_written_down_by_the_thinker_or_else_by_the_judge(runs: Path
     assert isinstance(model.transcribe(QUERY), str)
 
 
-def test_what_cannot_speak_is_told(runs: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_cannot_speak_is_told(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no vocoder; give a comparison, or job.init_args.vocoder_run=RUN"):
         load_speaking_model(runs / "base")
     with pytest.raises(UserError, match="holds a SpeechCodec; give the run of a SpeechLLM"):
