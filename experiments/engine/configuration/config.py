@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.engine.configuration.choices import CHOICES, choose
 from experiments.engine.configuration.errors import ConfigError, did_you_mean, join
 from experiments.engine.configuration.overrides import aliases_of, parse_override
 from experiments.engine.configuration.schema import (
@@ -169,7 +170,8 @@ def compose(file: Path, overrides: list[str]) -> Pipeline:
 
     Args:
         file: The experiment file.
-        overrides: Texts like `stages.codec.trainer.max_steps=10`; they win over the files.
+        overrides: Texts like `stages.codec.trainer.max_steps=10`; they win over the files. One like `size=paper` takes
+            an alternative of the file's `choices`.
 
     Returns:
         The stages, each with all keys of `Experiment`, interpolations unresolved.
@@ -178,6 +180,10 @@ def compose(file: Path, overrides: list[str]) -> Pipeline:
         ConfigError: Any mistake in keys or plain types of the schema.
     """
     content = read_file(file)
+    chosen, overrides = choose(content, overrides, EXPERIMENT_KEYS)
+    content.pop(CHOICES, None)
+    for alternative in chosen:
+        content = merge(content, alternative)
     aliases = aliases_of(content)
     stage_names = content["stages"] if isinstance(content.get("stages"), dict) else {}
     for text in overrides:

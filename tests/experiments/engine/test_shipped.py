@@ -10,6 +10,12 @@ from experiments.engine.plan import LATEST_RUN, make_plan
 FILES = shipped_files()
 # what one has to say on the command line
 NEEDED = {"speak": ["text=Hello"]}
+CHOICES = [
+    (file, f"{name}={value}")
+    for file in FILES
+    for name, values in (read_file(file).get("choices") or {}).items()
+    for value in list(values)[1:]  # the first one counts where none is named
+]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -24,6 +30,13 @@ def test_it_composes_and_builds_without_weights(file: Path, tmp_path: Path) -> N
     assert len({planned.run.directory for planned in plan.stages}) == len(plan.stages)
     assert [path for planned in plan.stages for path in planned.unchecked] == []
     assert plan.to_yaml()
+
+
+@pytest.mark.parametrize(("file", "choice"), CHOICES, ids=str)
+def test_its_choices_compose_and_build_without_weights(file: Path, choice: str, tmp_path: Path) -> None:
+    plans = [make_plan(file, [*words, f"runs_dir={tmp_path}"]) for words in ([], [choice])]
+    assert [path for planned in plans[1].stages for path in planned.unchecked] == []
+    assert len({plan.stages[0].run.directory for plan in plans}) == 2, "it changes nothing"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

@@ -1,0 +1,85 @@
+"""What a machine can do at best: bytes read per second, and matrix products per second."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+MAIN_MEMORY_BYTES = 2**29
+MEASURED_S = 0.15
+CACHED_WIDTH = 512
+
+
+def processor() -> str:
+    """Give the model of the processor, as Linux names it, and its number of cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def least_seconds(action: Callable[[], object], device: torch.device) -> float:
+    """Give the least seconds that an action takes, out of as many runs as fit into `MEASURED_S`, at least five.
+
+    Args:
+        action: What is measured.
+        device: Where its work is done.
+
+    Returns:
+        Seconds of one run.
+    """
+    action()
+    wait_for(device)
+    best, end, num_runs = float("inf"), time.perf_counter() + MEASURED_S, 0
+    while num_runs < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        action()
+        wait_for(device)
+        best = min(best, time.perf_counter() - start)
+        num_runs += 1
+    return best
+
+
+def read_bandwidth(num_bytes: int, device: torch.device) -> float:
+    """Measure how fast memory is read, by the fastest of three reductions over one buffer.
+
+    The buffer is as large as what is read in practice, so that what stays in a cache there does so here.
+
+    Args:
+        num_bytes: Size of the buffer, rounded up to 64 kB.
+        device: Whose memory; on a CPU it is read by PyTorch's present number of threads.
+
+    Returns:
+        Bytes per second.
+    """
+    buffer = torch.ones(-(-num_bytes // 2**16) * 2**14, device=device)
+    actions = (buffer.sum, buffer.amax, lambda: torch.dot(buffer, buffer))
+    return 4 * buffer.numel() / min(least_seconds(action, device) for action in actions)
+
+
+def matrix_rate(num_rows: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Measure the products of so many rows with a weight that stays in the cache.
+
+    Args:
+        num_rows: Rows of the other factor.
+        dtype: Precision of both.
+        device: Where.
+
+    Returns:
+        Operations per second, two for each multiplication with its addition.
+    """
+    width = CACHED_WIDTH if device.type == "cpu" else 8 * CACHED_WIDTH
+    weight = torch.randn(width, width, device=device).to(dtype)
+    rows = torch.randn(num_rows, width, device=device).to(dtype)
+    with torch.inference_mode():
+        return 2 * num_rows * width**2 / least_seconds(lambda: F.linear(rows, weight), device)

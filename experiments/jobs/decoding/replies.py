@@ -1,0 +1,100 @@
+"""Timed replies of fixed length, of one decoding under one execution each."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from experiments.jobs.decoding.executions import Runner
+from experiments.jobs.decoding.machine import wait_for
+from lightning_modules.errors import UserError
+from lightning_modules.talker.decoding.streaming import SpeechChunk, TextState
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one reply took.
+
+    Attributes:
+        seconds: From the first text state to the last token.
+        first_chunk_s: Seconds of these until the tokens of the first samples are there.
+        num_passes: Passes that the decoder reports.
+        tokens: The speech tokens.
+    """
+
+    seconds: float
+    first_chunk_s: float
+    num_passes: int
+    tokens: tuple[int, ...]
+
+
+@dataclass
+class Case:
+    """One decoding under one execution.
+
+    Attributes:
+        decoding: Name of the decoding.
+        execution: Name of the execution.
+        runner: Decodes a reply.
+        text: What it says.
+        num_blocks: Blocks of a reply.
+        block_size: Tokens of a block.
+        num_first_blocks: Blocks that the first samples need.
+        setup_s: Seconds until it was prepared and warm: compilation, capture, packed weights, one reply.
+        peak_memory_gb: Most memory of PyTorch during a reply; None on a CPU.
+        replies: The replies that were timed.
+    """
+
+    decoding: str
+    execution: str
+    runner: Runner
+    text: Iterable[TextState]
+    num_blocks: int
+    block_size: int
+    num_first_blocks: int = 1
+    setup_s: float = 0.0
+    peak_memory_gb: float | None = None
+    replies: list[Reply] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Name in tables and in JSON."""
+        return f"{self.decoding}, {self.execution}"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a reply."""
+        return self.num_blocks * self.block_size
+
+    def stream(self) -> Iterable[SpeechChunk]:
+        """Start a reply."""
+        return self.runner(self.text)
+
+    def speak(self, device: torch.device) -> Reply:
+        """Decode one reply, and time it.
+
+        Raises:
+            UserError: If it has another length than it should: it said EOS.
+        """
+        wait_for(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        chunks, first_chunk_s = [], 0.0
+        start = time.perf_counter()
+        for chunk in self.stream():
+            chunks.append(chunk)
+            if len(chunks) == self.num_first_blocks:
+                wait_for(device)
+                first_chunk_s = time.perf_counter() - start
+        wait_for(device)
+        seconds = time.perf_counter() - start
+        if device.type == "cuda":
+            self.peak_memory_gb = torch.cuda.max_memory_allocated(device) / 1e9
+        tokens = tuple(token for chunk in chunks for token in chunk.tokens.tolist())
+        if len(tokens) != self.num_tokens:
+            raise UserError(
+                f"{self.name}: {len(tokens)} tokens in place of {self.num_tokens}; replies of fixed length need greedy "
+                "decoding, so leave a sampler's temperature at 0"
+            )
+        return Reply(seconds, first_chunk_s, sum(chunk.num_forwards for chunk in chunks), tokens)
