@@ -11,6 +11,10 @@ from lightning_modules.errors import UserError
 from lightning_modules.talker.base import Talker, draw_weights
 from lightning_modules.talker.blocks import BlockedSpeech, count_blocks, lay_out_in_blocks
 from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.static.batch import BatchedReply, decode_batch
+from lightning_modules.talker.decoding.static.decoder import StaticDecoder
+from lightning_modules.talker.decoding.static.program import BlockProgram, SpeechParts
+from lightning_modules.talker.decoding.static.runners import EagerRunner
 from lightning_modules.talker.decoding.streaming import (
     AnchorReader,
     BlockDecoder,
@@ -18,7 +22,7 @@ from lightning_modules.talker.decoding.streaming import (
     TextState,
     stream_blocks,
 )
-from lightning_modules.talker.network.anchors import SemanticAnchors, count_text_overflow
+from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates, count_text_overflow
 from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.vocabulary import SpeechVocabulary
 
@@ -26,7 +30,8 @@ from lightning_modules.talker.vocabulary import SpeechVocabulary
 class AnchoredTalker(Talker):
     """Speaks in blocks, each of which carries a few text tokens of its own.
 
-    Subclasses differ in a loss (:meth:`forward`) and a decoder (:meth:`new_decoder`).
+    Subclasses differ in a loss (:meth:`forward`) and in the function that decodes a block
+    (:meth:`block_program`).
 
     Args:
         num_codes: Size of the speech codebook.
@@ -60,8 +65,18 @@ class AnchoredTalker(Talker):
         self.head = nn.Linear(backbone.width, self.vocabulary.num_outputs, bias=False)
 
     @abstractmethod
-    def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
-        """Make what decodes the blocks of one reply; the number of steps is given."""
+    def block_program(self, max_blocks: int, decoding: Decoding) -> BlockProgram:
+        """Make the function that decodes a block; the number of steps is given."""
+
+    @abstractmethod
+    def new_stepwise_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
+        """Make what decodes the blocks of one reply step by step; the number of steps is given."""
+
+    @property
+    def speech_parts(self) -> SpeechParts:
+        """What of this talker decodes."""
+        ids = self.vocabulary.bos_id, self.vocabulary.mask_id, self.vocabulary.eos_id, self.vocabulary.num_outputs
+        return SpeechParts(self.anchors, [self.backbone], self.embed_tokens, self.head, self.block_size, *ids)
 
     def check(self, decoding: Decoding) -> None:
         """Refuse rules for talkers that read text as a prefix, too; see :class:`Talker`."""
@@ -75,7 +90,36 @@ class AnchoredTalker(Talker):
     def stream(self, text: Iterable[TextState], max_blocks: int, decoding: Decoding) -> Iterator[SpeechChunk]:
         """Speak, with at most ``anchors_per_block`` text states pulled ahead of each block; see :class:`Talker`."""
         self.check(decoding)
-        decoder = self.new_decoder(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
+        program = self.block_program(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
+        return self._stream(StaticDecoder(EagerRunner(program)), text, max_blocks)
+
+    def stream_stepwise(self, text: Iterable[TextState], max_blocks: int, decoding: Decoding) -> Iterator[SpeechChunk]:
+        """Speak as :meth:`stream` does, one step after the other, with a growing cache: what it is measured against."""
+        self.check(decoding)
+        decoder = self.new_stepwise_decoder(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
+        return self._stream(decoder, text, max_blocks)
+
+    @torch.no_grad()
+    def decode_batch(self, text: TextStates, max_blocks: int, decoding: Decoding) -> list[BatchedReply]:
+        """Speak many replies whose texts are written, each as :meth:`stream` speaks it alone.
+
+        Args:
+            text: Text states of all replies.
+            max_blocks: Where speech is cut off if no EOS comes.
+            decoding: How to decode; its talker's name is not looked at.
+
+        Returns:
+            One reply per row.
+
+        Raises:
+            UserError: If this talker does not know the decoding.
+        """
+        self.check(decoding)
+        program = self.block_program(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
+        decoder = StaticDecoder(EagerRunner(program), len(text.lengths))
+        return decode_batch(decoder, self.anchors(text, max_blocks), self.vocabulary.eos_id)
+
+    def _stream(self, decoder: BlockDecoder, text: Iterable[TextState], max_blocks: int) -> Iterator[SpeechChunk]:
         return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)
 
     def lay_out(self, units: Tensor, unit_lengths: Tensor) -> BlockedSpeech:

@@ -10,6 +10,8 @@ from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.static.next_tokens import NextTokenProgram
+from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
 from lightning_modules.talker.masking.schemes import RowGenerators
@@ -109,8 +111,12 @@ class AutoregressiveTalker(AnchoredTalker):
                 "reveal nor a draft to refine; leave unmasking and refinement out"
             )
 
-    def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
-        """Decode token by token; see :class:`Talker`."""
+    def block_program(self, max_blocks: int, decoding: Decoding) -> BlockProgram:
+        """Decode a block; see :class:`AnchoredTalker`."""
+        return NextTokenProgram(self.speech_parts, decoding, max_blocks)
+
+    def new_stepwise_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
+        """Decode token by token; see :class:`AnchoredTalker`."""
         return StepDecoder(self, [self.backbone], max_blocks, decoding)
 
 

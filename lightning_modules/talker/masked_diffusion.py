@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.filling import BlockFiller
+from lightning_modules.talker.decoding.static.masked_tokens import BlockCausalProgram
+from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
 from lightning_modules.talker.masking.schemes import Masking
@@ -112,8 +114,12 @@ class MaskedDiffusionTalker(MaskedTalker):
         all_anchors, all_positions = anchors.repeat(1, num_copies, 1, 1), positions.repeat(num_copies)
         return lambda x_t: self.backbone(self.embed(x_t, all_anchors), all_positions, after_clean, cache)
 
-    def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
-        """Decode block by block; see :class:`Talker`."""
+    def block_program(self, max_blocks: int, decoding: Decoding) -> BlockProgram:
+        """Decode a block; see :class:`AnchoredTalker`."""
+        return BlockCausalProgram(self.speech_parts, decoding, max_blocks)
+
+    def new_stepwise_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
+        """Decode block by block; see :class:`AnchoredTalker`."""
         return _BlockDecoder(self, max_blocks, decoding)
 
 

@@ -1,6 +1,7 @@
 """The multi-token-prediction talker (MTP): autoregressive, several tokens per step."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from lightning_modules.errors import UserError
 from lightning_modules.talker.autoregressive import AutoregressiveTalker, StepDecoder
 from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.static.next_tokens import NextTokenProgram
+from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
 from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
@@ -108,9 +111,16 @@ class MultiTokenTalker(AutoregressiveTalker):
         nll = terms[0].mean
         return TalkerOutput(tuple(terms), nll.detach(), accuracies[0], terms[0].count, nll.new_zeros(()))
 
-    def new_decoder(self, max_blocks: int, decoding: Decoding) -> StepDecoder:
-        """Decode ``ceil(block_size / num_steps)`` tokens per forward pass; see :class:`Talker`."""
+    def block_program(self, max_blocks: int, decoding: Decoding) -> BlockProgram:
+        """Decode ``ceil(block_size / num_steps)`` tokens per forward pass; see :class:`AnchoredTalker`."""
+        parts = replace(self.speech_parts, backbones=self._layers_of(decoding))
+        return NextTokenProgram(parts, decoding, max_blocks)
+
+    def new_stepwise_decoder(self, max_blocks: int, decoding: Decoding) -> StepDecoder:
+        """Decode ``ceil(block_size / num_steps)`` tokens per forward pass; see :class:`AnchoredTalker`."""
+        return StepDecoder(self, self._layers_of(decoding), max_blocks, decoding)
+
+    def _layers_of(self, decoding: Decoding) -> list[TalkerBackbone]:
         assert decoding.num_steps is not None
         extra_layers = [layer for layer in self.extra_layers if isinstance(layer, TalkerBackbone)]
-        layers = [self.backbone, *extra_layers[: math.ceil(self.block_size / decoding.num_steps) - 1]]
-        return StepDecoder(self, layers, max_blocks, decoding)
+        return [self.backbone, *extra_layers[: math.ceil(self.block_size / decoding.num_steps) - 1]]

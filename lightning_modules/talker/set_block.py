@@ -10,6 +10,8 @@ from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.filling import BlockFiller
+from lightning_modules.talker.decoding.static.masked_tokens import SetBlockProgram
+from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
@@ -124,8 +126,12 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         """Allow every rule: this talker predicts masked tokens and next ones; see :class:`Talker`."""
         AnchoredTalker.check(self, decoding)
 
-    def new_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
-        """Decode block by block; see :class:`Talker`."""
+    def block_program(self, max_blocks: int, decoding: Decoding) -> BlockProgram:
+        """Decode a block; see :class:`AnchoredTalker`."""
+        return SetBlockProgram(self.speech_parts, decoding, max_blocks)
+
+    def new_stepwise_decoder(self, max_blocks: int, decoding: Decoding) -> BlockDecoder:
+        """Decode block by block; see :class:`AnchoredTalker`."""
         return _BlockDecoder(self, max_blocks, decoding)
 
 

@@ -1,12 +1,35 @@
 """Choosing tokens from logits."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_modules.errors import UserError
+
+
+class TokenNoise(NamedTuple):
+    """What tokens are drawn with, and what disturbs the order in which they are revealed.
+
+    Attributes:
+        exponential: A race of all tokens, which the one wins that has the highest probability over its own time,
+            ``(B, n, V) float32``; None if the most likely ones are taken.
+        uniform: ``(B, n) float32``; None without noise on the order.
+    """
+
+    exponential: Tensor | None
+    uniform: Tensor | None
+
+
+class NoiseOfSteps(Protocol):
+    """Gives the noise of each drawing, in their order."""
+
+    def __getitem__(self, drawing: int, /) -> TokenNoise:
+        """Give the noise of a drawing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,9 +74,64 @@ class TokenSampler:
         if self.temperature == 0:
             confidence, tokens = probabilities.max(dim=-1)
             return tokens, confidence
+        tempered = self._temper(logits)
+        tokens = torch.multinomial(tempered.flatten(0, -2), 1, generator=generator).view(logits.shape[:-1])
+        return tokens, probabilities.gather(-1, tokens[..., None])[..., 0]
+
+    def choose(self, logits: Tensor, noise: TokenNoise | None) -> Tensor:
+        """Choose tokens, ``(...) int64``, as a call does, with noise of a :class:`NoiseSource`."""
+        if noise is None or noise.exponential is None:
+            return logits.argmax(dim=-1)
+        return (self._temper(logits) / noise.exponential).argmax(dim=-1)
+
+    def choose_with_confidence(self, logits: Tensor, noise: TokenNoise | None) -> tuple[Tensor, Tensor]:
+        """Choose tokens with noise that was drawn before, and give what a call gives."""
+        probabilities = logits.float().softmax(dim=-1)
+        if noise is None or noise.exponential is None:
+            confidence, tokens = probabilities.max(dim=-1)
+            return tokens, confidence
+        tokens = self.choose(logits, noise)
+        return tokens, probabilities.gather(-1, tokens[..., None])[..., 0]
+
+    def _temper(self, logits: Tensor) -> Tensor:
+        """Give the probabilities that tokens are drawn with."""
         scores = logits.float() / self.temperature
         if self.top_k is not None and self.top_k < scores.shape[-1]:
             scores = scores.masked_fill(scores < scores.topk(self.top_k, dim=-1).values[..., -1:], -torch.inf)
-        tempered = scores.softmax(dim=-1)
-        tokens = torch.multinomial(tempered.flatten(0, -2), 1, generator=generator).view(logits.shape[:-1])
-        return tokens, probabilities.gather(-1, tokens[..., None])[..., 0]
+        return scores.softmax(dim=-1)
+
+
+class NoiseSource:
+    """Draws noise when it is asked for, for each row from a generator of its own.
+
+    Rows draw the same numbers alone as in a batch, and the same as :func:`torch.multinomial` does.
+
+    Args:
+        generators: One per row, on the device.
+        shape: Positions and tokens, ``(n, V)``.
+        has_exponential: Whether tokens are drawn.
+        has_uniform: Whether the order is disturbed.
+    """
+
+    def __init__(
+        self,
+        generators: Sequence[torch.Generator],
+        shape: tuple[int, int],
+        has_exponential: bool,
+        has_uniform: bool,
+    ) -> None:
+        self.generators, self.shape = generators, shape
+        self.has_exponential, self.has_uniform = has_exponential, has_uniform
+
+    def __getitem__(self, drawing: int, /) -> TokenNoise:
+        """Draw the noise of the next drawing, whichever it is."""
+        exponentials, uniforms = [], []
+        for generator in self.generators:
+            if self.has_exponential:
+                times = torch.empty(self.shape, device=generator.device)
+                exponentials.append(times.exponential_(generator=generator))
+            if self.has_uniform:
+                uniforms.append(torch.rand(self.shape[0], generator=generator, device=generator.device))
+        return TokenNoise(
+            torch.stack(exponentials) if exponentials else None, torch.stack(uniforms) if uniforms else None
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import UserError
-from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.sampling import TokenNoise, TokenSampler
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -138,13 +138,19 @@ class Unmasking:
                 return Filling(tokens, step + 1, order)
         return Filling(tokens, num_steps, order)
 
+    def disturb(self, confidence: Tensor, noise: TokenNoise | None) -> Tensor:
+        """Give what positions are ranked by, ``(B, n)``, with noise that was drawn before."""
+        if noise is None or noise.uniform is None:
+            return confidence
+        gumbel = -(-noise.uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
+        return confidence.clamp(min=1e-20).log() + self.order_temperature * gumbel
+
     def _order(self, confidence: Tensor, generator: torch.Generator | None) -> Tensor:
         """Give what positions are ranked by."""
         if self.order_temperature == 0.0:
             return confidence
         uniform = torch.rand(confidence.shape, generator=generator, device=confidence.device)
-        gumbel = -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
-        return confidence.clamp(min=1e-20).log() + self.order_temperature * gumbel
+        return self.disturb(confidence, TokenNoise(None, uniform))
 
 
 def powers_of_two_up_to(block_size: int) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from lightning_modules.talker.network.attention_masks import (
     clean_context_mask,
     mask_from_order,
 )
-from lightning_modules.talker.network.key_value_cache import KeyValueCache
+from lightning_modules.talker.network.decoding_network import StaticCache
 from lightning_modules.talker.set_block import SetBlockTalker
 from tests.lightning_modules.talker.conftest import (
     in_steps,
@@ -127,14 +127,14 @@ def test_a_cache_has_the_precision_that_keys_are_computed_in(kind: str) -> None:
     """Under autocast too: a float32 cache would be converted as a whole in every pass."""
     talker = make_talker(kind)
     seen: list[torch.dtype] = []
-    whole = KeyValueCache.__init__
+    whole = StaticCache.__init__
 
-    def spy(cache: KeyValueCache, *arguments: Any, **settings: Any) -> None:
-        whole(cache, *arguments, **settings)
-        seen.append(cache.buffer.dtype)
+    def spy(cache: StaticCache, *arguments: Any) -> None:
+        whole(cache, *arguments)
+        seen.extend(buffer.dtype for buffer in cache.buffers)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KeyValueCache, "__init__", spy)
+        patch.setattr(StaticCache, "__init__", spy)
         for enabled in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 chunks = list(talker.stream(states_of_row(make_text([7]), 0), 3, in_steps()))

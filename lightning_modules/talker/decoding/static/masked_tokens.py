@@ -1,0 +1,300 @@
+"""A block of a talker that predicts masked tokens: all its steps, and the commit of the block before."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps
+from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, SpeechParts
+from lightning_modules.talker.decoding.unmasking import Unmasking, most_confident, num_to_reveal
+from lightning_modules.talker.network.decoding_network import OpenLayer, StaticCache, Window
+
+
+class BlockInWork(NamedTuple):
+    """What the passes of one block share.
+
+    Attributes:
+        lead: Slots that the first pass commits ahead of the block, embedded, ``(B, n, width)``.
+        beside: What is added to the block's own slots, ``(B, block_size, width)``; None if nothing is.
+        carry: What the block before handed on.
+        first: Window of the first pass, lead and block.
+        rest: Window of the others, the block alone.
+        opened: The cache.
+    """
+
+    lead: Tensor
+    beside: Tensor | None
+    carry: Carry
+    first: Window
+    rest: Window
+    opened: list[OpenLayer]
+
+
+class MaskedProgram(BlockProgram):
+    """Unmasks a block in steps; the first one also commits the block before.
+
+    Subclasses lay out slots.
+
+    Args:
+        parts: What decodes.
+        decoding: How; its number of steps is given.
+        max_blocks: Blocks of the longest reply.
+    """
+
+    def __init__(self, parts: SpeechParts, decoding: Decoding, max_blocks: int) -> None:
+        super().__init__(parts, decoding, max_blocks)
+        self.unmasking, self.refinement = decoding.unmasking or Unmasking(), decoding.refinement
+        draft_steps = self.num_steps if self.refinement is None else self.refinement.draft_steps
+        self.draft_steps = min(draft_steps, self.num_steps)
+        self.block_offsets = torch.arange(parts.block_size, device=self.device)
+        # A GPU would idle while the host looks; what is done twice changes nothing.
+        self.steps_per_look = 1 if self.device.type == "cpu" else 2
+
+    @property
+    def is_one_function(self) -> bool:
+        """Not with a threshold or corrections, for which the host looks at the device between steps."""
+        return self.unmasking.confidence_threshold is None and self.refinement is None
+
+    @property
+    def has_order_noise(self) -> bool:
+        """Whether the order of unmasking is disturbed; see :class:`BlockProgram`."""
+        return self.unmasking.order_temperature > 0
+
+    @property
+    def rows_of_noise(self) -> int:
+        """All positions of a block; see :class:`BlockProgram`."""
+        return self.parts.block_size
+
+    @abstractmethod
+    def lead(self, anchors: Tensor, carry: Carry) -> Tensor:
+        """Embed what the first pass commits, ``(B, n, width)``."""
+
+    @abstractmethod
+    def lay_out(self, carry: Carry) -> tuple[Tensor, Tensor]:
+        """Give offset and reach of each slot of lead and block; see :meth:`BlockProgram.windows`."""
+
+    @abstractmethod
+    def beside(self, anchors: Tensor) -> Tensor | None:
+        """Give what is added to the block's own slots, ``(B, block_size, width)``."""
+
+    @abstractmethod
+    def read(self, tokens: Tensor, carry: Carry) -> Tensor:
+        """Give the tokens that the block's own slots read, ``(B, block_size) int64``."""
+
+    @abstractmethod
+    def carry_of(self, tokens: Tensor, work: BlockInWork, is_committed: bool) -> Carry:
+        """Give what a finished block hands on."""
+
+    def embed_block(self, tokens: Tensor, work: BlockInWork) -> Tensor:
+        """Embed the block's own slots, ``(B, block_size, width)``."""
+        embedded = self.embed(self.read(tokens, work.carry))
+        return embedded if work.beside is None else embedded + work.beside
+
+    def __call__(
+        self,
+        anchors: Tensor,
+        carry: Carry,
+        caches: Sequence[StaticCache],
+        place: Place,
+        noise: NoiseOfSteps | None = None,
+    ) -> Block:
+        """Fill a block; see :class:`BlockProgram`."""
+        lead, size = self.lead(anchors, carry), self.parts.block_size
+        (first,), opened = self.windows(place, *self.lay_out(carry)), caches[0].open(place.num_keys)
+        work = BlockInWork(lead, self.beside(anchors), carry, first, first.last(size), opened)
+        tokens, order, num_forwards = self.unmask(work, noise)
+        num_committed, is_settled = lead.shape[1], False
+        if self.refinement is not None and num_forwards < self.num_steps:
+            behind_lead = Place(place.start + num_committed, place.position, place.num_keys)
+            (causal,) = self.windows(behind_lead, self.block_offsets, self.block_offsets + 1)
+            tokens, order, num_forwards, is_settled = self.correct(
+                work._replace(rest=causal), tokens, order, num_forwards
+            )
+        # The last correcting pass has written the keys and values of these very tokens.
+        num_committed += size * is_settled
+        return Block(tokens, order, self.carry_of(tokens, work, is_settled), num_committed, num_forwards)
+
+    def logits(self, tokens: Tensor, work: BlockInWork, step: int) -> Tensor:
+        """Predict the block's tokens, ``(B, block_size, V)``."""
+        size, embedded = self.parts.block_size, self.embed_block(tokens, work)
+        if step == 0:
+            embedded = torch.cat([work.lead, embedded], dim=1)
+        return self.predict(self.networks[0](embedded, work.rest if step else work.first, work.opened, size))
+
+    def unmask(self, work: BlockInWork, noise: NoiseOfSteps | None) -> tuple[Tensor, Tensor, int]:
+        """Fill a block of masks: its tokens, the step that revealed each, the steps taken."""
+        if self.unmasking.confidence_threshold is not None:
+            return self._unmask_above_threshold(work, noise)
+        tokens = self._masks(work)
+        order, is_revealed = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
+        num_masked, last = tokens.shape[1], self.draft_steps - 1
+        for step in range(last):
+            drawn = None if noise is None else noise[step]
+            candidates, confidence = self.sampler.choose_with_confidence(self.logits(tokens, work, step), drawn)
+            ranked_by = self.unmasking.disturb(confidence, drawn).masked_fill(is_revealed, -torch.inf)
+            num_revealed = num_to_reveal(num_masked, self.draft_steps - step)
+            chosen = ranked_by.argsort(dim=-1, descending=True, stable=True).narrow(1, 0, num_revealed)
+            tokens = tokens.scatter(1, chosen, candidates.gather(1, chosen))
+            order, is_revealed = order.scatter(1, chosen, step), is_revealed.scatter(1, chosen, True)
+            num_masked -= num_revealed
+        # All that is left is revealed in the last step, however sure the network is of it.
+        candidates = self.sampler.choose(self.logits(tokens, work, last), None if noise is None else noise[last])
+        tokens, order = torch.where(is_revealed, tokens, candidates), order.masked_fill(~is_revealed, last)
+        return tokens, order, self.draft_steps
+
+    def correct(
+        self, work: BlockInWork, tokens: Tensor, order: Tensor, num_done: int
+    ) -> tuple[Tensor, Tensor, int, bool]:
+        """Replace the first token of each row that is not the most probable next one, step by step.
+
+        Returns:
+            Tokens, order, steps taken in all, and whether the last one changed nothing in any row.
+        """
+        for step in range(num_done, self.num_steps):
+            best = self.logits(tokens, work, step).argmax(dim=-1)
+            wrong = best != tokens
+            if self._looks_at(step + 1 - num_done, step + 1) and not bool(wrong.any()):
+                return tokens, order, step + 1, True
+            is_first = wrong & (wrong.cumsum(dim=1) == 1)
+            tokens, order = torch.where(is_first, best, tokens), order.masked_fill(is_first, step)
+        return tokens, order, self.num_steps, False
+
+    def _unmask_above_threshold(self, work: BlockInWork, noise: NoiseOfSteps | None) -> tuple[Tensor, Tensor, int]:
+        tokens = self._masks(work)
+        order, is_masked = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)
+        threshold = self.unmasking.confidence_threshold
+        assert threshold is not None
+        for step in range(self.draft_steps):
+            drawn = None if noise is None else noise[step]
+            candidates, confidence = self.sampler.choose_with_confidence(self.logits(tokens, work, step), drawn)
+            num_revealed = num_to_reveal(is_masked.sum(dim=1, keepdim=True), self.draft_steps - step)
+            surest = most_confident(self.unmasking.disturb(confidence, drawn), is_masked, num_revealed)
+            revealed = surest | (is_masked & (confidence >= threshold))
+            tokens, order = torch.where(revealed, candidates, tokens), order.masked_fill(revealed, step)
+            is_masked = is_masked & ~revealed
+            if self._looks_at(step + 1, step + 1) and not bool(is_masked.any()):
+                return tokens, order, step + 1
+        return tokens, order, self.draft_steps
+
+    def _looks_at(self, num_steps: int, num_passes: int) -> bool:
+        """Tell whether the host looks at the device behind a step; behind the last one there is nothing to save."""
+        return num_steps % self.steps_per_look == 0 or num_passes == self.num_steps
+
+    def _masks(self, work: BlockInWork) -> Tensor:
+        shape = len(work.lead), self.parts.block_size
+        return torch.full(shape, self.parts.mask_id, device=self.device)
+
+
+class BlockCausalProgram(MaskedProgram):
+    """Blocks that attend to all of themselves and carry their anchors in place: masked diffusion.
+
+    The carry is the finished block, embedded, ``(B, block_size, width)``, or nothing.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of each block; see :class:`BlockProgram`."""
+        return self.max_blocks * self.parts.block_size
+
+    def begin(self, batch_size: int) -> Carry:
+        """Read nothing; see :class:`BlockProgram`."""
+        return (self.embed.weight.new_zeros(batch_size, 0, self.embed.embedding_dim),)
+
+    def num_slots(self, carry: Carry) -> int:
+        """Count the finished block and the one in work; see :class:`BlockProgram`."""
+        return carry[0].shape[1] + self.parts.block_size
+
+    def lead(self, anchors: Tensor, carry: Carry) -> Tensor:
+        """Give the finished block; see :class:`MaskedProgram`."""
+        return carry[0]
+
+    def lay_out(self, carry: Carry) -> tuple[Tensor, Tensor]:
+        """Let each block see itself and those before it; see :class:`MaskedProgram`."""
+        pending = self.block_offsets[: carry[0].shape[1]]
+        offsets = torch.cat([pending - len(pending), self.block_offsets])
+        reach = torch.cat([torch.full_like(pending, len(pending)), torch.full_like(self.block_offsets, len(offsets))])
+        return offsets, reach
+
+    def beside(self, anchors: Tensor) -> Tensor:
+        """Lay the anchors in place; see :class:`MaskedProgram`."""
+        return self.parts.anchors.in_place(anchors[:, None], self.parts.block_size)
+
+    def read(self, tokens: Tensor, carry: Carry) -> Tensor:
+        """Let each slot read its own token; see :class:`MaskedProgram`."""
+        return tokens
+
+    def carry_of(self, tokens: Tensor, work: BlockInWork, is_committed: bool) -> Carry:
+        """Hand on the block with its anchors; see :class:`MaskedProgram`."""
+        return (self.embed_block(tokens, work),)
+
+    def commit(self, carry: Carry, caches: Sequence[StaticCache], place: Place) -> tuple[Carry, int]:
+        """Write the finished block; see :class:`BlockProgram`."""
+        (pending,) = carry
+        num_pending = pending.shape[1]
+        offsets = self.block_offsets[:num_pending] - num_pending
+        (window,) = self.windows(place, offsets, torch.full_like(offsets, num_pending))
+        self.networks[0](pending, window, caches[0].open(place.num_keys), 1)
+        return (pending[:, :0],), num_pending
+
+
+class SetBlockProgram(MaskedProgram):
+    """Blocks that are read causally once they are finished, with anchor slots of their own: set block decoding.
+
+    The carry is what the slots of the finished block read, ``(B, n) int64``, nothing if they are committed, and its
+    last token, ``(B, 1) int64``, BOS before the first block.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """Anchors and tokens of each block, and the masked slots of the last one; see :class:`BlockProgram`."""
+        size = self.parts.block_size
+        return self.max_blocks * (self.parts.anchors.anchors_per_block + size) + size
+
+    def begin(self, batch_size: int) -> Carry:
+        """Read BOS; see :class:`BlockProgram`."""
+        last = torch.full((batch_size, 1), self.parts.bos_id, device=self.device)
+        return last[:, :0], last
+
+    def num_slots(self, carry: Carry) -> int:
+        """Count the finished block, anchors and the block in work; see :class:`BlockProgram`."""
+        return carry[0].shape[1] + self.parts.anchors.anchors_per_block + self.parts.block_size
+
+    def lead(self, anchors: Tensor, carry: Carry) -> Tensor:
+        """Give the finished block and the anchors; see :class:`MaskedProgram`."""
+        slots = self.anchor_slots(anchors)
+        return torch.cat([self.embed(carry[0]), slots], dim=1) if carry[0].shape[1] else slots
+
+    def lay_out(self, carry: Carry) -> tuple[Tensor, Tensor]:
+        """Order the finished block causally, then anchors, then the block in work; see :class:`MaskedProgram`."""
+        pending = self.block_offsets[: carry[0].shape[1]]
+        of_anchors = torch.arange(self.parts.anchors.anchors_per_block, device=self.device)
+        offsets = torch.cat([pending - len(pending), of_anchors, self.block_offsets])
+        num_lead = len(pending) + len(of_anchors)
+        of_block = torch.full_like(self.block_offsets, len(offsets))
+        return offsets, torch.cat([pending + 1, torch.full_like(of_anchors, num_lead), of_block])
+
+    def beside(self, anchors: Tensor) -> None:
+        """Add nothing; see :class:`MaskedProgram`."""
+
+    def read(self, tokens: Tensor, carry: Carry) -> Tensor:
+        """Let each slot read the token before its own; see :class:`MaskedProgram`."""
+        return torch.cat([carry[1], tokens[:, :-1]], dim=1)
+
+    def carry_of(self, tokens: Tensor, work: BlockInWork, is_committed: bool) -> Carry:
+        """Hand on the slots, unless they are committed, and the last token; see :class:`MaskedProgram`."""
+        pending = self.read(tokens, work.carry)
+        return pending[:, :0] if is_committed else pending, tokens[:, -1:]
+
+    def commit(self, carry: Carry, caches: Sequence[StaticCache], place: Place) -> tuple[Carry, int]:
+        """Write the finished block, if it is not; see :class:`BlockProgram`."""
+        pending, last = carry
+        num_pending = pending.shape[1]
+        if num_pending:
+            offsets = self.block_offsets[:num_pending]
+            (window,) = self.windows(place, offsets - num_pending, offsets + 1)
+            self.networks[0](self.embed(pending), window, caches[0].open(place.num_keys), 1)
+        return (pending[:, :0], last), num_pending

@@ -1,0 +1,188 @@
+"""What decodes one block as a function of tensors: its parts, its inputs, its result."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenSampler
+from lightning_modules.talker.network.anchors import SemanticAnchors
+from lightning_modules.talker.network.backbone import TalkerBackbone
+from lightning_modules.talker.network.decoding_network import DecodingNetwork, StaticCache, Window, as_function
+
+
+@dataclass(frozen=True)
+class SpeechParts:
+    """The parts of a talker that decode.
+
+    Attributes:
+        anchors: Say how many anchors a block has, and what stands where there is none.
+        backbones: Predict the next token, then one for each token behind it.
+        embed_tokens: Embeds speech tokens and special ones.
+        head: Gives logits.
+        block_size: Tokens per block.
+        bos_id: Read before the first token.
+        mask_id: The mask.
+        eos_id: End of speech.
+        num_outputs: Tokens that can be predicted.
+    """
+
+    anchors: SemanticAnchors
+    backbones: Sequence[TalkerBackbone]
+    embed_tokens: nn.Embedding
+    head: nn.Module
+    block_size: int
+    bos_id: int
+    mask_id: int
+    eos_id: int
+    num_outputs: int
+
+
+class Place(NamedTuple):
+    """Where a block stands in speech and cache: numbers, or int64 scalars on the device.
+
+    Attributes:
+        start: Slots of the cache that are committed.
+        position: Position of the block's first token.
+        num_keys: Slots that attention looks at, at least those that the block writes to; a number, always.
+    """
+
+    start: int | Tensor
+    position: int | Tensor
+    num_keys: int
+
+
+# What a block hands on to the next one, rows first.
+Carry = tuple[Tensor, ...]
+
+
+class Block(NamedTuple):
+    """A decoded block.
+
+    Attributes:
+        tokens: ``(B, n) int64``, anything behind the first EOS of a row.
+        order: Step that revealed each token, from 0, ``(B, n) int64``; None where they come one by one.
+        carry: For the next block.
+        num_committed: Slots of the cache that it committed.
+        num_forwards: Passes of the network.
+    """
+
+    tokens: Tensor
+    order: Tensor | None
+    carry: Carry
+    num_committed: int
+    num_forwards: int
+
+
+class BlockProgram(ABC):
+    """Decodes a block of many rows that stand at the same place, each with a text of its own.
+
+    A program keeps nothing of what it decoded. Nothing in it waits for the device unless :attr:`looks_inside` is set.
+
+    Args:
+        parts: What decodes.
+        decoding: How; its number of steps is given.
+        max_blocks: Blocks of the longest reply.
+
+    Attributes:
+        looks_inside: Whether the host may look at tokens within a block, to end it early. It costs nothing on a CPU.
+    """
+
+    def __init__(self, parts: SpeechParts, decoding: Decoding, max_blocks: int) -> None:
+        assert decoding.num_steps is not None
+        self.parts, self.decoding, self.max_blocks = parts, decoding, max_blocks
+        self.num_steps = decoding.num_steps
+        self.sampler = decoding.sampler or TokenSampler()
+        self.networks = [DecodingNetwork(one, max_blocks * parts.block_size) for one in parts.backbones]
+        self.device, self.dtype = self.networks[0].device, self.networks[0].dtype
+        self.embed = parts.embed_tokens
+        self.predict = as_function(parts.head, self.networks[0].cast_to)
+        self.looks_inside = self.device.type == "cpu"
+        self._key_slots = torch.arange(self.capacity, device=self.device)
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """Slots of the cache of the longest reply."""
+
+    @property
+    def is_one_function(self) -> bool:
+        """Whether a block takes the same passes whatever its tokens are, if nobody looks inside."""
+        return True
+
+    @property
+    def has_order_noise(self) -> bool:
+        """Whether the order in which tokens are revealed is disturbed."""
+        return False
+
+    @property
+    def num_drawings(self) -> int:
+        """How often tokens are drawn in a block, at most."""
+        return self.num_steps
+
+    @property
+    def rows_of_noise(self) -> int:
+        """Positions whose tokens are drawn at a time."""
+        return 1
+
+    @abstractmethod
+    def begin(self, batch_size: int) -> Carry:
+        """Give what the first block reads of those before it."""
+
+    @abstractmethod
+    def num_slots(self, carry: Carry) -> int:
+        """Count the slots that the next block writes to, at most."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        anchors: Tensor,
+        carry: Carry,
+        caches: Sequence[StaticCache],
+        place: Place,
+        noise: NoiseOfSteps | None = None,
+    ) -> Block:
+        """Decode a block.
+
+        Args:
+            anchors: ``(B, Q, width)``.
+            carry: What the block before handed on.
+            caches: One per backbone; written to.
+            place: Where the block stands.
+            noise: For each drawing of tokens; None if nothing is drawn.
+        """
+
+    def commit(self, carry: Carry, caches: Sequence[StaticCache], place: Place) -> tuple[Carry, int]:
+        """Write in a pass of its own what the next block would commit on its way.
+
+        Returns:
+            What is left to hand on, and how many slots were committed; 0 if there was nothing to do.
+        """
+        return carry, 0
+
+    def new_caches(self, batch_size: int) -> list[StaticCache]:
+        """Allocate a cache for each backbone."""
+        return [network.new_cache(batch_size, self.capacity) for network in self.networks]
+
+    def windows(self, place: Place, offsets: Tensor, reach: Tensor) -> list[Window]:
+        """Lay new positions behind the committed ones, a window for each backbone.
+
+        Args:
+            place: Where the block stands.
+            offsets: Position of each relative to the block's first token, ``(L,) int64``.
+            reach: How many of the new slots, from the first on, each may attend to, ``(L,) int64``.
+        """
+        key_slots = self._key_slots[: place.num_keys]
+        slots = self._key_slots[: len(offsets)] + place.start
+        hidden = key_slots >= (reach + place.start)[:, None]
+        mask = torch.zeros_like(hidden, dtype=self.dtype).masked_fill_(hidden, -torch.inf)
+        positions = offsets + place.position
+        return [network.window(slots, positions, mask) for network in self.networks]
+
+    def anchor_slots(self, anchors: Tensor) -> Tensor:
+        """Embed anchors as slots of their own, ``(B, Q, width)``."""
+        return anchors + self.embed.weight[self.parts.mask_id]

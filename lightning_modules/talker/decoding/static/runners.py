@@ -1,0 +1,139 @@
+"""How a program is run: as it is, or compiled."""
+
+import logging
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_modules.errors import UserError
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps
+from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place
+from lightning_modules.talker.network.decoding_network import StaticCache
+
+
+class BlockRunner(ABC):
+    """Runs a program.
+
+    Args:
+        program: What is run.
+
+    Attributes:
+        drops_rows: Whether the rows of a decoding may become fewer.
+    """
+
+    drops_rows = True
+
+    def __init__(self, program: BlockProgram) -> None:
+        self.program = program
+
+    def new_caches(self, batch_size: int) -> list[StaticCache]:
+        """Give the caches of a new decoding."""
+        return self.program.new_caches(batch_size)
+
+    @abstractmethod
+    def num_keys(self, num_slots: int) -> int:
+        """Say how many slots attention looks at, at least ``num_slots``."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        anchors: Tensor,
+        carry: Carry,
+        caches: Sequence[StaticCache],
+        place: Place,
+        noise: NoiseOfSteps | None,
+    ) -> Block:
+        """Decode a block; see :class:`BlockProgram`."""
+
+
+class EagerRunner(BlockRunner):
+    """Runs a program as it is, with attention over no more slots than there are."""
+
+    def num_keys(self, num_slots: int) -> int:
+        """Give the slots themselves."""
+        return num_slots
+
+    def __call__(
+        self,
+        anchors: Tensor,
+        carry: Carry,
+        caches: Sequence[StaticCache],
+        place: Place,
+        noise: NoiseOfSteps | None,
+    ) -> Block:
+        """Decode a block; see :class:`BlockProgram`."""
+        return self.program(anchors, carry, caches, place, noise)
+
+
+class CompiledRunner(BlockRunner):
+    """Runs a program as one compiled function, compiled again for each length of attention that comes up.
+
+    Args:
+        program: What is run.
+        backend: Of :func:`torch.compile`.
+
+    Raises:
+        UserError: If a block of the program is no single function.
+    """
+
+    drops_rows = False  # another number of rows is another function
+
+    def __init__(self, program: BlockProgram, backend: str = "inductor") -> None:
+        super().__init__(program)
+        refuse_looks(program)
+        self._run = torch.compile(program.__call__, fullgraph=True, dynamic=False, backend=backend)
+
+    def num_keys(self, num_slots: int) -> int:
+        """Give one of a few lengths."""
+        return bucket_of(num_slots, self.program.capacity)
+
+    def __call__(
+        self,
+        anchors: Tensor,
+        carry: Carry,
+        caches: Sequence[StaticCache],
+        place: Place,
+        noise: NoiseOfSteps | None,
+    ) -> Block:
+        """Decode a block; see :class:`BlockProgram`."""
+        drawn = None if noise is None else [noise[index] for index in range(self.program.num_drawings)]
+        device = self.program.device
+        start, position = (torch.as_tensor(one, device=device) for one in (place.start, place.position))
+        return self._run(anchors, carry, caches, Place(start, position, place.num_keys), drawn)
+
+
+def refuse_looks(program: BlockProgram) -> None:
+    """Refuse a program for which the host must look at the device within a block, and let no other do so.
+
+    Raises:
+        UserError: If the decoding has a threshold or corrections.
+    """
+    if not program.is_one_function:
+        raise UserError(
+            f"decoding of {program.decoding.talker}: with a confidence threshold or refinement a block is no single "
+            "function, and is neither compiled nor captured; leave them out, or decode as it is"
+        )
+    program.looks_inside = False
+
+
+def bucket_of(num_slots: int, capacity: int) -> int:
+    """Round a length of attention up to 64 times a power of two, or to the whole cache, so that few lengths come up."""
+    bucket = 64
+    while bucket < num_slots:
+        bucket *= 2
+    return min(bucket, capacity)
+
+
+def runner_of(program: BlockProgram, is_compiled: bool) -> BlockRunner:
+    """Give what runs a program: as it is, with one line that says so, if it cannot be compiled here."""
+    compiler = os.environ.get("CXX", "g++")
+    if is_compiled and shutil.which(compiler) is None:
+        logging.getLogger(__name__).warning(
+            "no C++ compiler (%s): the talker decodes without torch.compile, more slowly", compiler
+        )
+        is_compiled = False
+    return CompiledRunner(program) if is_compiled else EagerRunner(program)

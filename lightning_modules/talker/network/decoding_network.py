@@ -1,0 +1,222 @@
+"""A backbone as decoding runs it: few operators per pass, over a cache whose size and place never change."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lightning_modules.talker.network.backbone import DecoderLayer, TalkerBackbone
+
+# Weights in the precision of autocast, by weight: a pass under autocast would convert all of them again.
+_CAST_WEIGHTS = WeakTensorKeyDictionary()
+
+
+class Window(NamedTuple):
+    """Where the positions of a pass stand, and what they may attend to.
+
+    Attributes:
+        slots: Places in the cache that they are written to, ``(L,) int64``.
+        cosines: Of their rotation, for queries, keys and values, which are not rotated, ``(L, 3, 1, head_dim)``.
+        sines: Likewise, negative in the first half.
+        mask: What is added to their scores, ``(L, num_keys)``.
+    """
+
+    slots: Tensor
+    cosines: Tensor
+    sines: Tensor
+    mask: Tensor
+
+    def split(self, sizes: Sequence[int]) -> "list[Window]":
+        """Give the windows of passes that follow each other."""
+        return [Window(*parts) for parts in zip(*(one.split(sizes) for one in self), strict=True)]
+
+    def last(self, num_positions: int) -> "Window":
+        """Give the window of the last positions."""
+        return Window(*(one[-num_positions:] for one in self))
+
+
+class OpenLayer(NamedTuple):
+    """The cache of one layer, open for the passes of a block.
+
+    Attributes:
+        buffer: Keys and values of all slots, ``(B, capacity, 2, heads, head_dim)``.
+        keys: Of the slots that the block may attend to, ``(B, heads, num_keys, head_dim)``, a view of the buffer.
+        values: Likewise.
+    """
+
+    buffer: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+class StaticCache:
+    """Keys and values of all rows, in buffers that are written in place.
+
+    Args:
+        num_layers: Decoder layers.
+        shape: Of the buffer of a layer, ``(B, capacity, 2, heads, head_dim)``.
+        device: Where it lives.
+        dtype: Its precision.
+    """
+
+    def __init__(
+        self, num_layers: int, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.buffers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(num_layers)]
+
+    def open(self, num_keys: int) -> list[OpenLayer]:
+        """Open the first slots for the passes of a block."""
+        opened = []
+        for buffer in self.buffers:
+            keys, values = buffer.narrow(1, 0, num_keys).transpose(1, 3).unbind(2)
+            opened.append(OpenLayer(buffer, keys, values))
+        return opened
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows, ``(n,) int64``."""
+        self.buffers = [buffer.index_select(0, rows) for buffer in self.buffers]
+
+
+class _Layer(NamedTuple):
+    """What a decoder layer applies, in this order."""
+
+    attention_norm: Callable[[Tensor], Tensor]
+    query_key_value: Callable[[Tensor], Tensor]
+    attention_out: Callable[[Tensor], Tensor]
+    ffn_norm: Callable[[Tensor], Tensor]
+    gate_and_up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor], Tensor]
+
+
+class DecodingNetwork:
+    """Runs a backbone over a static cache.
+
+    Positions, slots and what may be attended to are tensors, so that a pass is one function of tensors. Under autocast
+    it computes what autocast would, with weights that were converted once.
+
+    Args:
+        backbone: Gives the layers; they are read, not copied, unless autocast asks for another precision.
+        max_positions: Positions that rotation is known for.
+    """
+
+    def __init__(self, backbone: TalkerBackbone, max_positions: int) -> None:
+        weight = backbone.final_norm.weight
+        self.device = weight.device
+        self.cast_to = autocast_dtype(weight)
+        self.dtype = self.cast_to or weight.dtype
+        self.num_heads, self.head_dim = backbone.num_heads, backbone.head_dim
+        layers = [layer for layer in backbone.layers if isinstance(layer, DecoderLayer)]
+        self.layers = [
+            _Layer(
+                _norm(layer.attention_norm),
+                as_function(layer.query_key_value, self.cast_to),
+                as_function(layer.attention_out, self.cast_to),
+                _norm(layer.ffn_norm),
+                as_function(layer.gate_and_up, self.cast_to),
+                as_function(layer.down, self.cast_to),
+            )
+            for layer in layers
+        ]
+        self.final_norm = _norm(backbone.final_norm)
+        cosines, sines = backbone.rotary(torch.arange(max_positions, device=self.device))
+        sines = torch.cat([-sines[:, : self.head_dim // 2], sines[:, self.head_dim // 2 :]], dim=1)
+        tables = [
+            torch.stack([table, table, torch.full_like(table, of_values)], dim=1)[:, :, None].to(self.dtype)
+            for table, of_values in ((cosines, 1.0), (sines, 0.0))
+        ]
+        self.rotations = torch.stack(tables, dim=1)
+
+    def new_cache(self, batch_size: int, capacity: int) -> StaticCache:
+        """Allocate an empty cache for ``capacity`` positions of each row."""
+        shape = (batch_size, capacity, 2, self.num_heads, self.head_dim)
+        return StaticCache(len(self.layers), shape, self.device, self.dtype)
+
+    def window(self, slots: Tensor, positions: Tensor, mask: Tensor) -> Window:
+        """Make the window of positions ``(L,) int64``; the rest as of :class:`Window`."""
+        cosines, sines = self.rotations.index_select(0, positions).unbind(1)
+        return Window(slots, cosines, sines, mask)
+
+    def __call__(self, x: Tensor, window: Window, cache: list[OpenLayer], num_wanted: int) -> Tensor:
+        """Run all layers, and write the keys and values of all positions.
+
+        Args:
+            x: Embedded positions, ``(B, L, width)``.
+            window: Where they stand.
+            cache: The layers' caches.
+            num_wanted: Positions, the last ones, whose hidden states are asked for; the last layer does no more work
+                on others than their keys and values need.
+
+        Returns:
+            Hidden states, ``(B, num_wanted, width)``.
+        """
+        slots, cosines, sines, mask = window
+        batch_size, length, width = x.shape
+        x = x.reshape(-1, width)
+        for layer, (buffer, keys, values) in zip(self.layers, cache, strict=True):
+            shape = batch_size, length, 3, self.num_heads, self.head_dim
+            query_key_value = layer.query_key_value(layer.attention_norm(x)).view(shape)
+            rolled = query_key_value.roll(self.head_dim // 2, -1)
+            rotated = torch.addcmul(query_key_value * cosines, rolled, sines)
+            buffer.index_copy_(1, slots, rotated.narrow(2, 1, 2))
+            query = rotated.select(2, 0)
+            if num_wanted < length and layer is self.layers[-1]:
+                x = x.view(batch_size, length, width)[:, -num_wanted:].reshape(-1, width)
+                query, mask, length = query[:, -num_wanted:], mask[-num_wanted:], num_wanted
+            attended = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=mask)
+            x = x + layer.attention_out(attended.transpose(1, 2).reshape(-1, width))
+            gate, up = layer.gate_and_up(layer.ffn_norm(x)).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate).mul_(up))
+        return self.final_norm(x).view(batch_size, length, width)
+
+
+def autocast_dtype(weight: Tensor) -> torch.dtype | None:
+    """Give the precision that autocast computes products with a weight in; None without autocast."""
+    device = weight.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    dtype = torch.get_autocast_dtype(device)
+    return None if dtype == weight.dtype else dtype
+
+
+def as_function(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    """Give what a linear layer does, without what PyTorch does around a call of a module.
+
+    Args:
+        module: A linear layer, or what stands in its place (one with LoRA matrices, say), which is called as it is.
+        cast_to: What autocast would convert weight and input to; None without autocast.
+    """
+    if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+        return module if cast_to is None else partial(_call_under_autocast, module, cast_to)
+    if cast_to is None:
+        return partial(F.linear, weight=module.weight, bias=module.bias)
+    bias = None if module.bias is None else module.bias.detach().to(cast_to)
+    return partial(_cast_and_apply, cast_weight(module.weight, cast_to), bias)
+
+
+def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give a weight in another precision, converted again only if it was written to."""
+    if weight.is_inference():
+        return weight.detach().to(dtype)
+    state = weight._version, weight.data_ptr(), dtype
+    known = _CAST_WEIGHTS.get(weight)
+    if known is None or known[0] != state:
+        known = state, weight.detach().to(dtype)
+        _CAST_WEIGHTS[weight] = known
+    return known[1]
+
+
+def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:
+    return partial(F.rms_norm, normalized_shape=norm.normalized_shape, weight=norm.weight, eps=norm.eps)
+
+
+def _cast_and_apply(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    return F.linear(x.to(weight.dtype), weight, bias)
+
+
+def _call_under_autocast(module: nn.Module, dtype: torch.dtype, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, dtype):
+        return module(x)

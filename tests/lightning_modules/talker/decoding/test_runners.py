@@ -1,0 +1,132 @@
+"""Compiled and captured blocks are what the program gives as it is."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_modules.errors import UserError
+from lightning_modules.talker.anchored import AnchoredTalker
+from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.static.captured import CapturedRunner
+from lightning_modules.talker.decoding.static.decoder import StaticDecoder
+from lightning_modules.talker.decoding.static.runners import (
+    BlockRunner,
+    CompiledRunner,
+    EagerRunner,
+    bucket_of,
+    runner_of,
+)
+from lightning_modules.talker.decoding.unmasking import Unmasking
+from tests.lightning_modules.talker.conftest import WIDTH, make_talker
+
+SAMPLED: dict[str, Any] = {"sampler": TokenSampler(0.8, 5), "seed": 3}
+CASES: list[tuple[str, int, dict[str, Any]]] = [
+    ("ntp", 8, {}),
+    ("mtp", 3, {}),
+    ("mdm", 4, {}),
+    ("mdm", 1, {}),
+    ("set_block", 2, {}),
+    ("ntp", 8, SAMPLED),
+    ("set_block", 2, SAMPLED | {"unmasking": Unmasking(order_temperature=0.7)}),
+]
+
+
+def talker_on(kind: str, device: str) -> AnchoredTalker:
+    talker = make_talker(kind).double().to(device)
+    assert isinstance(talker, AnchoredTalker)
+    return talker
+
+
+@torch.no_grad()
+def tokens_of(runner: BlockRunner, num_blocks: int = 5) -> list[list[int]]:
+    """Decode a few blocks of two rows, whatever ends in them."""
+    decoder, blocks = StaticDecoder(runner, 2), []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(num_blocks):
+        anchors = torch.randn(2, 2, WIDTH, generator=generator, dtype=torch.float64).to(runner.program.device)
+        blocks.append(decoder.decode(anchors).tokens.cpu())
+        decoder.close_block()
+    return torch.cat(blocks, dim=1).tolist()
+
+
+def programs_of(kind: str, num_steps: int, rules: dict[str, Any], device: str = "cpu") -> tuple[Any, Any]:
+    talker = talker_on(kind, device)
+    programs = [talker.block_program(12, Decoding("it", num_steps, **rules)) for _ in range(2)]
+    programs[0].looks_inside = False
+    return programs[0], programs[1]
+
+
+def test_few_lengths_of_attention_come_up() -> None:
+    assert [bucket_of(n, 300) for n in (1, 64, 65, 128, 129, 257, 300)] == [64, 64, 128, 128, 256, 300, 300]
+
+
+@pytest.mark.parametrize(("kind", "num_steps", "rules"), [("ntp", 8, {}), ("set_block", 2, {})])
+def test_attention_over_more_slots_than_there_are_changes_nothing(
+    kind: str, num_steps: int, rules: dict[str, Any]
+) -> None:
+    plain, rounded = programs_of(kind, num_steps, rules)
+    runner = EagerRunner(rounded)
+    rounded.looks_inside = False
+    runner.num_keys = lambda num_slots: bucket_of(num_slots, rounded.capacity)  # type: ignore[method-assign]
+    assert tokens_of(runner) == tokens_of(EagerRunner(plain))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "num_steps", "rules"), CASES)
+def test_a_block_is_one_compiled_graph(kind: str, num_steps: int, rules: dict[str, Any]) -> None:
+    """Traced as a whole, or `fullgraph` fails; five blocks cross from one length of attention into the next."""
+    plain, compiled = programs_of(kind, num_steps, rules)
+    torch._dynamo.reset()
+    assert tokens_of(CompiledRunner(compiled, backend="aot_eager")) == tokens_of(EagerRunner(plain))
+
+
+@pytest.mark.parametrize("rules", [{"unmasking": Unmasking(confidence_threshold=0.5)}])
+def test_a_block_that_the_host_looks_into_is_refused(rules: dict[str, Any]) -> None:
+    program, _ = programs_of("mdm", 4, rules)
+    with pytest.raises(UserError, match="no single function"):
+        CompiledRunner(program)
+
+
+def test_no_graph_is_captured_on_a_cpu() -> None:
+    program, _ = programs_of("mdm", 4, {})
+    with pytest.raises(UserError, match="CUDA device"):
+        CapturedRunner(program)
+
+
+def test_without_a_compiler_it_runs_as_it_is_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    program, _ = programs_of("mdm", 4, {})
+    assert isinstance(runner_of(program, is_compiled=True), EagerRunner)
+    assert len(caplog.records) == 1 and "no-such-compiler" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("kind", "num_steps", "rules"), CASES)
+def test_captured_blocks_say_the_same(kind: str, num_steps: int, rules: dict[str, Any]) -> None:
+    plain, captured = programs_of(kind, num_steps, rules, "cuda")
+    runner = CapturedRunner(captured, batch_size=2)
+    expected = tokens_of(EagerRunner(plain))
+    assert tokens_of(runner) == expected
+    assert tokens_of(runner) == expected, "a second decoding uses the same graphs and caches"
+    assert len(runner.graphs) <= 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("kind", "num_steps"), [("ntp", 8), ("mdm", 4), ("set_block", 1)])
+def test_a_captured_block_never_waits_for_the_host(kind: str, num_steps: int) -> None:
+    _, program = programs_of(kind, num_steps, {}, "cuda")
+    runner = CapturedRunner(program, batch_size=2)
+    tokens_of(runner)
+    decoder, anchors = StaticDecoder(runner, 2), torch.zeros(2, 2, WIDTH, dtype=torch.float64, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            decoder.decode(anchors)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
