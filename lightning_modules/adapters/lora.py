@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapt
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
+from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 
 from lightning_modules.errors import UserError
@@ -162,6 +163,7 @@ def merge_adapters(module: nn.Module, names: Sequence[str]) -> None:
     """Add adapters' matrices to the weights beside them, and take all LoRA layers out again."""
     for path, layer in list(lora_layers(module)):
         layer.merge(adapter_names=[name for name in names if name in layer.lora_A])
+        increment_version(layer.get_base_layer().weight)  # peft writes past autograd, by which copies see the change
         parent, _, last = path.rpartition(".")
         setattr(module.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(module, "peft_config"):

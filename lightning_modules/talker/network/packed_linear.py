@@ -1,0 +1,130 @@
+"""A linear layer that multiplies few rows on a CPU about as fast as its weight can be read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_modules.talker.network.weight_versions import WeightVersion
+
+PACKED_DTYPES = (torch.float32, torch.bfloat16)
+# The packed kernel reads a large weight faster for 4 rows than for 1, 2 or 3; 1 or 2 rows of float32 are fastest by a
+# plain product with a small weight transposed. Measured: experiments/RESULTS.md, "Linear layers of few rows on a CPU".
+_FULL_ROWS = 4
+_MIN_SIZE_TO_FILL_UP = 2**20
+_MAX_SIZE_TO_TRANSPOSE = 2**19
+_MAX_ROWS_TRANSPOSED = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Pack:
+    """A copy of a weight in other orders.
+
+    Attributes:
+        version: What it is a copy of.
+        packed: The weight in the order of oneDNN's blocks.
+        transposed: It as ``(in_features, out_features)``; None where that is of no use.
+    """
+
+    version: WeightVersion
+    packed: Tensor
+    transposed: Tensor | None
+
+    @classmethod
+    def of(cls, weight: Tensor, dtype: torch.dtype) -> "_Pack":
+        """Copy a weight, ``(out_features, in_features)``, in a precision."""
+        version = WeightVersion.of(weight)
+        values = version.values.to(dtype).contiguous()
+        packed = torch.ops.mkldnn._reorder_linear_weight(values)
+        is_small = dtype == torch.float32 and values.numel() < _MAX_SIZE_TO_TRANSPOSE
+        return cls(version, packed, values.t().contiguous() if is_small else None)
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer with a second copy of its weight, packed for products with few rows on a CPU.
+
+    It computes what the plain layer does, up to rounding. The copy is made when it is first needed, and again when the
+    weight has changed: by an optimizer, by loading, by moving, by another tensor in its place. A change in place that
+    autograd does not see (``weight.data += ...``) must be told to it by ``torch.autograd.graph.increment_version``.
+    Where the packed kernel cannot be used (gradients are recorded, another device or precision, a compiled function),
+    the plain one is.
+
+    Args:
+        layer: Its weight and bias are shared.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.train(layer.training)
+        self._packs: dict[torch.dtype, _Pack] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give ``x @ weight.T + bias``, ``(..., out_features)``, for ``x`` of ``(..., in_features)``."""
+        dtype, is_fit = self.weight.dtype, x.dtype == self.weight.dtype
+        if torch.is_autocast_enabled("cpu"):
+            dtype, is_fit = torch.get_autocast_dtype("cpu"), x.dtype in PACKED_DTYPES
+        if not is_fit or torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._can_pack(dtype):
+            return F.linear(x, self.weight, self.bias)
+        return self._multiply(dtype, x)
+
+    def as_function(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """Give what it does to inputs in one precision without gradients, and without the checks of a call.
+
+        Args:
+            dtype: Precision of the product, and of the weight's copy; inputs are converted to it.
+        """
+        return partial(self._multiply, dtype) if self._can_pack(dtype) else self
+
+    def as_plain(self) -> nn.Linear:
+        """Give a plain layer that shares weight and bias."""
+        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        layer.weight, layer.bias = self.weight, self.bias
+        return layer.train(self.training)
+
+    def _can_pack(self, dtype: torch.dtype) -> bool:
+        weight = self.weight
+        return (
+            weight.device.type == "cpu"
+            and dtype in PACKED_DTYPES
+            and weight.dtype in PACKED_DTYPES
+            and not weight.is_inference()  # autograd does not count the changes of these
+        )
+
+    def _multiply(self, dtype: torch.dtype, x: Tensor) -> Tensor:
+        """Choose the kernel by the number of rows and the size of the weight."""
+        weight, pack = self.weight, self._packs.get(dtype)
+        bias: Tensor | None = self.bias
+        if pack is None or not pack.version.is_current(weight):
+            pack = self._packs[dtype] = _Pack.of(weight, dtype)
+        if x.dtype != dtype:
+            x = x.to(dtype)
+        if bias is not None and bias.dtype != dtype:
+            bias = bias.to(dtype)
+        num_rows = x.numel() // self.in_features
+        if num_rows <= _MAX_ROWS_TRANSPOSED and pack.transposed is not None:
+            product = torch.matmul(x, pack.transposed)
+            return product if bias is None else product + bias
+        if 0 < num_rows < _FULL_ROWS and weight.numel() >= _MIN_SIZE_TO_FILL_UP:
+            rows = x.new_zeros(_FULL_ROWS, self.in_features)
+            rows[:num_rows] = x.reshape(num_rows, self.in_features)
+            return _packed_product(rows, pack.packed, bias)[:num_rows].view(*x.shape[:-1], self.out_features)
+        return _packed_product(x, pack.packed, bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
+        """Drop the copies when the layer is moved or converted."""
+        self._packs.clear()
+        super()._apply(fn, recurse)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the weight's copies out of what is copied or pickled: they are made again."""
+        return {**self.__dict__, "_packs": {}}
+
+
+def _packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")
