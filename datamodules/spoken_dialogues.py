@@ -11,6 +11,7 @@ from datamodules.batch import SAMPLE_RATE_HZ, SpokenExample
 from datamodules.formats.codec_record import read_codec_record
 from datamodules.formats.joined_layouts import JoinedLayouts
 from datamodules.formats.released_layout import FIELDS, ReleasedLayout, check_fields
+from datamodules.query_augmentation import QueryAugmentation
 from datamodules.sampling.epoch_plan import BatchBudget
 from datamodules.sampling.epoch_walk import EpochWalk
 from datamodules.sampling.resumable_data_module import ResumableDataModule
@@ -56,6 +57,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         validation_index: The JSON file of the validation examples; no validation if None.
         test_index: The JSON file of the test examples; no test if None.
         written_history: Gives spoken turns before the query as text, which they must have then.
+        query_augmentation: Changes training queries, and the spoken turns before them in the same way.
 
     Raises:
         UserError: If a number is out of range, a field is unknown, a crop is asked for without the field "reply", or
@@ -84,6 +86,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         test_index: str | None = "test.json",
         weights: Mapping[str, float] | None = None,
         written_history: bool = False,
+        query_augmentation: QueryAugmentation | None = None,
     ) -> None:
         super().__init__(batch_size if eval_batch_size is None else eval_batch_size, num_workers)
         if reply_crop_s is not None and "reply" not in fields:
@@ -108,6 +111,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         self.seed = seed
         self.reply_crop_s = reply_crop_s
         self.num_codes, self.written_history = num_codes, written_history
+        self.query_augmentation = query_augmentation
         self._limits = limits
         self._indices = {"train": train_index, "validation": validation_index, "test": test_index}
         self._layouts: dict[str, ReleasedLayout | JoinedLayouts] = {}
@@ -214,7 +218,7 @@ class SpokenDialogueDataModule(ResumableDataModule):
         sets = examples.sets() if isinstance(examples, JoinedLayouts) else one_set
         budget = BatchBudget(None, self.batch_size)
         walk = EpochWalk(sets, examples.sizes(), self.weights, budget, self.seed, world_size)
-        return self._load_training(self._by_epoch("train", self.reply_crop_s), walk)
+        return self._load_training(self._by_epoch("train", self.reply_crop_s, self.query_augmentation), walk)
 
     def evaluation_examples(self, split: str) -> tuple[EpochDataset, int] | None:
         """Return the examples of a split and their number, or None if there is no index of it."""
@@ -222,12 +226,14 @@ class SpokenDialogueDataModule(ResumableDataModule):
             return None
         return self._by_epoch(split, reply_crop_s=None), len(self.examples(split))
 
-    def _by_epoch(self, split: str, reply_crop_s: float | None) -> "_EpochExamples":
-        return _EpochExamples(self.examples(split), self.seed, reply_crop_s, self._states(split))
+    def _by_epoch(
+        self, split: str, reply_crop_s: float | None, augment: QueryAugmentation | None = None
+    ) -> "_EpochExamples":
+        return _EpochExamples(self.examples(split), self.seed, reply_crop_s, self._states(split), augment)
 
 
 class _EpochExamples:
-    """Examples by (epoch, index), with their text states if there are any; crops replies differently in each epoch."""
+    """Examples by (epoch, index), with their text states if any; crops replies and changes queries by epoch."""
 
     def __init__(
         self,
@@ -235,8 +241,9 @@ class _EpochExamples:
         seed: int,
         reply_crop_s: float | None,
         text_states: list[TextStateFiles],
+        augment: QueryAugmentation | None = None,
     ) -> None:
-        self._examples = examples
+        self._examples, self._augment = examples, augment
         self._text_states = text_states
         self._starts = np.cumsum([0, *map(len, text_states)])
         self._seed = seed
@@ -245,6 +252,9 @@ class _EpochExamples:
     def __getitem__(self, key: tuple[int, int]) -> SpokenExample:
         epoch, index = key
         example = self._examples[index]
+        if self._augment is not None and example.query is not None:
+            query, *earlier = (self._augment(one, epoch, index) for one in (example.query, *example.history_speech))
+            example = replace(example, query=query, history_speech=tuple(earlier))
         if self._text_states:
             which = int(np.searchsorted(self._starts, index, side="right")) - 1
             states = self._text_states[which].read(index - int(self._starts[which]), example.reply_text)

@@ -9,8 +9,10 @@ import soundfile
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from callbacks.comparison.board_table import write_table
 from callbacks.comparison.pictures import draw_mel, draw_unmasking_order
 from callbacks.comparison.rows import ComparisonRow, Record
+from callbacks.runtime.board_layout import add_layout
 
 REFERENCE_RUN = "reference"
 
@@ -49,6 +51,9 @@ def write_samples(
     for sample in samples:
         if sample.waveform.numel():
             _write_sample(sample, writers[runs[sample.record.name]], folder / "audio")
+    for writer in writers.values():
+        add_layout(writer)
+    write_table(rows, folder / "tensorboard", folder.name)
     _draw_orders(samples, block_sizes, folder / "tensorboard")
     for writer in writers.values():
         writer.close()

@@ -13,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from callbacks.runtime.board_layout import add_layout
+
 # fields of a batch whose padding counts, the first one that is there
 PADDED_FIELDS = ("units", "query", "reply")
 RESET_PEAK, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -24,7 +26,9 @@ class TrainingCost(Callback):
     ``train/step_s`` is the time of an optimizer step, its batches included and validations not; ``train/tokens_per_s``
     counts the speech tokens of this device, without padding; ``train/padding_share`` is the share of the places for
     speech tokens (of samples where there are none) that hold padding; ``train/peak_memory_gb`` is the most memory that
-    was ever held since the fit began: of PyTorch on a GPU, of the whole process on a CPU.
+    was ever held since the fit began: of PyTorch on a GPU, of the whole process on a CPU. ``train/learning_rate`` is
+    that of the next step, in each run that of its own part. Each run also gets the page of curves that
+    :data:`~callbacks.runtime.board_layout.LAYOUT` describes.
     """
 
     def __init__(self) -> None:
@@ -40,6 +44,8 @@ class TrainingCost(Callback):
         """Start the clock, and forget the memory of what ran before."""
         _forget_peak(pl_module.device)
         self._start(trainer.global_step)
+        for logger in _loggers(trainer):
+            add_layout(logger.experiment)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -71,11 +77,25 @@ class TrainingCost(Callback):
             values["train/padding_share"] = 1 - num_tokens / self._num_places
             if self._has_units:
                 values["train/tokens_per_s"] = num_tokens / (step_s * num_steps)
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.log_metrics(values, trainer.global_step)
+        for logger in _loggers(trainer):
+            rate = _learning_rate(trainer, pl_module, str(logger.name))
+            logger.log_metrics({**values, **rate}, trainer.global_step)
         self._start(trainer.global_step)
+
+
+def _loggers(trainer: Trainer) -> list[TensorBoardLogger]:
+    """Give the TensorBoard runs, on the first device alone."""
+    loggers = trainer.loggers if trainer.is_global_zero else []
+    return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _learning_rate(trainer: Trainer, module: LightningModule, run: str) -> dict[str, float]:
+    """Give the learning rate of the part that a run is named after, of the whole module if there is no such part."""
+    parts = module.trained_parts() if hasattr(module, "trained_parts") else {}
+    own = {id(parameter) for parameter in parts.get(run, module).parameters()}
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    rates = [group["lr"] for group in groups if any(id(one) in own for one in group["params"])]
+    return {"train/learning_rate": float(max(rates))} if rates else {}
 
 
 def _forget_peak(device: torch.device) -> None:

@@ -139,6 +139,7 @@ def test_one_talker_has_a_row_and_a_curve_for_each_rule(compared: tuple[Path, Li
         "mdm",
         "mdm_threshold_0.7",
         "reference",
+        "table",
     }
     assert "mdm_4_sure" in (folder / "summary.txt").read_text()
     transcripts = json.loads((folder / "transcripts.json").read_text())

@@ -50,14 +50,16 @@ def scalars_of(folder: Path) -> dict[str, list[float]]:
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def fit(folder: Path, batches: list[SpokenBatch], **settings: Any) -> dict[str, dict[str, list[float]]]:
+def fit(
+    folder: Path, batches: list[SpokenBatch], module: L.LightningModule | None = None, **settings: Any
+) -> dict[str, dict[str, list[float]]]:
     loggers = [TensorBoardLogger(folder, name, "") for name in ("ntp", "mdm")]
     trainer = L.Trainer(
         max_steps=4, accelerator="cpu", logger=loggers, callbacks=[TrainingCost()], enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **settings,
     )  # fmt: skip
     loaders = (DataLoader(one, batch_size=None) for one in (batches, batches[:1]))
-    trainer.fit(SleepingModule(), *loaders)
+    trainer.fit(module or SleepingModule(), *loaders)
     return {name: scalars_of(folder / name) for name in ("ntp", "mdm")}
 
 
@@ -75,6 +77,36 @@ def test_each_run_has_padding_tokens_time_and_memory(tmp_path: Path) -> None:
         assert SLEEP_S <= step_s < 10 * SLEEP_S, "the validations do not count"
         assert tokens_per_s == pytest.approx(num_tokens / (2 * step_s), rel=1e-5)
     assert all(0.05 < memory_gb < 100 for memory_gb in cost["train/peak_memory_gb"])
+
+
+class TwoParts(SleepingModule):
+    """Two parts that train at different rates, and warm up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"ntp": nn.Linear(1, 1), "mdm": nn.Linear(1, 1)})
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        return dict(self.parts.items())
+
+    def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
+        return torch.stack([one.square().sum() for one in self.parameters()]).sum()
+
+    def configure_optimizers(self) -> Any:
+        groups = [{"params": self.parts[name].parameters(), "lr": rate} for name, rate in (("ntp", 0.1), ("mdm", 0.4))]
+        optimizer = torch.optim.SGD(groups)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+def test_each_run_has_the_learning_rate_of_its_part_and_the_page_of_curves(tmp_path: Path) -> None:
+    found = fit(tmp_path, [make_batch([2, 1])] * 4, TwoParts())
+    for name, peak in (("ntp", 0.1), ("mdm", 0.4)):
+        assert found[name]["train/learning_rate"] == pytest.approx([peak / 3, peak / 5])
+        events = EventAccumulator(str(tmp_path / name))
+        events.Reload()
+        assert events.Tensors("custom_scalars__config__")
 
 
 @pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
