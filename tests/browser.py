@@ -6,6 +6,7 @@ which collects what the console complains about.
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,3 +74,12 @@ def open_page(browser: Browser, address: str, width: int = 1280, height: int = 8
     page.errors = errors  # type: ignore[attr-defined]
     page.goto(address)
     return page
+
+
+def wait_until(page: Page, expression: str, timeout_s: float = TIMEOUT_MS / 1000) -> object:
+    """Wait until an expression is true in the page, whose policy may forbid playwright's own way, and return it."""
+    give_up_s = time.monotonic() + timeout_s
+    while not (found := page.evaluate(expression)):
+        assert time.monotonic() < give_up_s, f"{expression} is still {found} after {timeout_s:g} s"
+        page.wait_for_timeout(50)
+    return found

@@ -184,7 +184,7 @@ def read_config(run: Path) -> Config:
     config = cast(Config, OmegaConf.to_container(OmegaConf.load(file)))
     inputs = {old: run.parent / Path(old).name for old in config.get("inputs", {}).values()}
     moved = {old: str(new) for old, new in inputs.items() if not Path(old).exists() and new.exists()}
-    return {**config, "module": _with_paths(config.get("module"), moved)}
+    return {**config, **{key: _with_paths(config.get(key), moved) for key in ("module", "datamodule", "callbacks")}}
 
 
 def _with_paths(node: Any, replacements: dict[str, str]) -> Any:

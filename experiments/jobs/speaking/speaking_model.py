@@ -132,7 +132,7 @@ def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None)
     config = None if is_export else artifacts.read_config(source)
     by, transcribe = "", None
     if config is not None:
-        by, transcribe = _find_transcriber(source, config, llm)
+        by, transcribe = _find_transcriber(config, llm)
     return SpeakingModel(llm, decodings, source, config, transcribe, by)
 
 
@@ -167,7 +167,7 @@ def _own_adapter(llm: SpeechLLM) -> str | None:
     return TRAINED if TRAINED in llm.adapters.names else None
 
 
-def _find_transcriber(source: Path, config: dict[str, Any], llm: SpeechLLM) -> tuple[str, Transcriber | None]:
+def _find_transcriber(config: dict[str, Any], llm: SpeechLLM) -> tuple[str, Transcriber | None]:
     """Find what can write down a query: the thinker if it learned to, else the judge of the comparison."""
     if _thinker_transcribes(config):
         thinker = llm.thinker
@@ -179,8 +179,6 @@ def _find_transcriber(source: Path, config: dict[str, Any], llm: SpeechLLM) -> t
     judge = ((config.get("callbacks") or {}).get("comparison") or {}).get("init_args", {}).get("recognizer")
     if not is_spec(judge):
         return "", None
-    if judge["class_path"] == LOADER and not Path(judge["init_args"]["run"]).exists():
-        judge = {**judge, "init_args": {"run": str(source.parent / Path(judge["init_args"]["run"]).name)}}
     recognizer: SpeechRecognizer = build(judge, "callbacks.comparison.init_args.recognizer")
     recognizer.eval().requires_grad_(False)
 

@@ -1,0 +1,139 @@
+"""One reply, told step by step while it is made; runs in the thread of the model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.synthetic.espeak import Voice
+from experiments.jobs.speaking.queries import speak_query
+from experiments.jobs.speaking.speaking_model import SpeakingModel
+from experiments.live.protocol import audio_frame
+from lightning_modules.inference.responder import Responder
+from lightning_modules.inference.spoken_reply import SpokenReply, ThinkerText
+
+Tell = Callable[[Mapping[str, Any] | bytes], None]
+
+QUERY_VOICE = Voice(variant="m3", rate_wpm=165)  # one of those that the quickstart's thinker has heard
+
+
+class Cancelled(Exception):
+    """Nobody waits for the reply any more."""
+
+
+class _LiveText(ThinkerText):
+    """A thinker's text that tells each token, and ends when nobody waits for it."""
+
+    def __init__(
+        self, responder: Responder, query: Tensor, on_token: Callable[[str], None], cancelled: threading.Event
+    ) -> None:
+        super().__init__(responder.thinker, query, responder.max_text_tokens)
+        self._on_token, self._cancelled = on_token, cancelled
+
+    def write_next(self) -> float:
+        """Write one more token; see the base."""
+        if self._cancelled.is_set():
+            raise Cancelled
+        seconds = super().write_next()
+        if self.states[-1] is not None:
+            self._on_token(self.decode())
+        return seconds
+
+
+class Answerer:
+    """Makes queries and replies; everything here is for one thread.
+
+    Args:
+        model: Answers.
+    """
+
+    def __init__(self, model: SpeakingModel) -> None:
+        self.model = model
+
+    def warm_up(self) -> None:
+        """Speak once with every talker, so that the first client does not pay for lazy initialisation."""
+        self.speak_query("Hello.")
+        silence = np.zeros(16_000, np.float32)
+        for name in {one.talker: name for name, one in self.model.decodings.items()}.values():
+            self.answer(silence, name, 0, 0, lambda message: None, threading.Event())
+
+    def speak_query(self, text: str) -> np.ndarray:
+        """Speak a typed query by the embedded synthesizer, ``(S,) float32`` at 16 kHz."""
+        return speak_query(text, QUERY_VOICE).numpy()
+
+    @torch.no_grad()
+    def hear(self, query: np.ndarray) -> str | None:
+        """Write down what is heard in a query; None if nothing here learned to."""
+        if self.model.transcribe is None:
+            return None
+        with self.model.in_precision():
+            return self.model.transcribe(torch.from_numpy(query).to(self.model.llm.device))
+
+    def answer(
+        self, query: np.ndarray, name: str, index: int, turn: int, tell: Tell, cancelled: threading.Event
+    ) -> None:
+        """Speak the answer to a query.
+
+        Args:
+            query: ``(S,) float32`` at 16 kHz.
+            name: Of the decoding.
+            index: Of the decoding in the query's list.
+            turn: The query's number.
+            tell: Gets each message as soon as there is something to tell.
+            cancelled: Set when nobody waits for the reply any more.
+
+        Raises:
+            Cancelled: If that is set.
+            UserError: If the query is too long.
+        """
+        with torch.no_grad(), self.model.in_precision():
+            self._answer(query, name, index, turn, tell, cancelled)
+
+    def _answer(
+        self, query: np.ndarray, name: str, index: int, turn: int, tell: Tell, cancelled: threading.Event
+    ) -> None:
+        responder, decoding, start = self.model.responder, self.model.decodings[name], time.perf_counter()
+        mark = {"turn": turn, "index": index, "decoding": name}
+
+        def tell_more(kind: str, content: Mapping[str, Any]) -> None:
+            tell({"type": kind, **mark, **content, "ms": round(1000 * (time.perf_counter() - start), 1)})
+
+        tell_more("begin", {})
+        responder.adapters.select(decoding.adapter)
+        waveform = torch.from_numpy(query).to(self.model.llm.device)
+        text = _LiveText(responder, waveform, lambda so_far: tell_more("text", {"text": so_far}), cancelled)
+        reply, is_first, num_told = SpokenReply(), True, 0
+        for block, samples in enumerate(responder.stream(text, decoding, reply)):
+            if cancelled.is_set():
+                raise Cancelled
+            if len(samples):
+                tell(audio_frame(samples, index, block, turn))
+            if is_first and reply.first_chunk_audio_s:
+                is_first = False
+                tell_more("first_chunk", self._first_chunk(reply))
+            tokens, order = reply.speech_tokens[num_told:].tolist(), reply.order[num_told:].tolist()
+            num_told = len(reply.speech_tokens)
+            passes = reply.num_forwards[-1]
+            tell_more("block", {"block": block, "tokens": tokens, "order": order or None, "passes": passes})
+        tell_more("reply", self._summary(reply))
+
+    def _first_chunk(self, reply: SpokenReply) -> dict[str, Any]:
+        parts = {name: round(value, 1) for name, value in reply.first_chunk_times.as_milliseconds().items()}
+        return {"stages_ms": parts, "audio_s": round(reply.first_chunk_audio_s, 3)}
+
+    def _summary(self, reply: SpokenReply) -> dict[str, Any]:
+        seconds, passes = len(reply.waveform) / self.model.sample_rate_hz, reply.num_forwards
+        return {
+            "text": reply.text,
+            "is_whole": reply.ended,
+            "audio_s": round(seconds, 3),
+            "rtf": round(reply.times.talker_s / seconds, 4) if seconds else None,
+            "rtf_of_all": round(sum(vars(reply.times).values()) / seconds, 4) if seconds else None,
+            "passes_per_block": round(sum(passes) / len(passes), 2) if passes else None,
+        }

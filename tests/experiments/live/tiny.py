@@ -1,0 +1,71 @@
+"""A tiny untrained system for the live server, and clients of its protocol."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import aiohttp
+import numpy as np
+
+from experiments.jobs.speaking.speaking_model import SpeakingModel
+from experiments.live.access import Access
+from experiments.live.queries import QueryKind, ServedQuery
+from experiments.live.server import ServerThread
+from experiments.live.system import Limits, LiveSystem
+from lightning_modules.talker.decoding.decoding import Decoding
+from tests.lightning_modules.test_speech_llm import make_llm
+
+T = TypeVar("T")
+DECODINGS = {"ntp": Decoding("ntp", 8), "mdm_4": Decoding("mdm", 4)}
+
+
+def make_system(limits: Limits | None = None, max_speech_s: float = 2.0) -> LiveSystem:
+    """Make a system whose talkers are not trained, so that each speaks until it is cut off."""
+    llm = make_llm("ntp", "mdm", decodings=DECODINGS).eval().requires_grad_(False)
+    llm.max_speech_s = max_speech_s
+    model = SpeakingModel(llm, llm.decodings, "runs/tiny", None, lambda query: f"{len(query)} samples", "thinker")
+    noise = np.random.default_rng(0).normal(0.0, 0.1, (3, 8000)).astype(np.float32)
+    queries = [ServedQuery(f"test_{i}", f"Query {i}?", waveform) for i, waveform in enumerate(noise)]
+    return LiveSystem(model, queries, [QueryKind("query", ["Query 0?", "Query 1?"])], limits or Limits())
+
+
+@contextmanager
+def serving(limits: Limits | None = None, access: Access | None = None, **settings: Any) -> Iterator[ServerThread]:
+    """Serve a tiny system."""
+    with ServerThread(make_system(limits, **settings), access) as server:
+        yield server
+
+
+def talk(server: ServerThread, conversation: Callable[[aiohttp.ClientWebSocketResponse], Awaitable[T]]) -> T:
+    """Connect to a server, say hello, and hold a conversation, which gets the connection."""
+
+    async def connect() -> T:
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.address}talk") as socket:
+            await send(socket, type="hello")
+            assert (await read(socket))["type"] == "welcome"
+            return await conversation(socket)
+
+    return asyncio.run(asyncio.wait_for(connect(), 60))
+
+
+async def send(socket: aiohttp.ClientWebSocketResponse, **message: Any) -> None:
+    await socket.send_str(json.dumps(message))
+
+
+async def read(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
+    """Read the next message; one of audio becomes ``{"type": "audio", "data": ...}``."""
+    message = await socket.receive()
+    if message.type == aiohttp.WSMsgType.BINARY:
+        return {"type": "audio", "data": message.data}
+    assert message.type == aiohttp.WSMsgType.TEXT, f"the connection ended: {message}"
+    return json.loads(message.data)
+
+
+async def read_until(socket: aiohttp.ClientWebSocketResponse, kind: str) -> list[dict[str, Any]]:
+    """Read messages up to one of a kind."""
+    found = [await read(socket)]
+    while found[-1]["type"] != kind:
+        found.append(await read(socket))
+    return found
