@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,10 @@ class _Pack:
         return cls(version, packed, values.t().contiguous() if is_small else None)
 
 
+# By the identity of the weight: layers that share a weight share its copy.
+_PACKS: WeakValueDictionary[tuple[int, torch.dtype], _Pack] = WeakValueDictionary()
+
+
 class PackedLinear(nn.Linear):
     """A linear layer with a second copy of its weight, packed for products with few rows on a CPU.
 
@@ -78,7 +83,9 @@ class PackedLinear(nn.Linear):
         Args:
             dtype: Precision of the product, and of the weight's copy; inputs are converted to it.
         """
-        return partial(self._multiply, dtype) if self._can_pack(dtype) else self
+        if self._can_pack(dtype) and not self._forward_hooks and not self._forward_pre_hooks:
+            return partial(self._multiply, dtype)
+        return self if dtype == self.weight.dtype else partial(self._call_under_autocast, dtype)
 
     def as_plain(self) -> nn.Linear:
         """Give a plain layer that shares weight and bias."""
@@ -95,25 +102,39 @@ class PackedLinear(nn.Linear):
             and not weight.is_inference()  # autograd does not count the changes of these
         )
 
+    def _pack(self, dtype: torch.dtype) -> _Pack:
+        """Give the weight's copy, made again if the weight has changed."""
+        weight, pack = self.weight, self._packs.get(dtype)
+        if pack is None or not pack.version.is_current(weight):
+            pack = _PACKS.get((id(weight), dtype))
+            if pack is None or not pack.version.is_current(weight):
+                pack = _PACKS[id(weight), dtype] = _Pack.of(weight, dtype)
+            self._packs[dtype] = pack
+        return pack
+
     def _multiply(self, dtype: torch.dtype, x: Tensor) -> Tensor:
         """Choose the kernel by the number of rows and the size of the weight."""
-        weight, pack = self.weight, self._packs.get(dtype)
         bias: Tensor | None = self.bias
-        if pack is None or not pack.version.is_current(weight):
-            pack = self._packs[dtype] = _Pack.of(weight, dtype)
         if x.dtype != dtype:
             x = x.to(dtype)
         if bias is not None and bias.dtype != dtype:
             bias = bias.to(dtype)
+        if torch.compiler.is_compiling():
+            return F.linear(x, self.weight.to(dtype), bias)
+        pack = self._pack(dtype)
         num_rows = x.numel() // self.in_features
         if num_rows <= _MAX_ROWS_TRANSPOSED and pack.transposed is not None:
             product = torch.matmul(x, pack.transposed)
             return product if bias is None else product + bias
-        if 0 < num_rows < _FULL_ROWS and weight.numel() >= _MIN_SIZE_TO_FILL_UP:
+        if 0 < num_rows < _FULL_ROWS and self.weight.numel() >= _MIN_SIZE_TO_FILL_UP:
             rows = x.new_zeros(_FULL_ROWS, self.in_features)
             rows[:num_rows] = x.reshape(num_rows, self.in_features)
             return _packed_product(rows, pack.packed, bias)[:num_rows].view(*x.shape[:-1], self.out_features)
         return _packed_product(x, pack.packed, bias)
+
+    def _call_under_autocast(self, dtype: torch.dtype, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype):
+            return self(x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         """Drop the copies when the layer is moved or converted."""

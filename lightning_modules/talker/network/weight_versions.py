@@ -6,6 +6,7 @@ makes them count, for all optimizers of the process.
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -20,24 +21,24 @@ class WeightVersion:
     Only ``weight.data += ...`` and the like are not seen; whoever writes so calls ``increment_version``.
 
     Attributes:
-        weight: The weight.
+        source: The weight, which this does not keep alive.
         values: Its values then; they keep their place in memory, so that no new ones are taken for them.
         count: Changes in place until then.
     """
 
-    weight: Tensor
+    source: ReferenceType[Tensor]
     values: Tensor
     count: int
 
     @classmethod
     def of(cls, weight: Tensor) -> "WeightVersion":
         """Look at a weight, which must not be an inference tensor: their changes are not counted."""
-        return cls(weight, weight.detach(), weight._version)
+        return cls(ref(weight), weight.detach(), weight._version)
 
     def is_current(self, weight: Tensor) -> bool:
         """Whether this is the weight, with the same values."""
         return (
-            weight is self.weight
+            self.source() is weight
             and weight._version == self.count
             and weight.data_ptr() == self.values.data_ptr()
             and weight.dtype == self.values.dtype

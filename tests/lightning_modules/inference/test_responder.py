@@ -6,6 +6,7 @@ import torch
 from lightning_modules.errors import UserError
 from lightning_modules.inference.spoken_reply import SpokenReply
 from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.network.packed_linear import PackedLinear
 from tests.lightning_modules.talker.conftest import NUM_CODES
 from tests.lightning_modules.test_speech_llm import make_batch, make_llm
 
@@ -25,6 +26,20 @@ def test_an_answer_is_timed_and_streams_while_the_thinker_writes() -> None:
         first = reply.first_chunk_times.as_milliseconds()
         assert all(0 < first[part] <= times[part] for part in times)
         assert times["total"] == pytest.approx(sum(value for part, value in times.items() if part != "total"))
+
+
+def test_packed_talkers_say_the_same_under_the_same_names_of_weights() -> None:
+    packed, plain = (make_llm("ntp", "set_block", packed_talkers=flag).eval() for flag in (True, False))
+    query = make_batch(0).query
+    assert query is not None
+    for decoding in [Decoding("ntp", 8), Decoding("set_block", 4), Decoding("set_block", 1)]:
+        found, expected = (
+            one.responder.answer(one.responder.write_text(query[0]), decoding) for one in (packed, plain)
+        )
+        assert torch.equal(found.speech_tokens, expected.speech_tokens) and len(expected.speech_tokens) > 4
+    assert isinstance(packed.talkers["ntp"].head, PackedLinear)
+    assert not isinstance(plain.talkers["ntp"].head, PackedLinear)
+    assert list(packed.state_dict()) == list(plain.state_dict())
 
 
 def test_a_text_that_was_written_before_counts_as_if_it_were_written_now() -> None:

@@ -62,11 +62,12 @@ def test_it_computes_what_the_plain_layer_does(
 def test_so_does_a_large_layer_for_every_number_of_rows(dtype: torch.dtype, bias: bool) -> None:
     layer = make_layer(96, 65, bias, dtype)
     packed = PackedLinear(layer)
+    function = packed.as_function(dtype)
     with torch.no_grad():
         for num_rows in range(1, 41):
             x = draw(num_rows, 96, dtype=dtype)
             assert distance(packed(x), layer(x)) <= PRECISION[dtype]
-            assert distance(packed.as_function(dtype)(x[None]), layer(x)[None]) <= PRECISION[dtype]
+            assert distance(function(x[None]), layer(x)[None]) <= PRECISION[dtype]
 
 
 def test_a_row_of_zeros_that_fills_up_changes_no_other(is_large: None) -> None:
@@ -96,6 +97,35 @@ def test_under_autocast_it_computes_what_the_plain_layer_does(weights: torch.dty
     layer, x = make_layer(dtype=weights), draw(3, 24, dtype=inputs)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert distance(PackedLinear(layer)(x), layer(x)) < PRECISION[torch.bfloat16]
+
+
+def test_as_a_function_it_keeps_hooks_and_the_precision_asked_for() -> None:
+    packed, x = PackedLinear(make_layer()), draw(3, 24)
+    packed.register_forward_hook(lambda module, args, output: output + 1)
+    with torch.no_grad():
+        expected = nn.functional.linear(x, packed.weight, packed.bias) + 1
+        assert torch.equal(packed.as_function(torch.float32)(x), packed(x))
+        assert distance(packed.as_function(torch.float32)(x), expected) < 2e-6
+        assert distance(packed.as_function(torch.bfloat16)(x).float(), expected) < PRECISION[torch.bfloat16]
+
+
+def test_a_compiled_function_multiplies_as_the_plain_layer() -> None:
+    packed, x = PackedLinear(make_layer()), draw(3, 24)
+    with torch.no_grad():
+        for function in (packed, packed.as_function(torch.float32)):
+            compiled = torch.compile(function, fullgraph=True, backend="eager")
+            assert torch.equal(compiled(x), nn.functional.linear(x, packed.weight, packed.bias))
+
+
+def test_layers_that_share_a_weight_share_its_copy() -> None:
+    layer = make_layer()
+    first, second, x = PackedLinear(layer), PackedLinear(layer), draw(3, 24)
+    with torch.no_grad():
+        assert torch.equal(first(x), second(x))
+        assert first._packs[torch.float32] is second._packs[torch.float32]
+        layer.weight.mul_(2.0)
+        assert torch.equal(first(x), second(x))
+        assert first._packs[torch.float32] is second._packs[torch.float32]
 
 
 def test_inputs_of_another_precision_are_refused_as_by_the_plain_layer() -> None:
