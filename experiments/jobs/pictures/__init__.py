@@ -1,0 +1,1 @@
+"""Pictures for the pages of documentation, taken of the real programs by jobs."""
