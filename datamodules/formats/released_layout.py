@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 import soundfile
@@ -222,12 +222,13 @@ def _files_of(item: IndexItem, field: str) -> list[Path]:
     return [getattr(item, field), *(item.history_speech if field == "query" else ())]
 
 
-def read_audio(path: Path, wanted_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
+def read_audio(path: Path | BinaryIO, wanted_hz: int = SAMPLE_RATE_HZ, name: str | None = None) -> np.ndarray:
     """Read audio of any rate and number of channels as mono of one rate.
 
     Args:
         path: A file that libsndfile reads (wav, flac, ogg, mp3).
         wanted_hz: The rate.
+        name: What to call it in errors; its path if None.
 
     Returns:
         ``(S,) float32``.
@@ -238,8 +239,8 @@ def read_audio(path: Path, wanted_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
     try:
         samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise UserError(f"{path}: not readable as audio ({error}); make it again") from error
+        raise UserError(f"{name or path}: not readable as audio ({error}); make it again") from error
     if len(samples) == 0:
-        raise UserError(f"{path}: holds no samples; make it again")
+        raise UserError(f"{name or path}: holds no samples; make it again")
     mono = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
     return mono if rate_hz == wanted_hz else soxr.resample(mono, rate_hz, wanted_hz)
