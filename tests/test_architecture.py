@@ -70,7 +70,7 @@ MAY_IMPORT = {
         "lightning_modules.thinker",
         "lightning_modules.training",
     ),
-    "lightning_modules.evaluation": ("lightning_modules.evaluation",),
+    "lightning_modules.evaluation": ("lightning_modules.evaluation", "lightning_modules.talker"),
     "lightning_modules.inference": (
         "lightning_modules.inference",
         "lightning_modules.adapters",
@@ -90,6 +90,7 @@ MAY_IMPORT = {
         "datamodules.batch",
     ),
     "datamodules.sampling": ("datamodules.sampling", "datamodules.batch"),
+    "datamodules.benchmarks": ("datamodules.benchmarks", "datamodules.formats", "datamodules.batch"),
     "datamodules.synthetic": ("datamodules.synthetic", "datamodules.formats"),
     "callbacks": ("callbacks", "lightning_modules", "datamodules.batch", "datamodules.formats.atomic_files"),
     "callbacks.runtime": ("callbacks.runtime", "lightning_modules.training.seeding"),
