@@ -1,0 +1,104 @@
+"""Kept results: small files of finished comparisons, from which tables are made, of any number of seeds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.engine.runs import write_config, write_json
+from experiments.kept_results import keep, main, read, tabulate
+from lightning_modules.errors import UserError
+
+GOLD = ["one two three four", "one two", "one two three four"]
+
+
+def write_run(root: Path, seed: int, heard: list[str], learning_rate: float = 0.1, names: str = "x") -> Path:
+    """Write what a training and a comparison leave."""
+    digits = f"{seed:08d}"
+    training, run = root / f"talkers-{digits}", root / f"comparison-{digits}"
+    write_config(training / "config.yaml", {"name": "talkers", "seed": seed, "module": {"rate": learning_rate}})
+    write_json(training / "environment.json", {"commit": "c0ffee00" * 5})
+    loaded = {"run": str(training), "attribute": "talkers.mdm"}
+    config = {
+        "name": "comparison",
+        "seed": seed,
+        "inputs": {"talkers": str(training)},
+        "module": {"seed": seed, **loaded},
+    }
+    write_config(run / "config.yaml", {**config, "fingerprint": digits})
+    write_json(run / "environment.json", {"commit": "abcdef12" * 5, "num_cpus": 2, "gpus": [], "platform": "Linux"})
+    write_json(run / "finished.json", {"fingerprint": digits})
+    rows = [{"name": "ntp", "talker": "ntp", "steps": 16, "rule": "", "forwards_per_block": 16.0}]
+    rows.append(
+        {"name": "mdm_4", "talker": "mdm", "steps": 4, "rule": "threshold 0.7", "forwards_per_block": 3.0 + seed}
+    )
+    spoken = {"ntp": GOLD, "mdm_4": heard}
+    records = [
+        {"id": f"{names}{i}", "decoding": row["name"], "gold": gold, "text": gold, "heard": spoken[row["name"]][i]}
+        for row in rows
+        for i, gold in enumerate(GOLD)
+    ]
+    (run / "results.json").write_text(json.dumps(rows))
+    (run / "transcripts.json").write_text(json.dumps(records))
+    return run
+
+
+def test_a_run_is_kept_small_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "quickstart", 1, ["one two three", "one too", "one two three four"])
+    assert main(["keep", str(run), "--into", str(tmp_path / "results")]) == 0
+    file = tmp_path / "results" / "quickstart-comparison-seed1-00000001.json"
+    assert capsys.readouterr().out == f"kept {file}\n" and file.stat().st_size < 4_000
+    kept = read(file)
+    errors = kept.errors_of("mdm_4", "text")
+    assert (errors.dialogues, errors.errors.tolist(), errors.words.tolist()) == (
+        ("x0", "x1", "x2"),
+        [1, 1, 0],
+        [4, 2, 4],
+    )
+    assert kept.content["environment"]["commit"].startswith("abcdef12")
+    assert kept.content["commits"]["talkers-00000001"].startswith("c0ffee00")
+    assert kept.content["config"]["talkers-00000001"]["module"] == {"rate": 0.1}
+    assert '"errors": [1,1,0]' in file.read_text()
+
+
+def test_seeds_add_up_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = [["one two three", "one two", "one two three four"], ["one two three", "", "one two three four"]]
+    files = [keep(write_run(tmp_path, seed, heard), tmp_path) for seed, heard in enumerate(wrong, start=1)]
+    assert main(["table", *map(str, files), "--baseline", "ntp"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("| WER % (95 %) | by seed | passes per block | minus ntp, points (95 %) |")
+    assert lines[2] == "| ntp | 16 | - | 0.0 (0.0 to 0.0) | 0.0, 0.0 | 16.0 | - |"
+    assert lines[3].startswith("| mdm_4 | 4 | threshold 0.7 | 20.0 (") and "| 10.0, 30.0 | 4.5 | +20.0 (" in lines[3]
+    said = lines[-1]
+    assert (
+        "over seeds 1, 2 and 3 test dialogues, the same for all" in said and "Commit abcdef12; 2 cores, no GPU" in said
+    )
+    one = tabulate([read(files[0])], "ntp")
+    assert "none shown" in one and "over seed 1, over 3 test dialogues" in one
+    own = keep(write_run(tmp_path / "own", 3, wrong[0], names="y"), tmp_path)
+    assert "of each its own" in tabulate([read(files[0]), read(own)])
+
+
+def test_what_does_not_add_up_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = keep(write_run(tmp_path / "a", 1, GOLD), tmp_path)
+    other = keep(write_run(tmp_path / "b", 2, GOLD, learning_rate=0.2), tmp_path)
+    run = write_run(tmp_path / "c", 4, GOLD)
+    mistakes: list[tuple[list[Any], str]] = [
+        (["table", first, first], "the files have the seeds [1, 1]"),
+        (["table", first, other], "differ in more than the seed"),
+        (["table", first, "--baseline", "mtp"], "there is no decoding 'mtp'; choose among ntp, mdm_4"),
+        (["table", tmp_path / "none.json"], "no such file; keep a run first"),
+        (["table", run / "results.json"], "holds no kept results"),
+        (["keep", tmp_path], "has no transcripts.json"),
+    ]
+    for words, message in mistakes:
+        assert main([str(word) for word in words]) == 2
+        assert message in capsys.readouterr().err
+    records = json.loads((run / "transcripts.json").read_text())
+    (run / "transcripts.json").write_text(json.dumps(records[:-1]))
+    with pytest.raises(UserError, match="mdm_4 and ntp answered other dialogues"):
+        keep(run, tmp_path)
+    (tmp_path / "old.json").write_text('{"format_version": 0}')
+    with pytest.raises(UserError, match="format 0, this code reads 1"):
+        read(tmp_path / "old.json")
