@@ -23,6 +23,29 @@ _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _POSITION_CHARACTER = 1
 _OK = 0
 
+# Kinds of event: the end of a list, and the beginning of a word.
+_LIST_ENDS, _WORD_BEGINS = 0, 1
+
+
+class _EventId(ctypes.Union):
+    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
+
+
+class _Event(ctypes.Structure):
+    """What happens at a sample, as `espeak_EVENT` of speak_lib.h."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _EventId),
+    )
+
+
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
@@ -69,13 +92,18 @@ def trim_silence(waveform: np.ndarray, margin_s: float, threshold: float = 0.01)
     Returns:
         ``(S',) float32``; empty if the input is silent.
     """
-    peak = np.abs(waveform).max(initial=0.0)
-    if peak == 0.0:
+    loud = _loud_samples(waveform, threshold)
+    if loud.size == 0:
         return waveform[:0]
-    loud = np.flatnonzero(np.abs(waveform) > threshold * peak)
     margin = round(margin_s * SAMPLE_RATE)
     padded = np.pad(waveform, margin)
     return padded[loud[0] : loud[-1] + 1 + 2 * margin]
+
+
+def _loud_samples(waveform: np.ndarray, threshold: float = 0.01) -> np.ndarray:
+    """Give the indices of samples that are louder than a share of the peak; none if all are zero."""
+    peak = np.abs(waveform).max(initial=0.0)
+    return np.flatnonzero(np.abs(waveform) > threshold * peak) if peak > 0.0 else np.zeros(0, np.int64)
 
 
 class EspeakSynthesizer:
@@ -94,6 +122,7 @@ class EspeakSynthesizer:
         self.margin_s = margin_s
         _shared_library()
         self._pieces: list[np.ndarray] = []
+        self._words: list[tuple[int, int]] = []  # character and sample, of what is being spoken
         # The library keeps the address of the callback: hold the object for as long as this one lives.
         self._callback = _Callback(self._collect)
 
@@ -122,9 +151,37 @@ class EspeakSynthesizer:
         Raises:
             UserError: If eSpeak does not know the voice, or the text gives no sound.
         """
+        waveform = trim_silence(self._speak(text, voice), self.margin_s)
+        if waveform.size == 0:
+            raise UserError(f"eSpeak: {text!r} as {voice.name} is silent; give it words to say")
+        return waveform
+
+    def word_starts(self, text: str, voice: Voice) -> list[tuple[int, float]]:
+        """Tell when each word of a text begins.
+
+        Args:
+            text: What to say.
+            voice: How to say it.
+
+        Returns:
+            For each word the place of its first character, from 0, and its second in what :meth:`synthesize` gives.
+
+        Raises:
+            UserError: As :meth:`synthesize`.
+        """
+        loud = _loud_samples(self._speak(text, voice))
+        if loud.size == 0:
+            raise UserError(f"eSpeak: {text!r} as {voice.name} is silent; give it words to say")
+        cut_s = loud[0] / SAMPLE_RATE - self.margin_s
+        _, native_rate_hz = _shared_library()
+        return [(place, sample / native_rate_hz - cut_s) for place, sample in self._words]
+
+    def _speak(self, text: str, voice: Voice) -> np.ndarray:
+        """Speak a text, with the silence around it."""
         library, native_rate_hz = _shared_library()
         _select(library, voice)
         self._pieces.clear()
+        self._words.clear()
         library.espeak_SetSynthCallback(self._callback)
         data = text.encode("utf-8")
         status = library.espeak_Synth(data, len(data) + 1, 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None)
@@ -134,11 +191,7 @@ class EspeakSynthesizer:
             raise UserError(f"eSpeak: could not speak {text!r} as {voice.name} (status {status})")
         pieces = [np.zeros(0, np.int16), *self._pieces]
         native = np.concatenate(pieces).astype(np.float32) / 32768.0
-        resampled = np.clip(soxr.resample(native, native_rate_hz, SAMPLE_RATE), -1.0, 1.0)
-        waveform = trim_silence(resampled, self.margin_s)
-        if waveform.size == 0:
-            raise UserError(f"eSpeak: {text!r} as {voice.name} is silent; give it words to say")
-        return waveform
+        return np.clip(soxr.resample(native, native_rate_hz, SAMPLE_RATE), -1.0, 1.0)
 
     def phonemes(self, text: str, voice: Voice) -> tuple[str, ...]:
         """Tell how a text would be spoken.
@@ -159,7 +212,13 @@ class EspeakSynthesizer:
         spoken = library.espeak_TextToPhonemes(ctypes.byref(rest), _CHARS_UTF8, ord("_") << 8).decode("utf-8")
         return tuple(name for name in re.sub(r"[',|%=]", "", spoken).replace(" ", "_").split("_") if name)
 
-    def _collect(self, samples, count: int, _events) -> int:
+    def _collect(self, samples, count: int, events) -> int:
+        found = ctypes.cast(events, ctypes.POINTER(_Event))
+        number = 0
+        while events and found[number].type != _LIST_ENDS:
+            if found[number].type == _WORD_BEGINS:
+                self._words.append((found[number].text_position - 1, found[number].sample))
+            number += 1
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0

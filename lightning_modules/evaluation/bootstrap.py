@@ -1,4 +1,4 @@
-"""Bootstrap intervals of rates, over dialogues, or over seeds and dialogues, for many rates at once."""
+"""Bootstrap intervals of rates over dialogues, for many rates at once."""
 
 from dataclasses import dataclass
 
@@ -78,51 +78,31 @@ def resample_rates(errors: np.ndarray, words: np.ndarray, counts: np.ndarray) ->
     return divide(counts @ errors, counts @ words)
 
 
-def resample_rates_of_seeds(errors: np.ndarray, words: np.ndarray, seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Give the rates of each draw of seeds and, independently, of dialogues, which every seed answered.
-
-    With few seeds it is optimistic: the spread between ``S`` of them is drawn too small by ``sqrt((S - 1) / S)``. One
-    seed says nothing about others; then this is the draw of dialogues alone.
-
-    Args:
-        errors: Of each seed and dialogue, ``(S, N)``.
-        words: The same shape.
-        seeds: From :func:`draw_counts`, ``(R, S)``.
-        counts: The same, ``(R, N)``.
-
-    Returns:
-        ``(R,) float64``.
-
-    Reference: A. B. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007).
-    """
-    return divide(*(np.einsum("rs,sn,rn->r", seeds, of_all, counts, optimize=True) for of_all in (errors, words)))
-
-
 def interval_of(resamples: np.ndarray) -> np.ndarray:
     """Give the bounds of the 95 % interval of resamples ``(R, ...)``, as ``(2, ...)``."""
     return np.quantile(resamples, QUANTILES, axis=0)
 
 
 def estimate_rate(errors: np.ndarray, words: np.ndarray) -> Estimate:
-    """Estimate errors per word, over dialogues or over seeds and dialogues.
+    """Estimate errors per word.
 
     Args:
-        errors: Of each dialogue, ``(N,)``, or of each seed and dialogue, ``(S, N)``.
+        errors: Of each dialogue, ``(N,)``.
         words: The same shape.
 
     Returns:
-        The rate of all words, and its interval.
+        The rate of all words, and its interval over dialogues.
     """
-    return _estimate(divide(errors.sum(), words.sum()), _resample(errors, words))
+    return _estimate(divide(errors.sum(), words.sum()), resample_rates(errors, words, draw_counts(len(errors))))
 
 
 def estimate_difference(errors: np.ndarray, words: np.ndarray, others: np.ndarray, other_words: np.ndarray) -> Estimate:
-    """Estimate how many errors per word a second system has more than a first, on the same dialogues (and seeds).
+    """Estimate how many errors per word a second system has more than a first, on the same dialogues.
 
-    The dialogues and seeds that are drawn are the same for both, so what makes one hard for both drops out.
+    The dialogues that are drawn are the same for both, so what makes one hard for both drops out.
 
     Args:
-        errors: Of the first, ``(N,)`` or ``(S, N)``.
+        errors: Of the first, ``(N,)``.
         words: The same shape.
         others: Errors of the second, the same shape.
         other_words: Its words, the same shape.
@@ -130,16 +110,9 @@ def estimate_difference(errors: np.ndarray, words: np.ndarray, others: np.ndarra
     Returns:
         The difference, above 0 where the second is worse, and its interval.
     """
+    counts = draw_counts(len(errors))
     value = divide(others.sum(), other_words.sum()) - divide(errors.sum(), words.sum())
-    return _estimate(value, _resample(others, other_words) - _resample(errors, words))
-
-
-def _resample(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    counts = draw_counts(errors.shape[-1])
-    if errors.ndim == 1:
-        return resample_rates(errors, words, counts)
-    # Another seed: equal draws of seeds and dialogues would be correlated where both are as many.
-    return resample_rates_of_seeds(errors, words, draw_counts(len(errors), seed=1), counts)
+    return _estimate(value, resample_rates(others, other_words, counts) - resample_rates(errors, words, counts))
 
 
 def _estimate(value: np.ndarray, resamples: np.ndarray) -> Estimate:

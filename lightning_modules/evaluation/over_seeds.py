@@ -34,6 +34,8 @@ def estimate_over_seeds(seeds: Sequence[SeedErrors]) -> Estimate:
     seeds it is optimistic: the spread between ``S`` of them is drawn too small by ``sqrt((S - 1) / S)``. One seed says
     nothing about others.
 
+    Reference: A. B. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007).
+
     Args:
         seeds: At least one.
 

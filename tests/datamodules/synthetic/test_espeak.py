@@ -74,3 +74,19 @@ def test_trimming_cuts_or_pads_to_the_margin() -> None:
         padded = np.pad(loud, (silence, 2 * silence))
         assert np.array_equal(trim_silence(padded, MARGIN_S), expected)
     assert trim_silence(np.zeros(50, np.float32), MARGIN_S).size == 0
+
+
+def test_words_begin_where_they_are_heard() -> None:
+    """A later word begins as many samples later as a longer pause before it is long."""
+    synthesizer, text = EspeakSynthesizer(), "One two, three."
+    starts = synthesizer.word_starts(text, Voice())
+    assert [text[place:].split()[0].strip(",.") for place, _ in starts] == ["One", "two", "three"]
+    seconds = [second for _, second in starts]
+    assert seconds == sorted(seconds) and -0.05 < seconds[0] < 0.06
+    waveform = synthesizer.synthesize(text, Voice())
+    assert seconds[-1] < len(waveform) / SAMPLE_RATE
+    slow = [second for _, second in synthesizer.word_starts(text, Voice(rate_wpm=100))]
+    assert slow[2] - slow[1] > 1.3 * (seconds[2] - seconds[1])
+    # Before the third word there is a comma: silence.
+    before = waveform[round((seconds[2] - 0.08) * SAMPLE_RATE) : round((seconds[2] - 0.02) * SAMPLE_RATE)]
+    assert np.abs(before).max() < 0.2 * np.abs(waveform).max()

@@ -1,4 +1,4 @@
-"""Intervals: counted draws are those of indices, seeds widen them, pairs narrow them."""
+"""Intervals: counted draws are those of indices, many groups at once are each alone, pairs narrow them."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from lightning_modules.evaluation.bootstrap import (
     divide,
     draw_counts,
     estimate_difference,
-    estimate_rate,
     resample_rates,
 )
 
@@ -35,32 +34,13 @@ def test_many_groups_at_once_are_each_alone() -> None:
         np.testing.assert_allclose(together[:, group], resample_rates(errors[:, group], words[:, group], counts))
 
 
-def test_one_seed_is_no_seed_and_equal_seeds_do_not_widen() -> None:
-    errors = np.arange(100) % 4
-    alone = estimate_rate(errors, WORDS)
-    assert alone.value == pytest.approx(0.3)
-    for num_seeds in (1, 3):
-        over = estimate_rate(np.tile(errors, (num_seeds, 1)), np.tile(WORDS, (num_seeds, 1)))
-        assert (over.value, over.low, over.high) == pytest.approx((alone.value, alone.low, alone.high))
-
-
-def test_seeds_that_differ_widen_the_interval_to_their_spread() -> None:
-    """Four seeds with 0, 1, 2 and 3 errors in each dialogue: their mean has a standard error of 0.559 errors."""
-    errors = np.repeat(np.arange(4)[:, None], 100, axis=1)
-    found = estimate_rate(errors, np.tile(WORDS, (4, 1)))
-    assert found.value == pytest.approx(1.5 / 5)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.559 / 5, rel=0.15)
-
-
-def test_a_difference_is_paired_over_seeds_and_dialogues() -> None:
-    generator = np.random.default_rng(2)
-    errors = generator.integers(4, size=(3, 100))
-    words = np.tile(WORDS, (3, 1))
-    found = estimate_difference(errors, words, errors + 1, words)
+def test_a_difference_is_paired() -> None:
+    errors = np.random.default_rng(2).integers(4, size=100)
+    found = estimate_difference(errors, WORDS, errors + 1, WORDS)
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2, 0.2))
-    turned = estimate_difference(errors + 1, words, errors, words)
+    turned = estimate_difference(errors + 1, WORDS, errors, WORDS)
     assert turned.value == -found.value and not found.includes_zero
-    assert estimate_difference(errors, words, errors[:, ::-1], words).includes_zero
+    assert estimate_difference(errors, WORDS, errors[::-1], WORDS).includes_zero
 
 
 def test_an_estimate_reads_as_percent() -> None:

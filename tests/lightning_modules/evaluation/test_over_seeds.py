@@ -23,16 +23,21 @@ def bounds(found: Estimate) -> tuple[float, float, float]:
     return found.value, found.low, found.high
 
 
-def test_one_seed_and_shared_dialogues_are_as_the_bootstrap_has_them() -> None:
-    errors = np.random.default_rng(0).integers(3, size=(3, 60))
-    words = np.full((3, 60), 5)
-    shared = estimate_over_seeds([seed_errors(one) for one in errors])
-    assert bounds(shared) == pytest.approx(bounds(estimate_rate(errors, words)))
-    alone = estimate_over_seeds([seed_errors(errors[0])])
-    assert bounds(alone) == pytest.approx(bounds(estimate_rate(errors[0], words[0])))
-    others = np.random.default_rng(1).integers(3, size=(3, 60))
-    found = difference_over_seeds([seed_errors(one) for one in errors], [seed_errors(one) for one in others])
-    assert bounds(found) == pytest.approx(bounds(estimate_difference(errors, words, others, words)))
+def test_one_seed_is_no_seed_and_equal_seeds_do_not_widen() -> None:
+    errors, others = np.random.default_rng(0).integers(3, size=(2, 60))
+    words = np.full(60, 5)
+    for num_seeds in (1, 3):
+        first, second = [seed_errors(errors)] * num_seeds, [seed_errors(others)] * num_seeds
+        assert bounds(estimate_over_seeds(first)) == pytest.approx(bounds(estimate_rate(errors, words)))
+        alone = estimate_difference(errors, words, others, words)
+        assert bounds(difference_over_seeds(first, second)) == pytest.approx(bounds(alone))
+
+
+def test_seeds_that_differ_widen_the_interval_to_their_spread() -> None:
+    """Four seeds with 0, 1, 2 and 3 errors in each dialogue: their mean has a standard error of 0.559 errors."""
+    found = estimate_over_seeds([seed_errors(np.full(60, errors)) for errors in range(4)])
+    assert found.value == pytest.approx(1.5 / 5)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.559 / 5, rel=0.15)
 
 
 def test_dialogues_of_its_own_average_out_over_seeds() -> None:
