@@ -131,12 +131,11 @@ def test_a_dry_run_asks_nobody_and_a_mistake_is_one_line(
     model: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own = [f"job.init_args.benchmarks.{name}.init_args.folder={folder}" for name, folder in folders.items()]
+    own = [f"{name}={folder}" for name, folder in folders.items()]
     judge = f"{{class_path: {ENDPOINT}, init_args: {{address: 'http://127.0.0.1:9/v1', model: grader}}}}"
-    words = ["judge_text", f"inputs.model={model}", *own, f"job.init_args.judge={judge}"]
-    assert run.main([*words, "job.init_args.dry_run=true"]) == 0
+    words = ["judge_text", f"model={model}", *own, f"judge={judge}"]
+    assert run.main([*words, "dry_run=true"]) == 0
     said = capsys.readouterr().out
-    assert "9 queries to answer, 5 answers to judge (EndpointJudge)" not in said
     assert "10 queries to answer, 5 answers to judge (EndpointJudge)" in said
     assert "| voice_bench/alpacaeval | rating | 3 | 3 |" in said and "(the thinker's reply)" in said
     assert "skipped: 1 of open_audio_bench/llama_questions: no audio file" in said
