@@ -16,7 +16,7 @@ SAMPLE_RATE_HZ = 16_000
 
 PCM_SCALE = 2**15
 SMALL_BYTES = 2**16
-ON_HOST = ("unit_lengths", "text_lengths")
+ON_HOST = ("query_lengths", "unit_lengths", "text_lengths")
 
 
 def to_pcm(samples: Tensor) -> Tensor:
@@ -87,14 +87,14 @@ class SpokenBatch:
 
     Pass `batch_size=len(batch)` to `self.log`: Lightning cannot tell it from the shapes.
 
-    Lengths in tokens stay on the host: a loss has to know there how many positions it reads.
+    Lengths of queries and in tokens stay on the host: prompts and losses have to know there what they read.
 
     Attributes:
         ids: B names.
         reply_texts: B replies.
         transcripts: B queries as text.
         query: ``(B, S) float32`` at 16 kHz, or ``int16`` until :meth:`to_float` is called on the device.
-        query_lengths: ``(B,) int64``, in samples.
+        query_lengths: ``(B,) int64``, in samples; on the host.
         units: ``(B, T) int64``, speech tokens.
         unit_lengths: ``(B,) int64``, in tokens.
         reply: ``(B, S') float32`` at 16 kHz.
@@ -128,9 +128,11 @@ class SpokenBatch:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> Self:
-        """Return a copy whose tensors are on a device, but for the lengths in tokens; a GPU is not waited for."""
+        """Return a copy whose tensors are on a device, but for the lengths above; a GPU is not waited for."""
         does_not_wait = torch.device(device).type != "cpu"
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=does_not_wait))
+        if moved.history is not None and self.history is not None:
+            moved.history = replace(moved.history, speech_lengths=self.history.speech_lengths)
         return replace(moved, **{name: getattr(self, name) for name in ON_HOST})
 
     def pin_memory(self) -> Self:

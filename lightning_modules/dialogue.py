@@ -83,7 +83,7 @@ class History:
         turns: Turns of each dialogue, the oldest first; none where a dialogue begins with its query.
         speech: ``(M, S) float32`` at 16 kHz, or ``int16`` on its way to the device: the spoken turns, dialogue by
             dialogue and in order, padded with zeros; None if all are written.
-        speech_lengths: ``(M,) int64``, in samples.
+        speech_lengths: ``(M,) int64``, in samples; on the host.
     """
 
     turns: tuple[tuple[Turn, ...], ...]

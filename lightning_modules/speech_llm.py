@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from datamodules.batch import SpokenBatch
 from lightning_modules.adapters.adapter_set import TRAINED, AdapterFolder, adapt, refuse_unadapted
@@ -270,6 +271,7 @@ class SpeechLLM(TokenAgreement, TrainedParts):
         return shards_of(self.thinker)
 
     @torch.no_grad()
+    @record_function("step/thinker")
     def _think(self, read: Callable[..., Read], batch: SpokenBatch) -> Read:
         """Let the thinker read a batch once for all talkers, which must not train it."""
         if batch.query is None or batch.query_lengths is None:
@@ -300,5 +302,6 @@ class SpeechLLM(TokenAgreement, TrainedParts):
             overflow = talker.count_text_overflow(text.lengths, batch.unit_lengths)
             self.text_overflow.report(batch.ids, overflow, self.global_rank)
             score = self.training_scorers.get(name, talker) if self.training else talker
-            outputs[name] = score(text, batch.units, batch.unit_lengths, generators[name])
+            with record_function(f"step/{name}"):
+                outputs[name] = score(text, batch.units, batch.unit_lengths, generators[name])
         return outputs

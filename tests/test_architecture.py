@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "lightning_modules.thinker": (
         "lightning_modules.thinker",
         "lightning_modules.talker.losses",
+        "lightning_modules.talker.network.transfers",
         "lightning_modules.adapters",
     ),
     "lightning_modules.adapters": ("lightning_modules.adapters", "lightning_modules.training.seeding"),
@@ -93,12 +94,17 @@ MAY_IMPORT = {
     "datamodules.benchmarks": ("datamodules.benchmarks", "datamodules.formats", "datamodules.batch"),
     "datamodules.synthetic": ("datamodules.synthetic", "datamodules.formats"),
     "callbacks": ("callbacks", "lightning_modules", "datamodules.batch", "datamodules.formats.atomic_files"),
-    "callbacks.runtime": ("callbacks.runtime", "lightning_modules.training.seeding"),
+    "callbacks.runtime": (
+        "callbacks.runtime",
+        "lightning_modules.training.seeding",
+        "datamodules.formats.atomic_files",
+    ),
     "experiments": ("experiments", "callbacks", "datamodules", "lightning_modules"),
     "experiments.engine": (
         "experiments.engine",
         "callbacks.runtime",
         "datamodules.formats.atomic_files",
+        "datamodules.formats.codec_record",
         "lightning_modules.training.checkpoints",
         "lightning_modules.sharding",
     ),

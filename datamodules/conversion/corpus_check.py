@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import soundfile
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from datamodules.formats.atomic_files import write_json
+from datamodules.formats.codec_record import read_codec_record
 from datamodules.shards.shard_files import (
     DamagedExampleError,
     ShardFiles,
@@ -39,7 +41,7 @@ class CorpusCheck:
 
     Args:
         corpus: Directory that the conversion wrote.
-        num_codes: Size of the codebook.
+        num_codes: Size of the codebook; None takes that of the codec's record beside the shards.
         num_samples: Queries that are written as files to listen to, drawn at random.
         num_workers: Processes; 0 works in this one.
         seed: Draws them.
@@ -49,7 +51,7 @@ class CorpusCheck:
     """
 
     def __init__(
-        self, corpus: str, num_codes: int = 1000, num_samples: int = 10, num_workers: int = 2, seed: int = 0
+        self, corpus: str, num_codes: int | None = None, num_samples: int = 10, num_workers: int = 2, seed: int = 0
     ) -> None:
         require_at_least(1, num_codes=num_codes)
         require_at_least(0, num_samples=num_samples, num_workers=num_workers, seed=seed)
@@ -67,14 +69,15 @@ class CorpusCheck:
 
         Raises:
             FileNotFoundError: If there is no index.
-            UserError: If anything is damaged.
+            UserError: If anything is damaged, or the size of the codebook is neither given nor recorded.
         """
         output_dir = Path(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         index = ShardIndex.load(self.corpus / INDEX)
         parts = [index.take(np.flatnonzero(index.shard_of == shard)) for shard in range(len(index.shards))]
-        check = functools.partial(_check, str(self.corpus / SHARDS), self.num_codes)
-        codes, damages = np.zeros(self.num_codes, dtype=np.int64), []
+        num_codes = self._codebook_size()
+        check = functools.partial(_check, str(self.corpus / SHARDS), num_codes)
+        codes, damages = np.zeros(num_codes, dtype=np.int64), []
         with tqdm(total=len(index), desc="checking", unit="dialogue") as progress:
             for own, found in map_unordered(check, parts, self.num_workers):
                 codes += found.codes
@@ -93,6 +96,17 @@ class CorpusCheck:
             )
         self._write_samples(index, output_dir / "samples")
         return _statistics(index, codes)
+
+    def _codebook_size(self) -> int:
+        record = read_codec_record(str(self.corpus))
+        if self.num_codes is None and record is None:
+            raise UserError(f"{self.corpus} has no codec.json; give num_codes, the size of its speech tokens' codebook")
+        if record is not None and self.num_codes not in (None, record.codebook_size):
+            raise UserError(
+                f"num_codes is {self.num_codes}, but the codec of {self.corpus} has {record.codebook_size} codes; set "
+                f"it to {record.codebook_size}, or leave it out"
+            )
+        return record.codebook_size if record is not None else cast(int, self.num_codes)
 
     def _write_samples(self, index: ShardIndex, folder: Path) -> None:
         folder.mkdir(exist_ok=True)

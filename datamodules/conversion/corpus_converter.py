@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,9 @@ class CorpusConverter:
         entries, faults = _name(read_places(self.index) if self.index.is_dir() else read_entries(self.index))
         open_files(self.files)  # an error is raised here, not in a worker
         record = copy_codec_record(list(self.files), Path(output_dir), self.rules.num_codes)
-        rules = self.rules if record is None else self.rules.at_rate(record.frame_rate_hz)
+        rules = self.rules
+        if record is not None:
+            rules = replace(rules.at_rate(record.frame_rate_hz), num_codes=record.codebook_size)
         groups = self._groups(entries)
         settings = _Settings(folder, self.files, rules, self.tokenizer, round(self.max_shard_mb * 1e6))
         pending = [group for group in groups if not _is_done(folder, group.name)]

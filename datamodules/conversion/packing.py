@@ -52,7 +52,7 @@ class PackingRules:
     These limits stand for 25 tokens per second; a corpus whose codec left a record has them at the codec's rate.
 
     Attributes:
-        num_codes: Size of the codebook; tokens are not checked against it if None.
+        num_codes: Size of the codebook; None takes that of the codec's record, and checks nothing where there is none.
         to_flac: Store queries as 16-bit FLAC, about half of the bytes; otherwise as their files are.
         max_query_s: Longest query, and longest spoken turn before it, in seconds.
         max_units: Most speech tokens of a reply.

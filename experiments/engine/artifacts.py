@@ -21,6 +21,7 @@ from experiments.engine.configuration.checks import is_spec, resolve_class_path
 from experiments.engine.configuration.errors import ConfigError, join
 from experiments.engine.runs import Run
 from lightning_modules.errors import UserError
+from lightning_modules.pretrained.matching_weights import refuse_other_weights
 from lightning_modules.sharding import sharded_files
 from lightning_modules.training.checkpoints import LEFT_OUT
 
@@ -129,16 +130,12 @@ def load_weights(module: Any, run: Run, prefix: str = "") -> None:
         module.on_load_checkpoint(checkpoint)
     weights = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
     _refuse_lora(module, weights, f"{file} holds LoRA matrices for {prefix.rstrip('.')}")
-    try:
-        missing, unexpected = module.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise _misfit(file, str(error).splitlines()[-1].strip()) from error
     left_out = set(checkpoint.get(LEFT_OUT, ()))
-    for key in missing:
-        if prefix + key not in left_out:
-            raise _misfit(file, f"it holds no {prefix}{key}")
-    for key in unexpected:
-        raise _misfit(file, f"the module has no {prefix}{key}")
+    own = {prefix + key: value.shape for key, value in module.state_dict().items()}
+    expected = {key: shape for key, shape in own.items() if key.removeprefix(prefix) in weights or key not in left_out}
+    found = {prefix + key: value.shape for key, value in weights.items()}
+    refuse_other_weights(expected, found, f"{file} does not fit its module", "train that run again")
+    module.load_state_dict(weights, strict=False)
 
 
 def _refuse_lora(module: nn.Module, weights: Mapping[str, Any], what: str) -> None:
@@ -148,10 +145,6 @@ def _refuse_lora(module: nn.Module, weights: Mapping[str, Any], what: str) -> No
             f"{what}, which is built without; load the whole module of that run, or the base, and name the run's "
             "adapters/last in module.init_args.adapters"
         )
-
-
-def _misfit(file: Path, detail: str) -> UserError:
-    return UserError(f"{file} does not fit its module ({detail}); train that run again")
 
 
 def nearest_node(module: Config, names: list[str]) -> tuple[Config, str, int]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from experiments.engine.artifacts import without_weights
+from experiments.engine.artifacts import Config, without_weights
+from experiments.engine.codebooks import planned_formats
 from experiments.engine.configuration.builder import build
 from experiments.engine.configuration.checks import check_arguments, check_value, resolve_class_path
 from experiments.engine.configuration.errors import ConfigError, is_users_mistake, join, text_of
@@ -46,9 +48,10 @@ def check_stages(stages: Sequence[PlannedStage], redo: bool = False) -> None:
         check_stage(planned.config, planned.stage.path)
     to_run = [planned for planned in stages if redo or not planned.run.is_finished]
     not_there = [str(planned.run.directory) for planned in to_run]
-    with _undisturbed(), without_weights({planned.run.directory: planned.config for planned in stages}):
+    configs = {planned.run.directory: planned.config for planned in stages}
+    with _undisturbed(), without_weights(configs):
         for planned in to_run:
-            _DryBuild(planned, not_there).run()
+            _DryBuild(planned, not_there, configs).run()
 
 
 def check_stage(config: dict[str, Any], path: str) -> None:
@@ -103,14 +106,15 @@ def _check_part(config: dict[str, Any], key: str, path: str, kind: type) -> Any:
 class _DryBuild:
     """Builds one stage without weights; what depends on files that are not there yet is left for its turn."""
 
-    def __init__(self, planned: PlannedStage, not_there: Sequence[str]) -> None:
+    def __init__(self, planned: PlannedStage, not_there: Sequence[str], configs: Mapping[Path, Config]) -> None:
         """Create it.
 
         Args:
             planned: The stage.
             not_there: Run directories of the stages that are still to run.
+            configs: Configurations of all stages, by run directory.
         """
-        self._planned, self._not_there = planned, not_there
+        self._planned, self._not_there, self._configs = planned, not_there, configs
 
     def run(self) -> None:
         """Build all parts and let them check each other."""
@@ -138,7 +142,11 @@ class _DryBuild:
             used = {split: by_split[split] for split, key in SPLITS.items() if config[key] and split in by_split}
             self._try(partial(module.check_data, used), join(path, "datamodule"))
         if hasattr(module, "check_tokens") and hasattr(datamodule, "token_formats"):
-            self._try(lambda: module.check_tokens(datamodule.num_codes, datamodule.token_formats()), path)
+            # tokens that are still to be written, too: a mistake is told before the talkers have trained on them
+            self._try(lambda: module.check_tokens(datamodule.num_codes, self._token_formats(datamodule)), path)
+
+    def _token_formats(self, datamodule: Any) -> dict[str, Any]:
+        return {**planned_formats(self._planned.config, self._configs), **datamodule.token_formats()}
 
     def _build(self, node: Any, path: str) -> Any:
         def on_meta() -> Any:

@@ -13,6 +13,7 @@ from experiments.engine.artifacts import Config, load_trained
 from experiments.engine.configuration.builder import build
 from experiments.engine.configuration.checks import is_spec
 from lightning_modules.errors import UserError
+from lightning_modules.pretrained.matching_weights import refuse_other_weights
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -91,12 +92,9 @@ def _load(part: Any, file: Path) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; copy the whole export")
     weights = load_file(file)
-    own = {key for key in part.state_dict() if ".lora_" not in key}
+    own = {key: value for key, value in part.state_dict().items() if ".lora_" not in key}
     renamed = {key.replace(".base_layer.", "."): key for key in own}  # the base of an adapter that is loaded beside it
-    missing, unexpected = sorted(set(renamed) - set(weights)), sorted(set(weights) - set(renamed))
-    if missing or unexpected:
-        raise UserError(
-            f"{file} does not fit: {len(missing)} weights are missing ({missing[:1]}), {len(unexpected)} are "
-            f"unexpected ({unexpected[:1]}); export the run again"
-        )
+    found = {key: value.shape for key, value in weights.items()}
+    expected = {name: own[key].shape for name, key in renamed.items()}
+    refuse_other_weights(expected, found, f"{file} does not fit", "export the run again")
     part.load_state_dict({renamed[key]: value for key, value in weights.items()}, strict=False)

@@ -1,7 +1,7 @@
 """Planning of an experiment: which stages it has, how each is configured, and which run directory each gets.
 
-This module imports no torch, so that mistakes in an experiment file are told at once. Only the checks of classes and
-their arguments, `dry_build`, import them.
+This module imports no torch, so that mistakes in an experiment file are told at once. Only what looks at classes and
+their arguments, `codebooks` and `dry_build`, imports them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from experiments.engine.configuration.config import Pipeline, Stage
 from experiments.engine.configuration.errors import ConfigError, did_you_mean, join
 from experiments.engine.configuration.schema import check_keys, without_empty
 from experiments.engine.runs import Run, fingerprint_of, fingerprint_of_path, latest_run
+from lightning_modules.errors import UserError
 
 WITHOUT_INFLUENCE = ("description", "name", "runs_dir", "threads", "checkpoint")
 # Where a training runs, which may change when it is resumed; the number of examples per step may change with it.
@@ -93,17 +94,30 @@ def make_plan(file: Path, overrides: list[str], check: bool = True, redo: bool =
     plan = Plan(configs.compose(file, overrides))
     for stage in plan.pipeline.stages:
         fingerprints, paths = _resolve_inputs(stage, plan)
-        hashed = resolve(stage, fingerprints)
+        resolved, hashed = resolve(stage, paths), resolve(stage, fingerprints)
+        if resolved["module"] is not None:
+            from experiments.engine.codebooks import with_codebook_size  # imports torch
+
+            # before the fingerprint: a run is the same whether the size is given or left out
+            planned = {one.run.directory: one.config for one in plan.stages}
+            try:
+                resolved, hashed = with_codebook_size((resolved, hashed), planned, stage.path)
+            except (ConfigError, UserError):
+                _check(plan, check, redo)  # a mistake of an earlier stage is told as such
+                raise
         fingerprint = fingerprint_of(_with_influence(hashed))
-        resolved = resolve(stage, paths)
         resolved.update(name=stage.name, runs_dir=str(plan.pipeline.runs_dir))
         run = Run(plan.directory / f"{stage.name}-{fingerprint[:8]}", fingerprint)
         plan.stages.append(PlannedStage(stage, resolved, run))
+    _check(plan, check, redo)
+    return plan
+
+
+def _check(plan: Plan, check: bool, redo: bool) -> None:
     if check:
         from experiments.engine.dry_build import check_stages  # imports torch
 
         check_stages(plan.stages, redo)
-    return plan
 
 
 def _with_influence(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,13 +14,15 @@ from experiments.engine.artifacts import load_trained
 from experiments.engine.exports import CONFIG_FILE, FORMAT_VERSION, PLACE, self_contained_spec
 from experiments.jobs.model_card import describe_export
 from lightning_modules.adapters.adapter_set import TRAINED
+from lightning_modules.codec.transformers_codec import TransformersCodec
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_positive
 from lightning_modules.speech_llm import SpeechLLM
+from lightning_modules.talker.base import Talker
 from lightning_modules.talker.network.anchors import TextStates
 
 OUTPUT_LAYERS = ("head", "output_proj")  # of our talkers, and of those of VocalNet
-LANGUAGE_MODEL, SPEECH_ENCODER = "thinker/language_model", "thinker/speech_encoder"
+LANGUAGE_MODEL, SPEECH_ENCODER, CODEC = "thinker/language_model", "thinker/speech_encoder", "vocoder/codec"
 
 
 class Exporter:
@@ -120,7 +122,11 @@ class Exporter:
         thinker.prompt.tokenizer.save_pretrained(str(folder / LANGUAGE_MODEL))
         thinker.speech_encoder.encoder.save_pretrained(str(folder / SPEECH_ENCODER))
         assert llm.vocoder is not None
-        parts: dict[str, nn.Module] = {"thinker.adaptor": thinker.adaptor, "vocoder": llm.vocoder}
+        parts: dict[str, nn.Module] = {"thinker.adaptor": thinker.adaptor}
+        if isinstance(codec := getattr(llm.vocoder, "codec", None), TransformersCodec):
+            codec.model.save_pretrained(str(folder / CODEC))  # all that such a vocoder has of weights
+        else:
+            parts["vocoder"] = llm.vocoder
         parts |= {f"talkers.{name}": talker for name, talker in llm.talkers.items()}
         weights = {part: f"{part.replace('.', '/', 1)}.safetensors" for part in parts}
         for part, module in parts.items():
@@ -138,6 +144,10 @@ class Exporter:
             arguments.pop(key, None)
         if self.vocoder_run is not None:
             arguments["vocoder"] = self_contained_spec(self.vocoder_run, "vocoder")
+        if isinstance(codec := getattr(llm.vocoder, "codec", None), TransformersCodec):
+            spec_of_codec = _spec_of(codec, {"path": f"{PLACE}/{CODEC}", **codec.constructor_arguments()})
+            spec_of_codec["class_path"] += ".from_pretrained"
+            arguments["vocoder"]["init_args"]["codec"] = spec_of_codec
         arguments["draw_weights"] = False
         encoder, thinker = llm.thinker.speech_encoder, arguments["thinker"]["init_args"]
         thinker["speech_encoder"] = {
@@ -159,6 +169,11 @@ class Exporter:
             },
         }
         thinker["tokenizer"] = f"{PLACE}/{LANGUAGE_MODEL}"
+        thinker["adaptor"] = _spec_of(llm.thinker.adaptor, llm.thinker.adaptor.constructor_arguments())
+        for name, talker in llm.talkers.items():
+            assert isinstance(talker, Talker)
+            if (own := talker.constructor_arguments()) is not None:
+                arguments["talkers"][name] = _spec_of(talker, own)
         decodings = {name: one for name, one in (arguments.get("decodings") or {}).items() if one is not None}
         if adapter is not None and not self.merge:
             arguments["adapters"] = {adapter: {"folder": f"{PLACE}/adapters/{adapter}"}}
@@ -169,6 +184,11 @@ class Exporter:
             kept = {name: one for name, one in decodings.items() if one.get("adapter") == adapter}
             arguments["decodings"] = {name: {**one, "adapter": None} for name, one in kept.items()}
         return json.loads(json.dumps({**spec, "init_args": arguments}))
+
+
+def _spec_of(part: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Describe a part by its class and arguments, whatever files it was read from."""
+    return {"class_path": f"{type(part).__module__}.{type(part).__qualname__}", "init_args": arguments}
 
 
 @torch.no_grad()

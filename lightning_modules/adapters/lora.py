@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_below_one, require_positive
+from lightning_modules.pretrained.matching_weights import refuse_other_weights
 
 ALL_LINEAR = "all-linear"
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -152,7 +153,11 @@ def load_adapter(module: nn.Module, name: str, folder: Path) -> None:
         _inject(config, module, name)
     except ValueError as error:
         raise UserError(f"adapter {name}: {folder} does not fit: {str(error).splitlines()[0]}") from error
-    _refuse_misfit(_adapter_weights(module, name), weights, f"adapter {name}: {folder}")
+    expected, given = (
+        {key: value.shape for key, value in one.items()} for one in (_adapter_weights(module, name), weights)
+    )
+    what = f"adapter {name}: {folder} does not fit its base"
+    refuse_other_weights(expected, given, what, "give the adapter of this very module")
     set_peft_model_state_dict(module, weights, name)
     for parameter in module.parameters():  # peft makes what it injects trainable
         parameter.requires_grad_(id(parameter) in requires_grad)
@@ -192,19 +197,6 @@ def _configs(module: nn.Module) -> dict[str, LoraConfig]:
 def _refuse_duplicate(module: nn.Module, name: str) -> None:
     if name in _configs(module):
         raise UserError(f"the module has an adapter {name!r} already; merge it first, or give another name")
-
-
-def _refuse_misfit(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:
-    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or unexpected:
-        raise UserError(
-            f"{where} does not fit its base: {len(missing)} weights are missing ({missing[:1]}), {len(unexpected)} "
-            f"are unexpected ({unexpected[:1]}); give the adapter of this very module"
-        )
-    for key, value in expected.items():
-        if value.shape != found[key].shape:
-            shapes = f"{tuple(found[key].shape)}, where {tuple(value.shape)} is needed"
-            raise UserError(f"{where} does not fit its base: {key} is {shapes}; give the adapter of this very module")
 
 
 def _resolve_targets(module: nn.Module, targets: str | Sequence[str]) -> str | list[str]:

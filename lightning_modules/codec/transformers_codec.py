@@ -95,6 +95,11 @@ class TransformersCodec(nn.Module, ABC):
 
         return cls(load_pretrained(load, path, cls.name))
 
+    def constructor_arguments(self) -> dict[str, str]:
+        """Give the arguments of :meth:`from_pretrained` beside the path, for a model that is saved elsewhere."""
+        attention = self.model.config._attn_implementation
+        return {"dtype": str(self.model.dtype).removeprefix("torch."), "attention": attention}
+
     @classmethod
     def with_random_weights(cls, seed: int = 0, num_semantic_layers: int = 1) -> Self:
         """Build a codec of the published size with drawn weights, to measure what it costs.

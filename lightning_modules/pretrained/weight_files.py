@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lightning_modules.errors import UserError
+from lightning_modules.pretrained.matching_weights import refuse_other_weights
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
@@ -123,19 +124,12 @@ class WeightFiles:
         Raises:
             UserError: If any is missing, unexpected or of another shape, with its name.
         """
-        found = {name.removeprefix(prefix) for name in self.names if name.startswith(prefix)}
-        if found != set(shapes):
-            missing = [prefix + name for name in sorted(set(shapes) - found)]
-            unexpected = [prefix + name for name in sorted(found - set(shapes))]
-            raise UserError(
-                f"{self.what}: the weights in {self.path} do not fit its config.json: missing {missing or 'none'}, "
-                f"unexpected {unexpected or 'none'}; copy the checkpoint again, or give one of the same kind"
-            )
+        names = [name for name in self.names if name.startswith(prefix)]
+        what = f"{self.what}: the weights in {self.path} do not fit its config.json"
+        remedy = "copy the checkpoint again, or give one of the same kind"
+        expected = {prefix + name: shape for name, shape in shapes.items()}
+        refuse_other_weights(expected, dict.fromkeys(names), what, remedy)
         weights = {name: self.read(prefix + name).float() for name in shapes}
-        for name, value in weights.items():
-            if value.shape != shapes[name]:
-                raise UserError(
-                    f"{self.what}: {prefix}{name} in {self.path} has the shape {list(value.shape)}, its config.json "
-                    f"asks for {list(shapes[name])}; copy the checkpoint again, or give one of the same kind"
-                )
+        found = {prefix + name: value.shape for name, value in weights.items()}
+        refuse_other_weights(expected, found, what, remedy)
         return weights

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,13 @@ class Talker(nn.Module, ABC):
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw all weights from a generator, so that they do not depend on what was built before."""
+
+    def constructor_arguments(self) -> dict[str, Any] | None:
+        """Give plain arguments that build it again, without weights; None if only its configuration knows them.
+
+        A talker that can be read from published files needs them: an export holds its weights, and not those files.
+        """
+        return None
 
     @property
     def is_on_meta(self) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.pretrained.meta_device import is_on_meta
 from lightning_modules.pretrained.weight_files import WeightFiles, read_config_file
+from lightning_modules.talker.network.transfers import is_within
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": nn.functional.gelu, "relu": nn.functional.relu}
 _VOCALNET_HIDDEN_SIZE = 2048
@@ -51,7 +53,7 @@ class Adaptor(nn.Module):
         self.input_size = input_size
         self.output_size = output_size
         self.num_stacked_frames = num_stacked_frames
-        self.activate = _ACTIVATIONS[activation]
+        self.activation, self.activate = activation, _ACTIVATIONS[activation]
         self.up = nn.Linear(input_size * num_stacked_frames, hidden_size)
         self.down = nn.Linear(hidden_size, output_size)
 
@@ -91,6 +93,11 @@ class Adaptor(nn.Module):
         adaptor.load_state_dict({names[theirs]: value for theirs, value in weights.items()}, assign=True)
         return adaptor
 
+    def constructor_arguments(self) -> dict[str, Any]:
+        """Give plain arguments that build it again, without weights, also if it was read from published files."""
+        names = ("input_size", "output_size", "num_stacked_frames", "activation")
+        return {**{name: getattr(self, name) for name in names}, "hidden_size": self.down.in_features}
+
     def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map frames to embeddings.
 
@@ -99,10 +106,11 @@ class Adaptor(nn.Module):
             lengths: ``(B,) int64``, frames of each row.
 
         Returns:
-            Embeddings ``(B, ceil(F / num_stacked_frames), output_size)``, and their lengths ``(B,) int64``.
+            Embeddings ``(B, ceil(F / num_stacked_frames), output_size)``, and their lengths ``(B,) int64``, where those
+            of the frames are.
         """
         stack = self.num_stacked_frames
-        is_frame = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
+        is_frame = is_within(lengths, frames.shape[1], frames.device)
         frames = (frames * is_frame[..., None].to(frames.dtype)).to(self.up.weight.dtype)
         frames = nn.functional.pad(frames, (0, 0, 0, -frames.shape[1] % stack))
         stacked = frames.reshape(frames.shape[0], -1, stack * self.input_size)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from torch.profiler import record_function
 
 from lightning_modules.dialogue import History
 from lightning_modules.errors import UserError
@@ -58,6 +59,7 @@ class ThinkerObjective:
                 f"weights (reply, transcript, text) are {weights}: none may be negative, one must be positive."
             )
 
+    @record_function("step/thinker")
     def __call__(
         self, thinker: Thinker, batch: SpokenQueries
     ) -> tuple[list[LossTerm], dict[str, Tensor], ThinkerOutput | None]:

@@ -11,7 +11,7 @@ class ReplyStates:
 
     Attributes:
         token_ids: ``y_j``, ``(B, N) int64``, zero past a row's length.
-        lengths: Reply tokens of each row, ``(B,) int64``.
+        lengths: Reply tokens of each row, ``(B,) int64`` on the host.
         hidden: Last hidden state that predicted ``y_j``, ``(B, N, hidden_size)``, zero past a row's length.
         embedding: Input embedding of ``y_j``, ``(B, N, embedding_size)``, zero past a row's length.
         num_dropped_turns: Oldest turns of the batch that the context had no room for.
@@ -30,7 +30,7 @@ class ThinkerOutput(ReplyStates):
 
     Attributes:
         loss: Mean cross-entropy ``()`` over the reply tokens and their end-of-turn tokens.
-        num_scored_tokens: Tokens that ``loss`` averages over, replies and ends of turn, ``() int64``.
+        num_scored_tokens: Tokens that ``loss`` averages over, replies and ends of turn, ``() int64`` on the host.
         is_exact: Whether every token and the end of turn is the most probable one, so that greedy decoding gives this
             very reply, ``(B,) bool``.
         transcript_loss: Negative log-likelihood of the query transcripts, in nats per token, ``()``; None without

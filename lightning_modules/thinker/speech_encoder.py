@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from transformers import WhisperConfig
 from transformers.masking_utils import create_bidirectional_mask
@@ -18,6 +17,7 @@ from lightning_modules.pretrained.loading import (
     read_config,
 )
 from lightning_modules.pretrained.meta_device import is_on_meta
+from lightning_modules.talker.network.transfers import is_within
 from lightning_modules.thinker.initialization import initialize_by_fan_in
 from lightning_modules.thinker.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, WhisperLogMel
 
@@ -176,28 +176,30 @@ class SpeechEncoder(nn.Module):
 
         Args:
             waveform: ``(B, S) float``, 16 kHz, in [-1, 1]; what lies past a row's length is ignored.
-            lengths: ``(B,) int64``, samples of each row.
+            lengths: ``(B,) int64``, samples of each row; on the host, or it waits for them.
 
         Returns:
-            Frames ``(B, F, D)`` at 50 Hz, zero past a row's length, and their numbers ``(B,) int64``,
+            Frames ``(B, F, D)`` at 50 Hz, zero past a row's length, and their numbers ``(B,) int64`` on the host,
             ``ceil(samples / 320)``.
 
         Raises:
             UserError: If a row is empty or longer than the encoder's positions.
         """
+        lengths = lengths.cpu()
         self._check_lengths(lengths, waveform.shape[1])
         frame_lengths = (lengths + FRAME_SAMPLES - 1) // FRAME_SAMPLES
         num_frames = int(frame_lengths.max())
         num_samples = self.pad_to_samples or FRAME_SAMPLES * num_frames + _MEL_CONTEXT_FRAMES * HOP_SAMPLES
-        is_speech = torch.arange(waveform.shape[1], device=waveform.device) < lengths[:, None]
+        is_speech = is_within(lengths, waveform.shape[1], waveform.device)
         waveform = waveform.masked_fill(~is_speech, 0.0)[:, : int(lengths.max())]
         waveform = nn.functional.pad(waveform, (0, num_samples - waveform.shape[1]))
         log_mel = self.log_mel(waveform)
         if self.pad_to_samples is None:
-            frames = self.encode_log_mel(log_mel, frame_lengths, num_frames)
+            is_of_one_length = int(frame_lengths.min()) == num_frames
+            frames = self.encode_log_mel(log_mel, None if is_of_one_length else frame_lengths, num_frames)
         else:
             frames = self.encode_log_mel(log_mel, None, None)[:, :num_frames]
-        is_frame = torch.arange(num_frames, device=frames.device) < frame_lengths[:, None]
+        is_frame = is_within(frame_lengths, num_frames, frames.device)
         return frames * is_frame[..., None].to(frames.dtype), frame_lengths
 
     def encode_log_mel(self, log_mel: Tensor, frame_lengths: Tensor | None, num_frames: int | None) -> Tensor:
@@ -205,7 +207,7 @@ class SpeechEncoder(nn.Module):
 
         Args:
             log_mel: ``(B, num_mel_bins, M)`` features at 100 Hz.
-            frame_lengths: ``(B,) int64``, frames of 20 ms that the attention may see; None for all.
+            frame_lengths: ``(B,) int64``, frames of 20 ms that the attention may see; None for all, and much faster.
             num_frames: Frames of 20 ms to keep after the convolutions; None for all.
 
         Returns:
@@ -218,8 +220,9 @@ class SpeechEncoder(nn.Module):
         hidden = nn.functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
         mask = None
         if frame_lengths is not None:
-            is_frame = torch.arange(hidden.shape[1], device=hidden.device) < frame_lengths[:, None]
-            mask = create_bidirectional_mask(encoder.config, hidden, is_frame)
+            is_frame = is_within(frame_lengths, hidden.shape[1], hidden.device)
+            # the host knows that some rows are shorter, and need not wait for the mask to say so
+            mask = create_bidirectional_mask(encoder.config, hidden, is_frame, allow_is_bidirectional_skip=False)
         for layer in encoder.layers:
             hidden = layer(hidden, mask)
         return encoder.layer_norm(hidden)

@@ -7,10 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.profiler import record_function
 from transformers import PreTrainedTokenizerBase
 
 from lightning_modules.dialogue import History
 from lightning_modules.errors import UserError
+from lightning_modules.talker.losses import positions_of
+from lightning_modules.talker.network.transfers import is_within, send_to
 from lightning_modules.thinker.adaptor import Adaptor
 from lightning_modules.thinker.dialogue.context import ContextWindow
 from lightning_modules.thinker.dialogue.settings import DialogueSettings
@@ -102,7 +105,7 @@ class Thinker(nn.Module):
 
         Args:
             query: ``(B, S) float``, 16 kHz.
-            query_lengths: ``(B,) int64`` samples.
+            query_lengths: ``(B,) int64`` samples; on the host, or it waits for them.
             reply_texts: B texts.
             transcripts: B texts of the queries, for ``transcript_loss``.
             history: What was said before the queries; None if every dialogue begins with its query.
@@ -149,57 +152,52 @@ class Thinker(nn.Module):
         return self._reply(text, text_lengths, reply_texts, read_out(history, self._embed_transcripts))
 
     def _embed_transcripts(self, transcripts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        device = self.adaptor.up.weight.device
-        rows = [torch.tensor(ids, device=device) for ids in self.prompt.encode_transcripts(transcripts)]
-        text = self.language_model.embed(pad_sequence(rows, batch_first=True))
-        return text, torch.tensor([len(row) for row in rows], device=device)
+        token_ids, lengths = pad_rows(self.prompt.encode_transcripts(transcripts))
+        return self.language_model.embed(send_to(self.adaptor.up.weight.device, token_ids)), lengths
 
     def _states(
         self, query: Tensor, query_lengths: Tensor, reply_texts: Sequence[str], earlier: SpokenTurns | None
-    ) -> tuple[ReplyStates, Tensor, Tensor]:
-        """Read replies: their states, those at targets ``(n, hidden_size)``, and where these are ``(B, N + 1)``."""
+    ) -> tuple[ReplyStates, Tensor]:
+        """Read replies: their states, and those that predict each reply token and what follows, ``(B, N + 1, D)``."""
         device = query.device
-        replies = [torch.tensor(ids, device=device) for ids in self.prompt.encode_replies(reply_texts)]
-        reply_lengths = torch.tensor([len(ids) for ids in replies], device=device)
-        token_ids = pad_sequence(replies, batch_first=True)
+        token_ids, lengths = pad_rows(self.prompt.encode_replies(reply_texts))
+        token_ids, num_tokens = send_to(device, token_ids), lengths.tolist()
         embedding = self.language_model.embed(token_ids)
-        prompts = lay_out(
-            self.context, self.language_model.embed, query, query_lengths, list(map(len, replies)), earlier
-        )
-        rows = [
-            torch.cat([row, reply[:n]])
-            for row, reply, n in zip(prompts.rows, embedding, map(len, replies), strict=True)
-        ]
+        prompts = lay_out(self.context, self.language_model.embed, query, query_lengths, num_tokens, earlier)
+        rows = [torch.cat([row, reply[:n]]) for row, reply, n in zip(prompts.rows, embedding, num_tokens, strict=True)]
         hidden = self.language_model(pad_sequence(rows, batch_first=True))
         # Reply position j is predicted one position earlier: y_1 by the last position of the prompt.
-        first = torch.tensor([len(row) - 1 for row in prompts.rows], device=device)
-        position = torch.arange(token_ids.shape[1] + 1, device=device)
-        is_target = position <= reply_lengths[:, None]
-        place = torch.where(is_target, first[:, None] + position, 0)
+        first = torch.tensor([len(row) - 1 for row in prompts.rows])
+        position = torch.arange(token_ids.shape[1] + 1)
+        place = send_to(device, torch.where(position <= lengths[:, None], first[:, None] + position, 0))
         hidden = hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1]))
-        is_reply = (position[:-1] < reply_lengths[:, None])[..., None]
+        is_reply = is_within(lengths, token_ids.shape[1], device)[..., None]
         states = ReplyStates(
             token_ids=token_ids,
-            lengths=reply_lengths,
+            lengths=lengths,
             hidden=hidden[:, :-1] * is_reply.to(hidden.dtype),
             embedding=embedding * is_reply.to(embedding.dtype),
             num_dropped_turns=prompts.num_dropped_turns,
         )
-        return states, hidden[is_target], is_target
+        return states, hidden
 
     def _reply(
         self, query: Tensor, query_lengths: Tensor, reply_texts: Sequence[str], earlier: SpokenTurns | None
     ) -> ThinkerOutput:
-        states, hidden, is_target = self._states(query, query_lengths, reply_texts, earlier)
+        states, hidden = self._states(query, query_lengths, reply_texts, earlier)
+        num_places, device = hidden.shape[1], hidden.device
+        is_target = torch.arange(num_places) <= states.lengths[:, None]  # on the host, which counts them
+        places = positions_of(is_target, device)
         targets = nn.functional.pad(states.token_ids, (0, 1))
-        targets = targets.scatter(1, states.lengths[:, None], self.prompt.end_of_turn_id)
-        nll_sum, is_right = self.language_model.score(hidden, targets[is_target])
-        num_targets = is_target.sum()
+        targets = targets.scatter(1, send_to(device, states.lengths)[:, None], self.prompt.end_of_turn_id)
+        wanted = (one.flatten(0, 1).index_select(0, places) for one in (hidden, targets))
+        nll_sum, is_right = self.language_model.score(*wanted)
+        is_right_or_none = torch.ones(targets.numel(), dtype=torch.bool, device=device).scatter(0, places, is_right)
         return ThinkerOutput(
             **vars(states),
-            loss=nll_sum / num_targets,
-            num_scored_tokens=num_targets,
-            is_exact=(~is_target).masked_scatter(is_target, is_right).all(dim=1),
+            loss=nll_sum / len(places),
+            num_scored_tokens=is_target.sum(),
+            is_exact=is_right_or_none.view(-1, num_places).all(dim=1),
         )
 
     def listen(self, query: Tensor, query_lengths: Tensor, transcripts: Sequence[str]) -> Tensor:
@@ -248,7 +246,7 @@ class Thinker(nn.Module):
         Raises:
             UserError: If the query is empty, or it or the dialogue is too long.
         """
-        lengths = torch.tensor([query.shape[0]], device=query.device)
+        lengths = torch.tensor([query.shape[0]])
         audio, audio_lengths = self._embed_audio(query[None], lengths)
         earlier = hear(history, self._embed_audio)
         prompts = lay_out(self.context, self.language_model.embed, audio, audio_lengths, [reply_tokens], earlier)
@@ -280,6 +278,7 @@ class Thinker(nn.Module):
         """Turn the ids of a streamed reply into text."""
         return self.prompt.decode(token_ids)
 
+    @record_function("step/encoder")
     def _embed_audio(self, query: Tensor, query_lengths: Tensor) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_speech_encoder):
             frames, frame_lengths = self.speech_encoder(query, query_lengths)
@@ -292,6 +291,12 @@ class Thinker(nn.Module):
     def _transcription(self, audio: Tensor, audio_lengths: Tensor, transcripts: Sequence[str]) -> Tensor:
         token_ids = self.prompt.encode_transcripts(transcripts)
         return transcription_loss(self._score_audio(audio), audio_lengths, token_ids, self.prompt.blank_id)
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Pad rows of token ids with zeros on the host: ``(B, N) int64``, and their lengths ``(B,) int64``."""
+    padded = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in rows], batch_first=True)
+    return padded, torch.tensor([len(ids) for ids in rows])
 
 
 def _check_fit(speech_encoder: SpeechEncoder, adaptor: Adaptor, language_model: LanguageModel) -> None:

@@ -13,21 +13,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.talker.network.transfers import send_to
+
 
 def transcription_loss(logits: Tensor, lengths: Tensor, transcripts: Sequence[Sequence[int]], blank_id: int) -> Tensor:
     """Compute the negative log-likelihood of the transcripts, in nats per token.
 
     Args:
         logits: ``(B, A, V)`` token scores of A audio embeddings.
-        lengths: ``(B,) int64`` audio embeddings of each row.
+        lengths: ``(B,) int64`` audio embeddings of each row; on the host, or it waits for them.
         transcripts: B rows of token ids; a row with more tokens than audio embeddings counts as zero, with a warning.
         blank_id: Token id that stands for "nothing new".
 
     Returns:
         ``() float32``, mean over the rows.
     """
-    targets = torch.tensor([token_id for row in transcripts for token_id in row], device=logits.device)
-    target_lengths = torch.tensor([len(row) for row in transcripts], device=logits.device)
+    targets = send_to(logits.device, torch.tensor([token_id for row in transcripts for token_id in row]))
+    lengths, target_lengths = lengths.cpu(), torch.tensor([len(row) for row in transcripts])
     num_too_long = int((target_lengths > lengths).sum())
     if num_too_long:
         warnings.warn(

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_modules.errors import UserError
+from lightning_modules.pretrained.matching_weights import refuse_other_weights
 
 LEFT_OUT = "left_out"
 
@@ -38,10 +38,9 @@ def refuse_unfit(checkpoint: dict[str, Any], module: nn.Module) -> None:
     """
     expected = set(module.state_dict()) - set(checkpoint.get(LEFT_OUT, ()))
     found = set(checkpoint["state_dict"])
-    if expected != found:
-        missing, unexpected = sorted(expected - found), sorted(found - expected)
-        raise UserError(
-            f"the checkpoint does not fit this module: {len(missing)} weights are missing ({missing[:1]}), "
-            f"{len(unexpected)} are unexpected ({unexpected[:1]}); start a new run, or give the configuration that it "
-            "was trained with"
-        )
+    refuse_other_weights(
+        dict.fromkeys(expected),
+        dict.fromkeys(found),
+        "the checkpoint does not fit this module",
+        "start a new run, or give the configuration that it was trained with",
+    )

@@ -46,12 +46,13 @@ def test_a_batch_comes_whole_to_another_process() -> None:
     assert found.units.add_(1)[0, 0] == 1, "it can be written to"
 
 
-def test_lightning_moves_tensors_and_keeps_texts_and_lengths_in_tokens() -> None:
+def test_lightning_moves_tensors_and_keeps_texts_and_the_lengths_that_are_read_on_the_host() -> None:
     batch = collate([SpokenExample("a", "Yes.", torch.rand(3), torch.tensor([1, 2]), torch.rand(5), "Really?")])
     moved = move_data_to_device(batch, torch.device("meta"))
     assert (moved.ids, moved.reply_texts, moved.transcripts) == (batch.ids, batch.reply_texts, batch.transcripts)
     devices = {name: one.device.type for name, one in vars(moved).items() if isinstance(one, torch.Tensor)}
     assert len(devices) == 6
-    assert devices.pop("unit_lengths") == "cpu", "a loss has to know on the host how many positions it reads"
+    on_host = {devices.pop(name) for name in ("query_lengths", "unit_lengths")}
+    assert on_host == {"cpu"}, "prompts and losses have to know on the host how much they read"
     assert set(devices.values()) == {"meta"}
     assert batch.query.device.type == "cpu"

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config, WhisperConfig
 
 from tests.lightning_modules.thinker.tiny import make_tokenizer
+from tests.lightning_modules.vocoder.stand_in_cosyvoice import write_checkout, write_model
 
 AUDIO_TOKENS = {"qwen3_8b": "<|vision_pad|>", "one_gpu_1b": "<|reserved_special_token_0|>"}
 AUDIO_TOKENS["vocalnet_1b"] = AUDIO_TOKENS["one_gpu_1b"]
@@ -37,6 +38,7 @@ TINY: dict[str, PretrainedConfig] = {
     "one_gpu_1b": LlamaConfig(**TINY_SIZES, tie_word_embeddings=True),
     "vocalnet_1b": LlamaConfig(**TINY_SIZES, tie_word_embeddings=True),
 }
+CORPORA = ("voice_assistant", "ultrachat", "validation", "test")
 RUNS: dict[str, dict[str, Any]] = {
     "codec": {
         "class_path": "lightning_modules.speech_codec.SpeechCodec",
@@ -75,9 +77,11 @@ def write_inputs(name: str, folder: Path, full_size: bool) -> list[str]:
     for run, module in RUNS.items():
         (folder / run).mkdir()
         OmegaConf.save({"module": module, "fingerprint": "0" * 16}, folder / run / "config.yaml")
-    for corpus in ("voice_assistant", "ultrachat", "validation", "test"):
+    for corpus in CORPORA:
         (folder / corpus).mkdir()
-    names = ("speech_encoder", "language_model", "voice_assistant", "ultrachat", "validation", "test", *RUNS)
+    write_checkout(folder / "cosyvoice")
+    write_model(folder / "cosyvoice2")
+    names = ("speech_encoder", "language_model", "cosyvoice", "cosyvoice2", *CORPORA, "recognizer")
     return [*(f"inputs.{one}={folder / one}" for one in names), f"runs_dir={folder / 'runs'}"]
 
 
@@ -90,4 +94,6 @@ def tiny_overrides(name: str) -> list[str]:
         backbone = "lightning_modules.talker.network.backbone.TalkerBackbone"
         layer = f"{{class_path: {backbone}, init_args: {{width: 64, num_layers: 1}}}}"
         found.append(f"stages.talkers.{TINY_TALKER.format('mtp')}.extra_layers=[{', '.join([layer] * 5)}]")
+        sizes = "{hidden_size: 32, ffn_size: 64, num_heads: 4, num_codes: 6561}"
+        found.append(f"stages.talkers.{TINY_TALKER.format('vocalnet')}.sizes={sizes}")
     return found

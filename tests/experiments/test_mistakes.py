@@ -106,7 +106,7 @@ MISTAKES = [
     ),
     (
         "corpus_at_scale",
-        "stages.shards.job.init_args.rules.init_args.num_codes=0",
+        "stages.shards.job.init_args.rules={num_codes: 0}",
         "stages.shards.job.init_args.rules",
         "num_codes",
     ),

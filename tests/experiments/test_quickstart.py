@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.engine.artifacts import load_trained
+from experiments.engine.artifacts import load_trained, read_config
+from experiments.engine.configuration.builder import build
 from experiments.engine.configuration.config import EXPERIMENTS_DIR
 from experiments.engine.pipeline import execute
 from experiments.engine.plan import make_plan
+from experiments.engine.stage import StageResult
 
 # A tokenizer of so few texts does not know the words of the others: their short tokens are more than the anchors hold.
 pytestmark = [pytest.mark.filterwarnings("ignore:The replies"), pytest.mark.filterwarnings("ignore:.*transcripts have")]
@@ -39,10 +44,15 @@ def tiny_overrides(runs: Path, fits: tuple[str, ...] = FITS, speaks: str = "comp
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[StageResult]]:
     folder = tmp_path_factory.mktemp("runs")
-    execute(make_plan(EXPERIMENTS_DIR / "quickstart.yaml", tiny_overrides(folder)))
-    return folder
+    plan = make_plan(EXPERIMENTS_DIR / "quickstart.yaml", tiny_overrides(folder))
+    return folder, execute(plan, keep_objects=True)
+
+
+@pytest.fixture(scope="module")
+def runs(results: tuple[Path, list[StageResult]]) -> Path:
+    return results[0]
 
 
 def run_of(runs: Path, stage: str, talker: str) -> Path:
@@ -160,6 +170,21 @@ def test_talkers_train_on_shards(runs: Path) -> None:
     execute(plan)
     run = plan.stages[-1].run.directory
     assert set(tags_of(run, "ntp")["scalars"]) == set(tags_of(run, "mdm")["scalars"]) >= {"train/nll", "val/nll"}
+
+
+@pytest.mark.parametrize("stage", FITS)
+def test_only_what_is_meant_to_train_has_moved(results: tuple[Path, list[StageResult]], stage: str) -> None:
+    """By value, against the same stage built again; by name, every shipped stage is in engine/test_what_trains.py."""
+    (result,) = (one for one in results[1] if one.name == stage)
+    config = read_config(result.run.directory)
+    with isolate_rng():
+        seed_everything(config["seed"], verbose=False)
+        before = dict(build(config["module"], "module").named_parameters())
+    after = dict(result.objects["module"].named_parameters())
+    moved = {name for name, one in after.items() if not torch.equal(one.detach().cpu(), before[name].detach())}
+    trains = {name for name, one in after.items() if one.requires_grad}
+    assert moved <= trains and len(moved) > 0.9 * len(trains)  # what no batch has used has no gradient
+    assert {name.split(".")[1] for name in moved} == {name.split(".")[1] for name in trains}
 
 
 def test_a_second_run_reuses_every_stage(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

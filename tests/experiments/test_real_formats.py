@@ -46,7 +46,12 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         CorpusConverter(str(index), [str(folder / "loose" / name)], num_workers=0).run(folder / name)
     for seed, (name, module) in enumerate(RUNS.items()):
         write_run(folder / f"{name}_run", module, seed=seed)
-        given.append(f"inputs.{name}={folder / f'{name}_run'}")
+    given.append(f"inputs.recognizer={folder / 'recognizer_run'}")
+    # CosyVoice2's packages are no requirement here
+    loader = "experiments.engine.artifacts.load_trained"
+    codec = f"{{class_path: {loader}, init_args: {{run: {folder / 'codec_run'}}}}}"
+    vocoder = f"{{class_path: lightning_modules.vocoder.codec_vocoder.CodecVocoder, init_args: {{codec: {codec}}}}}"
+    given.append(f"stages.evaluation.module.init_args.vocoder={vocoder}")
     for stage in ("thinker", "talkers", "distilled_talkers"):
         trainer = {"devices": 1, "strategy": "auto", "accelerator": "cpu", "max_epochs": 1, "max_steps": 2}
         given += [f"stages.{stage}.trainer.{key}={value}" for key, value in trainer.items()]

@@ -1,13 +1,18 @@
 """A training step of the whole speech LLM never reads back from the device, whose place the meta device takes."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from lightning_modules.dialogue import History, Turn
 from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
+from lightning_modules.thinker.objective import ThinkerObjective
 from lightning_modules.training.text_overflow import MAX_UNSEEN, TextOverflow
 from tests.lightning_modules.talker.conftest import NUM_CODES, build_talker
 from tests.lightning_modules.talker.test_host_syncs import ReadsOfADevice
@@ -36,6 +41,38 @@ def test_losses_clipping_and_optimizer_read_nothing_back() -> None:
             optimizer.zero_grad()
     assert reads.found == {} and loss.is_meta
     assert llm.shown_losses.keys() == {f"{kind}/loss" for kind in kinds}
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("with_history", [True, False])
+def test_a_pass_of_the_thinker_reads_nothing_back(
+    trains: bool, with_history: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where it trains, by all of its losses, nor where it is frozen; lengths never leave the host.
+
+    Transformers asks once per pass of a causal LM whether positions are packed, which is left out here.
+    """
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # the meta device has none
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+
+    def ctc_loss(log_probs: Tensor, targets: Tensor, lengths: Tensor, target_lengths: Tensor, **_: Any) -> Tensor:
+        assert lengths.is_cpu and target_lengths.is_cpu, "otherwise PyTorch reads them back"
+        return log_probs.sum()
+
+    monkeypatch.setattr(torch.nn.functional, "ctc_loss", ctc_loss)  # nor has it this
+    objective = ThinkerObjective(reply=1.0, transcript=1.0, text=1.0) if trains else None
+    with META:
+        llm = SpeechLLM(make_thinker(), {"mdm": build_talker("mdm", 32, 32)}, objective).to(META)
+    batch = replace(make_batch(0), transcripts=["A", "B", "C"])
+    if with_history:
+        turns = (Turn("user", "Hello.", is_spoken=True), Turn("assistant", "Yes."))
+        batch = replace(batch, history=History.of([turns, (), turns], [[torch.zeros(900)], [], [torch.zeros(700)]]))
+    batch = llm.transfer_batch_to_device(batch, META, 0)
+    with ReadsOfADevice("meta") as reads:
+        loss = llm.training_step(batch, 0)
+        loss.backward()
+    assert reads.found == {} and loss.is_meta
+    assert batch.query is not None and batch.query.is_meta
 
 
 def test_codes_of_another_codec_are_refused_before_they_leave_the_host() -> None:

@@ -2,15 +2,18 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
 
+from callbacks.runtime.step_profile import PREFIX, REST, split_of
 from callbacks.runtime.training_cost import peak_memory_gb
 from datamodules.batch import SpokenBatch, SpokenExample, collate
 from datamodules.formats.atomic_files import write_text
@@ -26,7 +29,8 @@ from lightning_modules.training.optimization import BETAS
 
 SAMPLE_RATE_HZ = 16_000
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-OF_ALL, OF_TALKER = ("data", "encoder", "thinker"), ("forward", "backward", "optimizer")
+MAX_PROFILED = 5  # steps of each talker; what a profiler records of each takes longer to read than the step
+PARTS = ("data", "encoder", "thinker", "forward", "backward", "optimizer", REST)
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,14 @@ class FrozenThinker:
 
 
 class TrainingBenchmark:
-    """Takes training steps of talkers in turn on batches drawn at random, and times the parts of each.
+    """Takes training steps of talkers in turn on batches drawn at random, times them, and profiles the parts of others.
 
     A step draws replies of half to all of ``num_units`` speech tokens, collates and moves them ("data"; reading from
     disk is not in it, the benchmark of streams measures that), runs a frozen speech encoder and thinker if there are
-    any, then forward, backward, and clipping with AdamW of one talker. Before and after each part the device is waited
-    for. Rounds go through the talkers in turn, so that a slow minute of the machine slows all of them. It runs on a GPU
-    where there is one.
+    any, then forward, backward, and clipping with AdamW of one talker. Rounds go through the talkers in turn, so that a
+    slow minute of the machine slows all of them. Steps are timed as they are; in the first five rounds another one is
+    taken under PyTorch's profiler, which slows it down and only tells the shares of its parts, behind each of which the
+    device is waited for. It runs on a GPU where there is one.
 
     Args:
         talkers: Talkers by name.
@@ -116,16 +121,17 @@ class TrainingBenchmark:
         """
         self.talkers.to(self.device, self.dtype).train()
         optimizer = torch.optim.AdamW(self.talkers.parameters(), lr=1e-5, betas=BETAS, fused=True)
-        seconds: dict[str, list[dict[str, float]]] = {name: [] for name in self.talkers}
-        num_tokens: dict[str, list[int]] = {name: [] for name in self.talkers}
+        found: dict[str, list[_Step]] = {name: [] for name in self.talkers}
+        shares: dict[str, list[dict[str, float]]] = {name: [] for name in self.talkers}
         names = list(self.talkers)
         for turn in range(self.num_rounds + 1):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                taken, count = self._step(name, optimizer, turn)
+                taken = self._step(name, optimizer, turn)
                 if turn > 0:
-                    seconds[name].append(taken)
-                    num_tokens[name].append(count)
-        measured = {name: _summary(seconds[name], num_tokens[name]) for name in names}
+                    found[name].append(taken)
+                if 0 < turn <= MAX_PROFILED:
+                    shares[name].append(self._profiled_shares(name, optimizer, turn))
+        measured = {name: _summary(found[name], shares[name]) for name in names}
         machine = torch.cuda.get_device_name() if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
         about = {
             "device": f"{self.device.type}, {machine}",
@@ -139,30 +145,43 @@ class TrainingBenchmark:
         print(table)
         return {f"{name}/tokens_per_s": figures["tokens_per_s"][0] for name, figures in measured.items()}
 
-    def _step(self, name: str, optimizer: torch.optim.Optimizer, turn: int) -> tuple[dict[str, float], int]:
-        """Take one step; give the seconds of each part, and the speech tokens."""
+    def _step(self, name: str, optimizer: torch.optim.Optimizer, turn: int) -> "_Step":
+        """Take one step, and time it."""
         talker = self.talkers[name]
         assert isinstance(talker, Talker)
-        rng, seconds = np.random.default_rng([self.seed, turn]), {}
-
-        def timed(part: str, action: Callable[[], Any]) -> Any:
-            self._wait()
-            start = time.perf_counter()
-            result = action()
-            self._wait()
-            seconds[part] = time.perf_counter() - start
-            return result
-
+        rng = np.random.default_rng([self.seed, turn])
         examples = [self._draw(rng, talker) for _ in range(self.num_rows)]
-        batch = timed("data", lambda: collate(examples).to(self.device))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            text = self._text_of(batch, talker, timed)
-            generator = torch.Generator().manual_seed(turn)
-            output = timed("forward", lambda: talker(text, batch.units, batch.unit_lengths, generator))
-        timed("backward", output.loss.backward)
-        timed("optimizer", lambda: _update(talker, optimizer))
-        optimizer.zero_grad(set_to_none=True)
-        return seconds, int(batch.unit_lengths.sum())
+        start = self._now()
+        with record_function(PREFIX + REST):
+            with self._part("data"):
+                batch = collate(examples).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                text = self._text_of(batch, talker)
+                talker_start = self._now()
+                with self._part("forward"):
+                    output = talker(text, batch.units, batch.unit_lengths, torch.Generator().manual_seed(turn))
+            with self._part("backward"):
+                output.loss.backward()
+            with self._part("optimizer"):
+                _update(talker, optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        end = self._now()
+        assert batch.unit_lengths is not None
+        return _Step(end - start, end - talker_start, int(batch.unit_lengths.sum()))
+
+    def _profiled_shares(self, name: str, optimizer: torch.optim.Optimizer, turn: int) -> dict[str, float]:
+        """Take one step under the profiler; give the share of each part."""
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+            self._step(name, optimizer, turn)
+        split = split_of(profiler.events() or [])
+        return {part: split[part] / sum(split.values()) for part in PARTS if part in split}
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        """Mark a part of a step, and let it end when the device has done it."""
+        with record_function(PREFIX + name):
+            yield
+            self._wait()
 
     def _draw(self, rng: np.random.Generator, talker: Talker) -> SpokenExample:
         units = rng.integers(talker.vocabulary.num_codes, size=rng.integers(self.num_units // 2, self.num_units + 1))
@@ -170,7 +189,7 @@ class TrainingBenchmark:
         return SpokenExample("drawn", "drawn", torch.from_numpy(query), torch.from_numpy(units))
 
     @torch.no_grad()
-    def _text_of(self, batch: SpokenBatch, talker: Talker, timed: Callable[..., Any]) -> TextStates:
+    def _text_of(self, batch: SpokenBatch, talker: Talker) -> TextStates:
         """Let the thinker read replies of text tokens drawn at random; without one, draw its states."""
         shape = self.num_rows, self.num_text_tokens
         lengths = torch.full((self.num_rows,), self.num_text_tokens)
@@ -180,15 +199,18 @@ class TrainingBenchmark:
             return TextStates(*(torch.randn(*shape, size, device=self.device) for size in sizes), lengths)
         language_model = thinker.language_model.to(self.device).eval()
         encoder, adaptor = thinker.speech_encoder.to(self.device).eval(), thinker.adaptor.to(self.device).eval()
-        frames, num_frames = timed("encoder", lambda: encoder(batch.query, batch.query_lengths))
-
-        def think() -> tuple[Tensor, Tensor]:
+        with self._part("encoder"):
+            frames, num_frames = encoder(batch.query, batch.query_lengths)
+        with self._part("thinker"):
             audio, _ = adaptor(frames, num_frames)
             embedding = language_model.embed(torch.zeros(shape, dtype=torch.int64, device=self.device))
             hidden = language_model(torch.cat([audio.to(embedding.dtype), embedding], dim=1))
-            return hidden[:, -self.num_text_tokens :], embedding
+        return TextStates(hidden[:, -self.num_text_tokens :], embedding, lengths)
 
-        return TextStates(*timed("thinker", think), lengths)
+    def _now(self) -> float:
+        """Wait for the device, and look at the clock."""
+        self._wait()
+        return time.perf_counter()
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -200,15 +222,28 @@ def _update(talker: Talker, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def _summary(seconds: list[dict[str, float]], num_tokens: list[int]) -> dict[str, Any]:
-    """Give medians with 10th and 90th percentiles: milliseconds of each part, and tokens per second of the talker."""
-    talker_s = [sum(one[part] for part in OF_TALKER) for one in seconds]
-    rates = [count / taken for count, taken in zip(num_tokens, talker_s, strict=True)]
-    parts = {
-        part: _spread([1000 * one[part] for one in seconds]) for part in (*OF_ALL, *OF_TALKER) if part in seconds[0]
+@dataclass(frozen=True)
+class _Step:
+    """What a step took.
+
+    Attributes:
+        seconds: All of it.
+        talker_seconds: Forward, backward and optimizer.
+        num_tokens: Speech tokens.
+    """
+
+    seconds: float
+    talker_seconds: float
+    num_tokens: int
+
+
+def _summary(steps: list[_Step], shares: list[dict[str, float]]) -> dict[str, Any]:
+    """Give medians, 10th and 90th percentiles: the talker's tokens per second, a step's ms, its parts in percent."""
+    return {
+        "tokens_per_s": _spread([one.num_tokens / one.talker_seconds for one in steps]),
+        "step_ms": _spread([1000 * one.seconds for one in steps]),
+        "parts_percent": {part: _spread([100 * one[part] for one in shares]) for part in shares[0]},
     }
-    step = _spread([1000 * sum(one.values()) for one in seconds])
-    return {"tokens_per_s": _spread(rates), "step_ms": step, "parts_ms": parts}
 
 
 def _spread(values: list[float]) -> tuple[float, float, float]:
@@ -217,19 +252,19 @@ def _spread(values: list[float]) -> tuple[float, float, float]:
 
 
 def _table(about: dict[str, Any], measured: dict[str, dict[str, Any]]) -> str:
-    parts = list(next(iter(measured.values()))["parts_ms"])
-    head = f"| talker | tokens/s of the talker | step | {' | '.join(parts)} |"
+    parts = list(next(iter(measured.values()))["parts_percent"])
+    head = f"| talker | tokens/s of the talker | step, ms | {', % | '.join(parts)}, % |"
     rows = []
     for name, figures in measured.items():
         median, low, high = figures["tokens_per_s"]
-        times = [_ms(figures["step_ms"]), *(_ms(figures["parts_ms"][part]) for part in parts)]
-        rows.append(f"| {name} | {median:,.1f} ({low:,.1f} to {high:,.1f}) | {' | '.join(times)} |")
+        cells = [_cell(figures["step_ms"]), *(_cell(figures["parts_percent"][part]) for part in parts)]
+        rows.append(f"| {name} | {median:,.1f} ({low:,.1f} to {high:,.1f}) | {' | '.join(cells)} |")
     about = {**about, "peak_memory_gb": f"{about['peak_memory_gb']:.2f} GB at most"}
-    intro = "; ".join(map(str, about.values())) + ". Medians (10th to 90th percentile), ms."
+    intro = "; ".join(map(str, about.values())) + ". Medians (10th to 90th percentile); shares under the profiler."
     return "\n".join([intro, "", head, "|" + "---|" * (len(parts) + 3), *rows]) + "\n"
 
 
-def _ms(spread: tuple[float, float, float]) -> str:
+def _cell(spread: tuple[float, float, float]) -> str:
     digits = 1 if spread[0] < 100 else 0
     median, low, high = (f"{value:,.{digits}f}" for value in spread)
     return f"{median} ({low} to {high})"

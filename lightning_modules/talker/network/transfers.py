@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def is_within(lengths: Tensor, num_places: int, device: torch.device) -> Tensor:
+    """Tell on a device which places of each row lie within its length: ``(B,) int64`` to ``(B, num_places) bool``."""
+    return torch.arange(num_places, device=device) < send_to(device, lengths)[:, None]
+
+
 def send_to(device: torch.device, tensor: Tensor) -> Tensor:
     """Copy a tensor to a device; it is returned as it is if it lives there.
 

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ class VocalNetTalker(Talker):
                 "at the tokens"
             )
         self.sizes, self.state_offset, self.decay = sizes, state_offset, decay
+        self.train_as_decoded = train_as_decoded
         self.layout = DecodedLayout if train_as_decoded else ReleasedLayout
         self.embedding = nn.Embedding(sizes.vocabulary.size, sizes.hidden_size)
         self.encode_layers = make_layers(sizes, sizes.num_encoder_layers)
@@ -135,6 +137,11 @@ class VocalNetTalker(Talker):
         end_of_text = files.read(TEXT_EMBEDDINGS, end_of_text_id, end_of_text_id + 1)
         talker.load_state_dict({**weights, "end_of_text": end_of_text[0].float()}, assign=True)
         return talker
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """Give its sizes and settings; see :class:`Talker`."""
+        names = ("state_offset", "train_as_decoded", "decay")
+        return {"sizes": asdict(self.sizes), **{name: getattr(self, name) for name in names}}
 
     @property
     def supported_steps(self) -> tuple[int, ...]:

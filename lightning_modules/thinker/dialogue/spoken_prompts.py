@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_modules.dialogue import History, spoken_texts
 from lightning_modules.errors import UserError
+from lightning_modules.talker.network.transfers import send_to
 from lightning_modules.thinker.dialogue.context import ContextWindow
 
 
@@ -19,7 +20,7 @@ class SpokenTurns:
     Attributes:
         history: The turns of B dialogues, M of them spoken.
         embeddings: ``(M, A, embedding_size)``, the spoken turns dialogue by dialogue; None if there are none.
-        lengths: ``(M,) int64``, embeddings of each.
+        lengths: ``(M,) int64``, embeddings of each; on the host, or it waits for them.
     """
 
     history: History
@@ -93,7 +94,7 @@ def lay_out(
         context: Fits turns into the context.
         embed: Token ids to input embeddings.
         audio: ``(B, A, embedding_size)``, what stands in the place of the queries.
-        audio_lengths: ``(B,) int64``, embeddings of each.
+        audio_lengths: ``(B,) int64``, embeddings of each; on the host, or it waits for them.
         reply_tokens: Tokens of the replies that follow, or room for them.
         earlier: What was said before the queries.
 
@@ -109,7 +110,7 @@ def lay_out(
     # What the template prints is mostly the same in all rows: it is looked up once.
     @functools.cache
     def embed_text(ids: tuple[int, ...]) -> Tensor:
-        return embed(torch.tensor(ids, dtype=torch.long, device=audio.device))
+        return embed(send_to(audio.device, torch.tensor(ids, dtype=torch.long)))
 
     rows, num_dropped = [], 0
     for place, (query, length) in enumerate(zip(audio, audio_lengths.tolist(), strict=True)):

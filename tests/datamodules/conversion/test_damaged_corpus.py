@@ -11,8 +11,11 @@ import soundfile
 from datamodules.conversion.corpus_check import CorpusCheck
 from datamodules.conversion.corpus_converter import CorpusConverter
 from datamodules.conversion.packing import PackingRules
+from datamodules.formats.atomic_files import write_json
 from datamodules.sharded_dialogues import ShardedDialogueDataModule, ShardedSet
 from datamodules.shards.shard_index import ShardIndex
+from lightning_modules.errors import UserError
+from lightning_modules.token_format import TokenFormat
 from tests.datamodules.tiny_corpus import write_split, write_wav
 
 NUM_EXAMPLES = 800
@@ -58,15 +61,21 @@ def test_planted_faults_are_listed_and_what_is_damaged_later_is_found_and_left_o
     assert len(index) == NUM_EXAMPLES - len(planted)
     assert CorpusCheck(str(tmp_path), num_codes=1000, num_workers=0).run(tmp_path / "whole")["num_examples"] == 794
 
+    with pytest.raises(UserError, match="has no codec.json; give num_codes"):
+        CorpusCheck(str(tmp_path), num_workers=0).run(tmp_path / "whole")
+
     # Later, a bit flips in each part of three examples, and a shard loses its end.
     shards = [tmp_path / "shards" / name for name in index.shards.tolist()]
     for part, row in enumerate((10, 110, 210)):
         flip_a_bit(shards[index.shard_of[row]], int(index.offsets[row, part]) + int(index.sizes[row, part]) // 2)
     last = np.flatnonzero(index.shard_of == len(shards) - 1)
     shards[-1].write_bytes(shards[-1].read_bytes()[: int(index.offsets[last[-2], 1])])
+    write_json(tmp_path / "codec.json", TokenFormat("c", 1000, 25, 16_000).as_record())
+    with pytest.raises(UserError, match="num_codes is 500, but the codec of .* has 1000 codes; set it to 1000"):
+        CorpusCheck(str(tmp_path), num_codes=500, num_workers=0).run(tmp_path / "check")
     damaged = {str(index.ids[row]) for row in (10, 110, 210, last[-2], last[-1])}
     with pytest.raises(ValueError, match="5 of 794 examples are damaged"):
-        CorpusCheck(str(tmp_path), num_codes=1000, num_workers=0).run(tmp_path / "check")
+        CorpusCheck(str(tmp_path), num_workers=0).run(tmp_path / "check")
     assert {name for name, _ in json.loads((tmp_path / "check/damages.json").read_text())} == damaged
 
     data = ShardedDialogueDataModule({"train": ShardedSet(str(tmp_path))}, max_tokens=200)

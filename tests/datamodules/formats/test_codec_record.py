@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from datamodules.conversion.packing import PackingRules
@@ -52,6 +53,9 @@ def test_shards_know_the_codec_and_limits_follow_its_rate(tmp_path: Path) -> Non
     assert data.token_formats() == {str(out): NEUCODEC} and data.num_codes is None
     with pytest.raises(UserError, match=f"num_codes is 60, .* in {corpus} has 50; set num_codes to 50"):
         convert(tmp_path, corpus, "other_size", rules=PackingRules(num_codes=60))
+    np.save(corpus / items[1]["units"], np.array([3, 50]))
+    _, report, _ = convert(tmp_path, corpus, "size_of_the_record", rules=rules)
+    assert report["kinds"] == {"units_outside_codebook": 1}
     write_codec_record(other, TokenFormat("b", 50, 50, 24_000), Codec)
     with pytest.raises(UserError, match=f"{corpus} and those in {other} .*codec 'neucodec' and 'b'"):
         copy_codec_record([corpus, other], tmp_path, None)

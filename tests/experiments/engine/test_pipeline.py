@@ -216,7 +216,7 @@ def test_weights_of_another_shape_are_refused(file: Path) -> None:
     line = run(file)[1]
     config = line.run.config_file
     config.write_text(config.read_text().replace("toy.ToyModule", "toy.WideModule"))
-    with pytest.raises(ValueError, match="does not fit its module .*size mismatch"):
+    with pytest.raises(ValueError, match="does not fit its module: .* has the shape .*, where .* is needed"):
         load_trained(line.run.directory)
 
 

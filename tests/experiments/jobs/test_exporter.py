@@ -17,8 +17,11 @@ from experiments.jobs.exporter import Exporter
 from lightning_modules.adapters.lora import lora_layers
 from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
+from lightning_modules.talker.vocalnet.vocalnet_talker import VocalNetTalker
 from lightning_modules.thinker.language_model import LanguageModel
-from tests.experiments.tiny_runs import SPEECH_LLM, spec, thinker_spec, write_run
+from tests.experiments.tiny_runs import SPEECH_LLM, spec, talker_spec, thinker_spec, write_run
+from tests.lightning_modules.codec.tiny import make_model
+from tests.lightning_modules.talker.vocalnet.tiny import END_OF_TEXT_ID, write_checkpoint
 
 QUERY = 0.1 * torch.randn(8_000, generator=torch.Generator().manual_seed(3))
 
@@ -176,3 +179,47 @@ def test_a_description_names_no_other_run(runs: Path) -> None:
     assert part["class_path"].endswith("AutoregressiveTalker") and part["init_args"]["num_codes"] == 240
     with pytest.raises(UserError, match="its configuration describes no talkers.ntp.head"):
         self_contained_spec(runs / "base", "talkers.ntp.head")
+
+
+def test_published_parts_are_exported_without_the_files_that_they_were_read_from(runs: Path, tmp_path: Path) -> None:
+    """VocalNet's talker and adaptor, and NeuCodec: they are gone when the export is read, tokens are the same."""
+    checkpoint, neucodec = tmp_path / "vocalnet", tmp_path / "neucodec"
+    write_checkpoint(checkpoint, seed=1, eos_bias=-20.0, hidden_size=32, num_codes=65_536, audio_width=32)
+    make_model("neucodec").save_pretrained(neucodec)
+    ntp = talker_spec("autoregressive.AutoregressiveTalker")
+    ntp["init_args"]["num_codes"] = 65_536
+    thinker = thinker_spec(runs / "tokenizer")
+    thinker["init_args"]["adaptor"] = spec(
+        "lightning_modules.thinker.adaptor.Adaptor.from_vocalnet", path=str(checkpoint)
+    )
+    talker = spec(
+        "lightning_modules.talker.vocalnet.vocalnet_talker.VocalNetTalker.from_checkpoint",
+        path=str(checkpoint),
+        end_of_text_id=END_OF_TEXT_ID,
+        state_offset=1,
+    )
+    module = spec(
+        SPEECH_LLM,
+        thinker=thinker,
+        talkers={"vocalnet": talker, "ntp": ntp},
+        thinker_objective=spec("lightning_modules.thinker.objective.ThinkerObjective"),
+        decodings={"vocalnet": {"talker": "vocalnet"}, "ntp": {"talker": "ntp"}},
+        vocoder=spec(
+            "lightning_modules.vocoder.windowed.WindowedCodecVocoder",
+            codec=spec("lightning_modules.codec.neucodec.NeuCodec.from_pretrained", path=str(neucodec)),
+        ),
+        max_text_tokens=8,
+        max_speech_s=0.5,
+    )
+    run = write_run(tmp_path / "beside_ours", module)
+    Exporter(run).run(tmp_path)
+    expected = answers(load_trained(run))
+    for folder in (checkpoint, neucodec):
+        shutil.rmtree(folder)
+        assert str(folder) not in (tmp_path / "export" / "config.json").read_text()
+    llm = from_export(tmp_path / "export")
+    assert isinstance(llm.talkers["vocalnet"], VocalNetTalker) and llm.talkers["vocalnet"].state_offset == 1
+    found = answers(llm)
+    assert found.keys() == {"vocalnet", "ntp"}
+    for name, one in found.items():
+        assert_same(one, expected[name])

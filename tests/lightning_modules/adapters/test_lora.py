@@ -199,7 +199,7 @@ def test_missing_unexpected_and_misshapen_weights_are_refused(tmp_path: Path) ->
     with pytest.raises(UserError, match="0 weights are missing .* 1 are unexpected .*other.lora_A.weight"):
         load_adapter(make_net(), "a", tmp_path)
     save_file({**weights, first: torch.zeros(2, 5)}, file)
-    with pytest.raises(UserError, match=r"blocks.0.up.lora_A.weight is \(2, 5\), where \(2, 4\) is needed"):
+    with pytest.raises(UserError, match=r"blocks.0.up.lora_A.weight has the shape \(2, 5\), where \(2, 4\) is needed"):
         load_adapter(make_net(), "a", tmp_path)
     save_file(weights, file)
     wrong = nn.Sequential(nn.Linear(4, 4))

@@ -81,7 +81,7 @@ def test_every_missing_and_unexpected_weight_is_named(tmp_path: Path, form: str)
         ({"special_tokens": 5}, "'special_tokens': 5"),
         ({"mtp_num": None}, r"has no \['mtp_num'\]"),
         ({"decoder_num_heads": 3}, "hidden_size is 16, which 2 x num_heads"),
-        ({"decoder_ffn_dim": 32}, r"mlp.*has the shape .* its config.json asks for"),
+        ({"decoder_ffn_dim": 32}, r"do not fit its config.json: .*mlp.*has the shape .*, where .* is needed"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -12,14 +12,14 @@ END_OF_TEXT_ID, NUM_TEXT_TOKENS, AUDIO_WIDTH = 3, 7, 6
 NEVER = -1e4
 
 
-def make_config(hidden_size: int = 16, num_codes: int = 20) -> dict[str, Any]:
+def make_config(hidden_size: int = 16, num_codes: int = 20, audio_width: int = AUDIO_WIDTH) -> dict[str, Any]:
     """Give a `config.json` with the keys of the released ones."""
     return {
         "model_type": "omni_speech2s_llama",
         "hidden_size": hidden_size,
         "vocab_size": NUM_TEXT_TOKENS,
         "speech_encoder_ds_rate": 5,
-        "speech_encoder_hidden_size": AUDIO_WIDTH,
+        "speech_encoder_hidden_size": audio_width,
         "speech_generator_type": "ar_mtp",
         "llm_hidden_size": hidden_size,
         "decoder_hidden_size": hidden_size,
