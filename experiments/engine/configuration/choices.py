@@ -23,16 +23,10 @@ def choose(content: dict[str, Any], overrides: list[str], keys: tuple[str, ...])
     Raises:
         ConfigError: `choices` is no mapping of mappings, or there is no such alternative.
     """
-    choices = content.get(CHOICES)
-    if choices is None:
-        return [], overrides
-    if not isinstance(choices, dict):
-        raise ConfigError(CHOICES, f"expected a mapping of names to alternatives, got {choices!r}")
-    for name, alternatives in choices.items():
+    choices = _choices_of(content)
+    for name in choices:
         if name in keys:
             raise ConfigError(join(CHOICES, name), f"{name} is a key of an experiment; call the choice otherwise")
-        if not isinstance(alternatives, dict) or not alternatives:
-            raise ConfigError(join(CHOICES, name), f"expected a mapping of alternatives, got {alternatives!r}")
     chosen = {name: str(next(iter(alternatives))) for name, alternatives in choices.items()}
     others = []
     for text in overrides:
@@ -42,6 +36,30 @@ def choose(content: dict[str, Any], overrides: list[str], keys: tuple[str, ...])
         else:
             others.append(text)
     return [_find(choices[name], name, value) for name, value in chosen.items()], others
+
+
+def describe_choices(content: dict[str, Any]) -> dict[str, str]:
+    """Return what one may choose of an experiment file, by choice.
+
+    Raises:
+        ConfigError: `choices` is no mapping of mappings.
+    """
+    return {
+        name: ", ".join(f"{one}{'' if number else ' if left out'}" for number, one in enumerate(alternatives))
+        for name, alternatives in _choices_of(content).items()
+    }
+
+
+def _choices_of(content: dict[str, Any]) -> dict[str, dict[Any, Any]]:
+    choices = content.get(CHOICES)
+    if choices is None:
+        return {}
+    if not isinstance(choices, dict):
+        raise ConfigError(CHOICES, f"expected a mapping of names to alternatives, got {choices!r}")
+    for name, alternatives in choices.items():
+        if not isinstance(alternatives, dict) or not alternatives:
+            raise ConfigError(join(CHOICES, name), f"expected a mapping of alternatives, got {alternatives!r}")
+    return choices
 
 
 def _find(alternatives: dict[Any, Any], name: str, value: str) -> dict[str, Any]:

@@ -6,18 +6,20 @@ from pathlib import Path
 
 from experiments.engine.configuration import config
 from experiments.engine.configuration.checks import MISSING
+from experiments.engine.configuration.choices import describe_choices
 from experiments.engine.configuration.overrides import aliases_of
 
 
 def describe_file(file: Path) -> str:
-    """Return what an experiment is, and what one sets of it on the command line: its short names and its inputs.
+    """Return what an experiment is, and what one sets of it on the command line: choices, short names and inputs.
 
     Raises:
         ConfigError: It cannot be read, or has a key of the wrong type.
     """
     content = config.read_file(file)
     aliases = aliases_of(content)
-    shown = {name: alias.help or f"the same as {alias.key}" for name, alias in aliases.items()}
+    shown = describe_choices(content)
+    shown |= {name: alias.help or f"the same as {alias.key}" for name, alias in aliases.items()}
     for name, value in (content.get("inputs") or {}).items():
         if f"inputs.{name}" not in {alias.key for alias in aliases.values()}:
             shown[f"inputs.{name}"] = "has to be given" if value == MISSING else f"{value} if left out"

@@ -14,8 +14,9 @@ from callbacks.runtime.training_cost import peak_memory_gb
 from datamodules.formats.atomic_files import write_text
 from experiments.engine.environment import describe_environment
 from experiments.engine.runs import write_json
+from experiments.jobs.decoding.batches import BatchThroughput, draw_throughput
 from experiments.jobs.decoding.counting import Reads, count_launches, count_reads
-from experiments.jobs.decoding.executions import Eager, Execution
+from experiments.jobs.decoding.executions import Execution, Stepwise
 from experiments.jobs.decoding.figures import (
     PEAK_ROWS,
     MachineRates,
@@ -25,11 +26,11 @@ from experiments.jobs.decoding.figures import (
     rows_per_pass,
 )
 from experiments.jobs.decoding.first_chunk import TALKER, FirstChunk
-from experiments.jobs.decoding.machine import MAIN_MEMORY_BYTES, matrix_rate, processor, read_bandwidth
+from experiments.jobs.decoding.machine import CLOCKS, MAIN_MEMORY_BYTES, matrix_rate, processor, read_bandwidth
 from experiments.jobs.decoding.pictures import draw_pareto, draw_waterfall
 from experiments.jobs.decoding.replies import Case
 from experiments.jobs.decoding.statistics import order_of_turn, spread_of
-from experiments.jobs.decoding.tables import cost_table, introduction, speed_table
+from experiments.jobs.decoding.tables import batch_table, cost_table, introduction, speed_table
 from experiments.jobs.decoding.talkers import (
     DTYPES,
     TalkerSizes,
@@ -61,6 +62,7 @@ class DecodingBenchmark:
         talkers: Trained talkers by name, in place of drawn ones.
         dtype: Of the weights, "float32" or "bfloat16".
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        clock: "wall", or "process" for the seconds that this process computes: for one thread of a shared CPU.
         baseline: The decoding that others are held against.
         num_blocks: Blocks of a reply, at least 3.
         num_rounds: Timed replies of each, at most.
@@ -68,6 +70,7 @@ class DecodingBenchmark:
         time_budget_s: After this time no further round begins.
         quality: `results.json` of a comparison, whose word error rates stand beside speeds of the same names.
         first_chunk: What else runs until the first samples; left out, the talker's part alone is shown.
+        batches: Which decodings are measured with many replies at once; none if left out.
         seed: Of weights and intervals.
 
     Raises:
@@ -82,6 +85,7 @@ class DecodingBenchmark:
         talkers: dict[str, Talker] | None = None,
         dtype: str = "bfloat16",
         device: str = "auto",
+        clock: str = "wall",
         baseline: str = "ntp",
         num_blocks: int = 6,
         num_rounds: int = 15,
@@ -89,13 +93,14 @@ class DecodingBenchmark:
         time_budget_s: float = 240.0,
         quality: Path | None = None,
         first_chunk: FirstChunk | None = None,
+        batches: BatchThroughput | None = None,
         seed: int = 0,
     ) -> None:
         require_at_least(3, num_blocks=num_blocks)
         require_at_least(1, num_rounds=num_rounds, min_rounds=min_rounds)
         require_at_least(0, seed=seed)
         require_positive(time_budget_s=time_budget_s)
-        for what, value, known in (("dtype", dtype, DTYPES), ("device", device, DEVICES)):
+        for what, value, known in (("dtype", dtype, DTYPES), ("device", device, DEVICES), ("clock", clock, CLOCKS)):
             if value not in known:
                 raise UserError(f"{what} is {value!r}; choose one of {', '.join(known)}")
         self.executions = {name: one for name, one in executions.items() if one is not None}
@@ -116,9 +121,12 @@ class DecodingBenchmark:
         self.reference, self.baseline = next(iter(self.executions)), baseline
         has_gpu = torch.cuda.is_available()
         self.device = torch.device(("cuda" if has_gpu else "cpu") if device == "auto" else device)
+        if clock == "process" and self.device.type == "cuda":
+            raise UserError("clock is 'process', which does not count what a GPU computes; leave it at 'wall'")
+        self.clock = clock
         self.dtype, self.seed, self.num_blocks = DTYPES[dtype], seed, num_blocks
         self.num_rounds, self.min_rounds, self.time_budget_s = num_rounds, min(min_rounds, num_rounds), time_budget_s
-        self.quality, self.first_chunk = quality, first_chunk
+        self.quality, self.first_chunk, self.batches = quality, first_chunk, batches
 
     def run(self, output_dir: Path) -> dict[str, float]:
         """Write `measured.json`, `summary.txt` and the pictures.
@@ -149,6 +157,10 @@ class DecodingBenchmark:
             figures_of(case, cases, reads[case.decoding], launches[key], rates, self.reference, self.baseline)
             for key, case in cases.items()
         ]
+        throughput = {}
+        if self.batches is not None:
+            settings = self.decodings, self.executions, self.dtype, self.device, self.clock
+            throughput = self.batches.measure(talkers, *settings)
         about = self._about(len(next(iter(cases.values())).replies), load_before, start)
         names = [case.name for case in cases.values()]
         measured = {
@@ -156,14 +168,18 @@ class DecodingBenchmark:
             "machine": asdict(rates),
             "first_chunk_ms": first_chunk_ms,
             "word_error_rates": word_error_rates,
+            "tokens_per_s_of_batches": throughput,
             "cases": dict(zip(names, figures, strict=True)),
         }
         write_json(output_dir / "measured.json", measured)
-        tables = speed_table(figures, self.baseline, self.reference), cost_table(figures)
+        tables = [speed_table(figures, self.baseline, self.reference), cost_table(figures)]
+        tables += [batch_table(throughput)] if throughput else []
         write_text(output_dir / "summary.txt", "\n".join([introduction(about, rates), *tables]))
         draw_pareto(figures).savefig(output_dir / "speed_over_passes.png", dpi=120)
         if word_error_rates is not None:
             draw_pareto(figures, word_error_rates).savefig(output_dir / "pareto.png", dpi=120)
+        if throughput:
+            draw_throughput(throughput).savefig(output_dir / "batches.png", dpi=120)
         draw_waterfall(first_chunk_ms).savefig(output_dir / "waterfall.png", dpi=120)
         return {f"{name}/tokens_per_s": one["tokens_per_s"].median for name, one in zip(names, figures, strict=True)}
 
@@ -195,7 +211,7 @@ class DecodingBenchmark:
         return cases
 
     def _count_reads(self, talker: Talker, decoding: Decoding) -> Reads:
-        runner = Eager().prepare(talker, decoding, 3)
+        runner = Stepwise().prepare(talker, decoding, 3)
         assert runner is not None
         text = draw_text(talker, 3, self.dtype, self.device)
         return count_reads(talker, lambda: runner(text))
@@ -204,9 +220,9 @@ class DecodingBenchmark:
         sizes = {bytes_per_pass(one) for one in reads.values()}
         rows = {PEAK_ROWS, *(rows_per_pass(one) for one in reads.values())}
         return MachineRates(
-            read_bandwidth(MAIN_MEMORY_BYTES, self.device),
-            {size: read_bandwidth(size, self.device) for size in sorted(sizes)},
-            {number: matrix_rate(number, self.dtype, self.device) for number in sorted(rows)},
+            read_bandwidth(MAIN_MEMORY_BYTES, self.device, self.clock),
+            {size: read_bandwidth(size, self.device, self.clock) for size in sorted(sizes)},
+            {number: matrix_rate(number, self.dtype, self.device, self.clock) for number in sorted(rows)},
         )
 
     def _run_rounds(
@@ -220,14 +236,14 @@ class DecodingBenchmark:
             taken: dict[tuple[int, int], dict[str, float]] = {}
             for key in order_of_turn(list(cases), turn):
                 case = cases[key]
-                case.replies.append(case.speak(self.device))
+                case.replies.append(case.speak(self.device, self.clock))
                 own = {TALKER: 1000 * case.replies[-1].first_chunk_s}
                 if self.first_chunk is not None:
                     talker = talkers[self.decodings[case.decoding].talker]
                     needs = num_text_tokens(talker, case.num_first_blocks), case.num_first_blocks * case.block_size
                     if needs not in taken:
                         codes = torch.zeros(needs[1], dtype=torch.int64, device=self.device)
-                        taken[needs] = self.first_chunk.measure(needs[0], codes)
+                        taken[needs] = self.first_chunk.measure(needs[0], codes, self.clock)
                     own |= taken[needs]
                 for stage, value in own.items():
                     stages_ms[case.name].setdefault(stage, []).append(value)
@@ -242,6 +258,7 @@ class DecodingBenchmark:
             "processor": processor(),
             "device": torch.cuda.get_device_name(self.device) if is_gpu else "cpu",
             "threads": torch.get_num_threads(),
+            "clock": self.clock,
             "dtype": str(self.dtype).removeprefix("torch."),
             "sizes": asdict(self.sizes),
             "decodings": {name: asdict(one) for name, one in self.decodings.items()},

@@ -1,17 +1,31 @@
 """Ways to run one and the same decoding: what differs between them is time, not tokens."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+import copy
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.streaming import SpeechChunk, TextState
+from lightning_modules.talker.decoding.static.batch import decode_batch
+from lightning_modules.talker.decoding.static.captured import CapturedRunner
+from lightning_modules.talker.decoding.static.decoder import StaticDecoder
+from lightning_modules.talker.decoding.static.program import BlockProgram
+from lightning_modules.talker.decoding.static.runners import BlockRunner, CompiledRunner, EagerRunner
+from lightning_modules.talker.decoding.streaming import AnchorReader, SpeechChunk, TextState, stream_blocks
+from lightning_modules.talker.network.anchors import TextStates
+from lightning_modules.talker.network.prepared import prepare_for_decoding
 
 # Gives the speech of a text of as many blocks as it was prepared for, chunk by chunk.
 Runner = Callable[[Iterable[TextState]], Iterator[SpeechChunk]]
+# Gives the speech tokens of each row of a batch of texts.
+BatchRunner = Callable[[TextStates], Sequence[Tensor]]
 
 
 class Execution(Protocol):
@@ -30,23 +44,120 @@ class Execution(Protocol):
         """
         ...
 
+    def prepare_batch(self, talker: Talker, decoding: Decoding, num_blocks: int, batch_size: int) -> BatchRunner | None:
+        """Make what decodes so many replies at once; None if this execution decodes one by one."""
+        ...
+
 
 @dataclass(frozen=True)
-class Eager:
-    """The talkers' own code, operator by operator: the reference for all others.
+class Stepwise:
+    """The talkers' own code, step by step over a cache that grows: the reference for all others.
 
     Attributes:
-        autocast: Compute in bfloat16 with weights as they are, as the quickstart's comparison does.
+        autocast: Compute in bfloat16 with weights as they are.
     """
 
     autocast: bool = False
 
     def prepare(self, talker: Talker, decoding: Decoding, num_blocks: int) -> Runner | None:
-        """Run :meth:`Talker.stream`; see :class:`Execution`."""
+        """Know every talker; see :class:`Execution`."""
         device = next(talker.parameters()).device.type
+        stream = talker.stream_stepwise if isinstance(talker, AnchoredTalker) else talker.stream
 
         def run(text: Iterable[TextState]) -> Iterator[SpeechChunk]:
             with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
-                yield from talker.stream(text, num_blocks, decoding)
+                yield from stream(text, num_blocks, decoding)
 
         return run
+
+    def prepare_batch(self, talker: Talker, decoding: Decoding, num_blocks: int, batch_size: int) -> BatchRunner | None:
+        """Decode one by one; see :class:`Execution`."""
+        return None
+
+
+@dataclass(frozen=True)
+class Static:
+    """Static block decoding, operator by operator."""
+
+    def new_runner(self, program: BlockProgram, batch_size: int) -> BlockRunner | None:
+        """Make what runs a block; None if this program, or this machine, is not fit for it."""
+        return EagerRunner(program)
+
+    def prepare(self, talker: Talker, decoding: Decoding, num_blocks: int) -> Runner | None:
+        """Know the talkers that read text as anchors; see :class:`Execution`."""
+        if not isinstance(talker, AnchoredTalker):
+            return None
+        runner, eos_id = self.new_runner(talker.block_program(num_blocks, decoding), 1), talker.vocabulary.eos_id
+        if runner is None:
+            return None
+
+        def run(text: Iterable[TextState]) -> Iterator[SpeechChunk]:
+            return stream_blocks(StaticDecoder(runner), AnchorReader(talker.anchors, text), num_blocks, eos_id)
+
+        return run
+
+    def prepare_batch(self, talker: Talker, decoding: Decoding, num_blocks: int, batch_size: int) -> BatchRunner | None:
+        """Know the same talkers; see :class:`Execution`."""
+        if not isinstance(talker, AnchoredTalker):
+            return None
+        runner = self.new_runner(talker.block_program(num_blocks, decoding), batch_size)
+        if runner is None:
+            return None
+
+        @torch.no_grad()
+        def run(text: TextStates) -> Sequence[Tensor]:
+            decoder, anchors = StaticDecoder(runner, batch_size), talker.anchors(text, num_blocks)
+            return [reply.tokens for reply in decode_batch(decoder, anchors, talker.vocabulary.eos_id)]
+
+        return run
+
+
+@dataclass(frozen=True)
+class Compiled(Static):
+    """Static block decoding with each block compiled as one function; needs a C++ compiler."""
+
+    def new_runner(self, program: BlockProgram, batch_size: int) -> BlockRunner | None:
+        """Compile; see :class:`Static`."""
+        has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
+        return CompiledRunner(program) if program.is_one_function and has_compiler else None
+
+
+@dataclass(frozen=True)
+class Captured(Static):
+    """Static block decoding with each block captured as one CUDA graph; needs a GPU."""
+
+    def new_runner(self, program: BlockProgram, batch_size: int) -> BlockRunner | None:
+        """Capture; see :class:`Static`."""
+        is_fit = program.is_one_function and program.device.type == "cuda"
+        return CapturedRunner(program, batch_size) if is_fit else None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Another execution with linear layers that are packed for few rows on a CPU.
+
+    Attributes:
+        execution: The other one.
+    """
+
+    execution: Execution
+    copies: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def prepare(self, talker: Talker, decoding: Decoding, num_blocks: int) -> Runner | None:
+        """Pack, on a CPU; see :class:`Execution`."""
+        packed = self._packed(talker)
+        return None if packed is None else self.execution.prepare(packed, decoding, num_blocks)
+
+    def prepare_batch(self, talker: Talker, decoding: Decoding, num_blocks: int, batch_size: int) -> BatchRunner | None:
+        """Pack, on a CPU; see :class:`Execution`."""
+        packed = self._packed(talker)
+        return None if packed is None else self.execution.prepare_batch(packed, decoding, num_blocks, batch_size)
+
+    def _packed(self, talker: Talker) -> Talker | None:
+        """Copy a talker's modules, which others use as they are, but no weights, and what talkers share once."""
+        if next(talker.parameters()).device.type != "cpu":
+            return None
+        self.copies.update({id(one): one for one in talker.parameters()})
+        packed = copy.deepcopy(talker, self.copies)
+        prepare_for_decoding(packed)
+        return packed

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.jobs.decoding.figures import MachineRates
+from experiments.jobs.decoding.statistics import Spread
 
 
 def speed_table(figures: Sequence[Mapping[str, Any]], baseline: str, reference: str) -> str:
@@ -47,15 +48,25 @@ def cost_table(figures: Sequence[Mapping[str, Any]]) -> str:
     return markdown(head, rows)
 
 
+def batch_table(rates: Mapping[str, Mapping[int, Spread]]) -> str:
+    """Give tokens per second of many replies at once, a row per decoding and execution."""
+    sizes = sorted({size for by_size in rates.values() for size in by_size})
+    head = ["tokens/s of replies at once", *map(str, sizes)]
+    rows = [[name, *(_spread(own[size]) if size in own else "" for size in sizes)] for name, own in rates.items()]
+    return markdown(head, rows)
+
+
 def introduction(about: Mapping[str, Any], rates: MachineRates) -> str:
     """Say on which machine, at what load and how often was measured, and what the machine can do."""
     where = f"{about['device']}, {about['processor']}" if about["device"] != "cpu" else about["processor"]
     read = ", ".join(f"{rate / 1e9:.1f} of {size / 1e6:,.0f} MB" for size, rate in rates.read.items())
     matrix = ", ".join(f"{rate / 1e9:,.0f} with {rows}" for rows, rate in rates.matrix.items())
+    num_rounds, num_blocks = about["num_rounds"], about["num_blocks"]
+    load = "{:.1f} before, {:.1f} after".format(*about["load"])
     return (
-        f"{where}; {about['threads']} thread(s); {about['dtype']}; commit {str(about['commit'])[:8]}; load "
-        f"{about['load'][0]:.1f} before, {about['load'][1]:.1f} after; {about['num_rounds']} rounds of "
-        f"{about['num_blocks']} blocks, interleaved. Medians; ratios round by round with 95 % intervals.\n"
+        f"{where}; {about['threads']} thread(s), {about['clock']} clock; {about['dtype']}; commit "
+        f"{str(about['commit'])[:8]}; load {load}; {num_rounds} rounds of {num_blocks} blocks, interleaved. Medians; "
+        "ratios round by round with 95 % intervals.\n"
         f"Read: {rates.main_memory / 1e9:.1f} GB/s of main memory; GB/s of buffers as large as the weights of a pass: "
         f"{read}.\nMatrix products with a weight in the cache, 1e9 operations/s by rows: {matrix}.\n"
     )

@@ -12,11 +12,11 @@ from lightning_modules.number_checks import require_at_least
 from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
-from lightning_modules.talker.decoding.streaming import KnownTextState
+from lightning_modules.talker.decoding.streaming import KnownTextState, states_of_row
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
 from lightning_modules.talker.masking.schemes import GlobalBernoulli
 from lightning_modules.talker.multi_token import MultiTokenTalker
-from lightning_modules.talker.network.anchors import SemanticAnchors
+from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.set_block import SetBlockTalker
 from lightning_modules.talker.vocalnet.sizes import VocalNetSizes
@@ -180,12 +180,21 @@ def num_text_tokens(talker: Talker, num_blocks: int) -> int:
 
 def draw_text(talker: Talker, num_blocks: int, dtype: torch.dtype, device: torch.device) -> list[KnownTextState]:
     """Draw as many text states as a talker can read in some blocks, so that text never ends before speech."""
-    num_states = num_text_tokens(talker, num_blocks)
+    text = draw_text_of_batch(talker, num_blocks, 1, dtype, device)
+    return states_of_row(text, 0)
+
+
+def draw_text_of_batch(
+    talker: Talker, num_blocks: int, batch_size: int, dtype: torch.dtype, device: torch.device
+) -> TextStates:
+    """Draw the text states of many replies, as :func:`draw_text` does of one."""
     if isinstance(talker, AnchoredTalker):
         widths = len(talker.anchors.hidden_norm.weight), len(talker.anchors.embedding_norm.weight)
     else:
         assert isinstance(talker, VocalNetTalker)
         widths = (talker.sizes.hidden_size,) * 2
-    generator = torch.Generator().manual_seed(0)
-    hidden, embedding = (torch.randn(num_states, width, generator=generator).to(device, dtype) for width in widths)
-    return [KnownTextState(*states) for states in zip(hidden, embedding, strict=True)]
+    num_states, generator = num_text_tokens(talker, num_blocks), torch.Generator().manual_seed(0)
+    hidden, embedding = (
+        torch.randn(batch_size, num_states, width, generator=generator).to(device, dtype) for width in widths
+    )
+    return TextStates(hidden, embedding, torch.full((batch_size,), num_states))

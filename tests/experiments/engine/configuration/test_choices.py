@@ -6,6 +6,7 @@ import pytest
 
 from experiments.engine.configuration.config import compose
 from experiments.engine.configuration.errors import ConfigError
+from experiments.engine.configuration.help import describe_file
 
 FILE = """
 seed: 1
@@ -53,6 +54,13 @@ def test_a_pipeline_has_choices_too(tmp_path: Path) -> None:
     text = "stages: {one: {job: {class_path: a.Job}}}\nchoices: {how: {plain: {}, odd: {stages: {one: {seed: 7}}}}}\n"
     (stage,) = compose(write(tmp_path, text), ["how=odd"]).stages
     assert stage.config["seed"] == 7
+
+
+def test_help_lists_them(tmp_path: Path) -> None:
+    assert describe_file(write(tmp_path)).splitlines()[1:] == [
+        "  size=   small if left out, 8b",
+        "  order=  up if left out, down",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from experiments import run
 from experiments.engine.runs import read_json, write_json
 from experiments.jobs.decoding import benchmark, machine
 from experiments.jobs.decoding.benchmark import DecodingBenchmark
-from experiments.jobs.decoding.executions import Eager, Runner
+from experiments.jobs.decoding.executions import BatchRunner, Runner, Stepwise
 from experiments.jobs.decoding.first_chunk import STAGES, FirstChunk
 from experiments.jobs.decoding.talkers import TalkerSizes, draw_talkers
 from lightning_modules.errors import UserError
@@ -48,7 +48,7 @@ class Slower:
     def prepare(self, talker: Talker, decoding: Decoding, num_blocks: int) -> Runner | None:
         if decoding.talker == "vocalnet":
             return None
-        eager = Eager().prepare(talker, decoding, num_blocks)
+        eager = Stepwise().prepare(talker, decoding, num_blocks)
         assert eager is not None
 
         def stream(text: Iterable[TextState]) -> Iterator[SpeechChunk]:
@@ -59,6 +59,9 @@ class Slower:
 
         return stream
 
+    def prepare_batch(self, talker: Talker, decoding: Decoding, num_blocks: int, batch_size: int) -> BatchRunner | None:
+        return None
+
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,12 +71,13 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measure(folder: Path, **settings: Any) -> dict[str, Any]:
     given = {"sizes": SMALL, "dtype": "float32", "device": "cpu", "num_blocks": 3, "num_rounds": 4, **settings}
-    metrics = DecodingBenchmark(**{"decodings": DECODINGS, "executions": {"eager": Eager()}, **given}).run(folder)
+    metrics = DecodingBenchmark(**{"decodings": DECODINGS, "executions": {"stepwise": Stepwise()}, **given}).run(folder)
     measured = read_json(folder / "measured.json")
     assert {f"{name}/tokens_per_s" for name in measured["cases"]} == metrics.keys()
     return measured
 
 
+@pytest.mark.slow
 def test_each_decoding_is_timed_under_each_execution_in_turn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,21 +86,21 @@ def test_each_decoding_is_timed_under_each_execution_in_turn(
     quality = [{"name": "mdm_4", "wer_micro": 0.25}, {"name": "original audio", "wer_micro": 0.01}]
     write_json(tmp_path / "results.json", quality)
     measured = measure(
-        tmp_path, executions={"eager": Eager(), "slower": slower}, first_chunk=FirstChunk(*parts, query_s=0.5),
+        tmp_path, executions={"stepwise": Stepwise(), "slower": slower}, first_chunk=FirstChunk(*parts, query_s=0.5),
         quality=tmp_path / "results.json",
     )  # fmt: skip
     cases = measured["cases"]
     both = ("ntp", "mdm_4", "mdm_1", "adaptive")
-    assert list(cases) == [f"{name}, {how}" for name in both for how in ("eager", "slower")] + ["vocalnet, eager"]
+    assert list(cases) == [f"{name}, {how}" for name in both for how in ("stepwise", "slower")] + ["vocalnet, stepwise"]
     assert "vocalnet: not known to the execution slower" in capsys.readouterr().out
     in_order = ["ntp_16", "mdm_4", "mdm_1", "mdm_4"]
     # after a reply to warm up and one that is profiled come the rounds, each second one backwards
     assert slower.begun[8:] == 2 * [*in_order, *in_order[::-1]]
     assert all(len(one["rounds_s"]) == measured["about"]["num_rounds"] == 4 for one in cases.values())
     for name, passes, counted in (("ntp", 16, 16), ("mdm_4", 4, 4), ("mdm_1", 5 / 3, 2), ("adaptive", 1, 1)):
-        one = cases[f"{name}, eager"]
+        one = cases[f"{name}, stepwise"]
         assert (one["passes_per_block"], one["counted_passes_per_block"]) == (pytest.approx(passes), counted)
-    slow, fast = cases["mdm_4, slower"], cases["mdm_4, eager"]
+    slow, fast = cases["mdm_4, slower"], cases["mdm_4, stepwise"]
     assert slow["tokens_per_s"][0] < 48 / 0.06 and slow["same_tokens_as_reference"] == 1.0
     assert slow["against_reference"][0] < 1.0 and fast["against_reference"] is None
     assert fast["against_baseline"][0] > 0 and cases["ntp, slower"]["against_baseline"] is None
@@ -115,20 +119,23 @@ def test_trained_talkers_within_a_time_budget(tmp_path: Path) -> None:
     wide = TalkerSizes(32, 48, 2, num_layers=2, num_codes=50, hidden_size=8)
     given = draw_talkers(wide, {"ntp"}, torch.float64, torch.device("cpu"), 3)
     settings = {"decodings": {"ntp": Decoding("ntp")}, "time_budget_s": 1e-6, "num_rounds": 9, "min_rounds": 2}
-    measured = measure(tmp_path, talkers=given, **settings)
+    measured = measure(tmp_path, talkers=given, clock="process", executions={"waits": Slower(0.2)}, **settings)
+    assert max(measured["cases"]["ntp, waits"]["rounds_s"]) < 0.6, "waiting takes no seconds of the process"
     assert measured["about"]["num_rounds"] == 2
     assert next(given["ntp"].parameters()).dtype == torch.float32
-    assert measured["cases"]["ntp, eager"]["weight_bytes_per_block"] > 16 * 4 * 2 * 4 * 32 * 32
-    assert measured["first_chunk_ms"]["ntp, eager"].keys() == {"talker"} and not (tmp_path / "pareto.png").exists()
+    assert measured["cases"]["ntp, waits"]["weight_bytes_per_block"] > 16 * 4 * 2 * 4 * 32 * 32
+    assert measured["first_chunk_ms"]["ntp, waits"].keys() == {"talker"} and not (tmp_path / "pareto.png").exists()
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     def build(**settings: Any) -> DecodingBenchmark:
-        return DecodingBenchmark(**{"decodings": DECODINGS, "executions": {"eager": Eager()}, **settings})
+        return DecodingBenchmark(**{"decodings": DECODINGS, "executions": {"stepwise": Stepwise()}, **settings})
 
     for settings, message in (
         ({"dtype": "half"}, "dtype is 'half'; choose one of float32, bfloat16"),
         ({"device": "tpu"}, "device is 'tpu'; choose one of auto, cpu, cuda"),
+        ({"clock": "sun"}, "clock is 'sun'; choose one of wall, process"),
+        ({"clock": "process", "device": "cuda"}, "clock is 'process', which does not count what a GPU computes"),
         ({"executions": {}}, "executions: give at least one"),
         ({"baseline": "nt"}, "baseline is 'nt', which is none of the decodings"),
         ({"num_blocks": 2}, "num_blocks is 2"),
@@ -149,7 +156,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_experiment_runs_at_a_small_size(tmp_path: Path) -> None:
-    words = [f"runs_dir={tmp_path}", "size=paper", "job.init_args.num_rounds=2", "job.init_args.device=cpu"]
+    words = [f"runs_dir={tmp_path}", "size=paper", "num_rounds=2", "device=cpu"]
     sizes = "{width: 32, ffn_width: 64, num_heads: 2, num_codes: 40, hidden_size: 32}"
     assert run.main(["benchmark_decoding", *words, f"job.init_args.sizes={sizes}"]) == 0
     (folder,) = tmp_path.glob("benchmark_decoding/benchmark_decoding-*")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.jobs.decoding.counting import count_launches, count_reads
-from experiments.jobs.decoding.executions import Eager
+from experiments.jobs.decoding.executions import Stepwise
 from experiments.jobs.decoding.talkers import ban_eos, draw_text
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
@@ -22,7 +22,7 @@ NUM_ANCHORS, BLOCK = 2, 8
 def stream_of(talker: Talker, decoding: Decoding) -> Callable[[], Iterable[SpeechChunk]]:
     """Three blocks in which EOS never comes."""
     ban_eos({"it": talker})
-    text, runner = draw_text(talker, 3, torch.float32, CPU), Eager().prepare(talker, decoding, 3)
+    text, runner = draw_text(talker, 3, torch.float32, CPU), Stepwise().prepare(talker, decoding, 3)
     assert runner is not None
     return lambda: runner(text)
 

@@ -13,8 +13,8 @@ def figures_of(decoding: str, execution: str, passes: float, tokens_per_s: float
 
 
 FIGURES = [
-    figures_of("ntp", "eager", 16, 100),
-    figures_of("mdm_1", "eager", 1, 900),
+    figures_of("ntp", "stepwise", 16, 100),
+    figures_of("mdm_1", "stepwise", 1, 900),
     figures_of("mdm_1", "compiled", 1, 1800),
 ]
 
@@ -29,12 +29,15 @@ FIGURES = [
 def test_speed_stands_over_passes_or_over_quality(word_error_rates: Any, places: set[tuple[float, float]]) -> None:
     (axes,) = draw_pareto(FIGURES, word_error_rates).axes
     assert {text.xy for text in axes.texts} == places
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["eager", "compiled"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["stepwise", "compiled"]
     assert len({container.lines[0].get_color() for container in axes.containers}) == 2, "a colour per execution"
 
 
 def test_stages_follow_each_other() -> None:
-    rows = {"ntp, eager": {"speech encoder": 3.0, "talker": 50.0, "vocoder": 4.0}, "mdm_1, eager": {"talker": 5.0}}
+    rows = {
+        "ntp, stepwise": {"speech encoder": 3.0, "talker": 50.0, "vocoder": 4.0},
+        "mdm_1, stepwise": {"talker": 5.0},
+    }
     (axes,) = draw_waterfall(rows).axes
     bars = [(bar.get_x(), bar.get_width()) for container in axes.containers for bar in container]
     assert [bar for bar in bars[::2] if bar[1]] == [(0.0, 3.0), (3.0, 50.0), (53.0, 4.0)]
