@@ -114,6 +114,8 @@ class Client:
             await self._end_query("end")
         elif isinstance(message, Stop):
             await self._stop()
+        else:
+            raise UserError("hello was said already")
 
     async def _hear(self, data: bytes) -> None:
         """Take audio; what comes after a query has ended is dropped, for it may have been on its way."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
 
 from aiohttp import web
 
@@ -24,7 +22,7 @@ class Outbox:
 
     def __init__(self, socket: web.WebSocketResponse, max_bytes: int, patience_s: float) -> None:
         self._socket, self._max_bytes, self._patience_s = socket, max_bytes, patience_s
-        self._messages: deque[Mapping[str, Any] | bytes | str] = deque()
+        self._messages: deque[bytes | str] = deque()
         self._num_bytes = 0
         self._changed = asyncio.Event()
         self.is_given_up = False

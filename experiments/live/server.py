@@ -41,11 +41,11 @@ class LiveServer:
         access: Who may use it.
 
     Attributes:
-        num_clients: Connections that are open.
+        system: What answers.
     """
 
     def __init__(self, system: LiveSystem, host: str, port: int, access: Access) -> None:
-        self._system, self._host, self._port, self._access = system, host, port, access
+        self.system, self._host, self._port, self._access = system, host, port, access
         self._files = {
             f"/{file.name}": file.read_bytes() for file in PAGE_DIR.iterdir() if file.suffix in CONTENT_TYPES
         }
@@ -94,7 +94,7 @@ class LiveServer:
                     await socket.close(code=1001, message=b"the server ends")
         if self._runner is not None:
             await self._runner.cleanup()
-        await asyncio.to_thread(self._system.close)
+        await asyncio.to_thread(self.system.close)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -113,14 +113,14 @@ class LiveServer:
         return web.Response(body=self._files[name], content_type=CONTENT_TYPES[Path(name).suffix], charset="utf-8")
 
     async def _talk(self, request: web.Request) -> web.StreamResponse:
-        limits = self._system.limits
+        limits = self.system.limits
         if len(self._sockets) >= limits.max_clients:
             raise web.HTTPServiceUnavailable(text=f"{len(self._sockets)} others are connected; try again later\n")
         socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES, heartbeat=limits.patience_s, compress=False)
         await socket.prepare(request)
         self._sockets.add(socket)
         outbox = Outbox(socket, round(limits.max_unsent_mb * 1e6), limits.patience_s)
-        client = Client(self._system, socket, outbox, self._access)
+        client = Client(self.system, socket, outbox, self._access)
         tasks = [asyncio.create_task(client.run()), asyncio.create_task(outbox.run())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -81,6 +81,7 @@ const handlers = {
     $("text").maxLength = message.limits.text_characters;
     $("heard-by").textContent = message.heard_by ? `It heard (${message.heard_by})` : "It heard";
     $("kinds").hidden = message.kinds.length === 0;
+    $("kinds").open = matchMedia("(min-width: 52rem)").matches;
     $("kind-list").replaceChildren(...message.kinds.map(kindButton));
     globalThis.live.isReady = true;
   },
@@ -116,8 +117,12 @@ const handlers = {
   block(message) {
     if (message.turn === turn) replies[message.index]?.view.addBlock(message);
   },
-  first_chunk({ turn: of, index, stages_ms }) {
-    if (of === turn) replies[index]?.view.setStages(stages_ms);
+  first_chunk({ turn: of, index, stages_ms, ms }) {
+    const reply = replies[index];
+    if (of !== turn || !reply) return;
+    reply.view.setStages(stages_ms);
+    // a second reply begins when the server does; messages that this page reads late would make it look early
+    if (index > 0) reply.beganAt = reply.arrivedAt - ms;
   },
   reply(message) {
     const reply = replies[message.index];

@@ -65,6 +65,7 @@ export class ReplyView {
 
   // A block's tokens come together, each with the step that revealed it; they are shown step by step.
   addBlock({ block, tokens, order, passes }) {
+    if (!tokens.length) return; // speech had ended before it
     const row = make("div", "block");
     row.style.setProperty("--size", this.blockTokens);
     row.append(make("span", "number", String(block + 1)));

@@ -34,7 +34,8 @@ async def crowd(address: str, num_clients: int, queries: list[str], decoding: st
 
     Returns:
         ``answered``, clients that got their whole reply; ``largest_place``, the last place in line that was told;
-        ``is_fair``, 1 if they were served in the order in which they asked; ``seconds`` until the last one was done.
+        ``most_displaced``, how far one was served from its place in the order of arrival, as clients saw it;
+        ``seconds`` until the last one was done.
     """
     order: list[int] = []
     arrived: list[int] = []

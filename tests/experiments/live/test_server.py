@@ -42,7 +42,7 @@ def test_two_decodings_of_a_test_query_are_those_of_the_model(server: ServerThre
     messages = talk(server, conversation)
     told = {kind: [one for one in messages if one["type"] == kind] for kind in {one["type"] for one in messages}}
     assert told.keys() == {"query", "begin", "text", "audio", "first_chunk", "block", "reply", "heard", "done"}
-    system = server.server._system  # noqa: SLF001
+    system = server.server.system
     for index, name in enumerate(("ntp", "mdm_4")):
         query = torch.from_numpy(system.query_of["test_1"].waveform)
         expected = system.model.responder.answer(system.model.responder.write_text(query), DECODINGS[name])
@@ -74,7 +74,7 @@ def test_the_small_client_writes_the_reply_to_a_typed_query(server: ServerThread
 
 
 def test_a_query_by_microphone_is_heard_as_it_was_spoken(server: ServerThread) -> None:
-    speech = server.server._system.query_of["test_2"].waveform  # noqa: SLF001
+    speech = server.server.system.query_of["test_2"].waveform
 
     async def conversation(socket: Socket) -> tuple[list[dict], list[dict]]:
         await send(socket, type="ask", id="test_2", decodings=["mdm_4"])
@@ -109,7 +109,7 @@ def test_stop_and_a_new_query_end_what_is_under_way() -> None:
         messages = talk(server, conversation)
         assert {one["type"] for one in messages} >= {"stopped", "listening"}
         assert "done" not in {one["type"] for one in messages}
-        assert len(server.server._system.queue) == 0  # noqa: SLF001
+        assert len(server.server.system.queue) == 0
 
 
 def test_clients_wait_for_each_other_and_know_their_place(server: ServerThread) -> None:
