@@ -140,6 +140,8 @@ class SpeechLLM(TokenAgreement, TrainedParts):
         self.text_overflow = TextOverflow()
         self.strict_loading = False  # frozen parts are in no checkpoint; what is missing beside them is refused
         self._is_warm = False
+        # Test dialogues, from the first on, whose replies are timed; callbacks set it. None times all.
+        self.num_timed: int | None = None
         self._validation = RunMeans(self.run_names, ("nll", "accuracy"))
         self.train()  # Lightning keeps the mode that each part is in: put the frozen ones into evaluation mode.
 
@@ -232,6 +234,8 @@ class SpeechLLM(TokenAgreement, TrainedParts):
     def test_step(self, batch: SpokenBatch, batch_idx: int) -> list[dict[str, SpokenReply]]:
         """Answer each query of a batch with every decoding; see :meth:`Responder.compare`.
 
+        Those behind the ones that are timed are answered side by side; see :meth:`Responder.compare_batch`.
+
         Returns:
             For each example, the reply of each decoding by its name.
 
@@ -244,8 +248,13 @@ class SpeechLLM(TokenAgreement, TrainedParts):
         if not self._is_warm:  # within the first step, and so in the precision of the test
             responder.warm_up(self.decodings, self.device)
             self._is_warm = True
-        rows = enumerate(batch.queries(), start=batch_idx * len(batch))
-        return [responder.compare(query, self.decodings, turn, history) for turn, (query, history) in rows]
+        queries, turn = list(batch.queries()), batch_idx * len(batch)
+        num_alone = len(queries) if self.num_timed is None else max(0, min(self.num_timed - turn, len(queries)))
+        alone = [
+            responder.compare(one, self.decodings, turn + row, past)
+            for row, (one, past) in enumerate(queries[:num_alone])
+        ]
+        return alone + (responder.compare_batch(queries[num_alone:], self.decodings) if queries[num_alone:] else [])
 
     def save_adapter(self, folder: Path) -> None:
         """Write the LoRA adapter that trains, one PEFT folder per part.

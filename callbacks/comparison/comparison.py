@@ -38,15 +38,24 @@ class Comparison(L.Callback):
         recognizer: The judge.
         num_samples: Test dialogues, from the first on, whose audio is kept.
         voice_classifier: The judge of voices; None asks nobody.
+        num_timed: Test dialogues, from the first on, that are answered one by one and timed, on each device; the
+            others are answered side by side, a batch at a time, which gives the same replies in less time. None times
+            all.
 
     Raises:
-        UserError: If the number of samples is negative.
+        UserError: If the number of samples is negative, or nothing is timed.
     """
 
     def __init__(
-        self, recognizer: SpeechRecognizer, num_samples: int = 8, voice_classifier: VoiceClassifier | None = None
+        self,
+        recognizer: SpeechRecognizer,
+        num_samples: int = 8,
+        voice_classifier: VoiceClassifier | None = None,
+        num_timed: int | None = None,
     ) -> None:
         require_at_least(0, num_samples=num_samples)
+        require_at_least(1, num_timed=num_timed)
+        self.num_timed = num_timed
         self.recognizer = recognizer.eval().requires_grad_(False)
         self.voice_classifier = None if voice_classifier is None else voice_classifier.eval().requires_grad_(False)
         self.num_samples = num_samples
@@ -54,9 +63,10 @@ class Comparison(L.Callback):
         self.rows: list[ComparisonRow] = []
         self._samples: list[Sample] = []
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_start(self, trainer: L.Trainer, pl_module: SpeechLLM) -> None:  # type: ignore[override]
         """Forget what an earlier test left, and bring the judges to the module's device."""
         self.records, self.rows, self._samples = [], [], []
+        pl_module.num_timed = self.num_timed
         self.recognizer.to(pl_module.device)
         if self.voice_classifier is not None:
             self.voice_classifier.to(pl_module.device)

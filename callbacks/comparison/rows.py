@@ -211,12 +211,14 @@ def _summarize_group(name: str, group: list[Record], token_rate_hz: float, voice
     if replies:
         matches = [record.text.strip() == record.gold.strip() for record in group]
         row.text_exact_match = fmean(matches)
-        row.tokens_per_s = median(len(reply.speech_tokens) / reply.times.talker_s for reply in replies)
+    timed = [reply for reply in replies if reply.is_timed]
+    if timed:
+        row.tokens_per_s = median(len(reply.speech_tokens) / reply.times.talker_s for reply in timed)
         row.rtf = token_rate_hz / row.tokens_per_s if row.tokens_per_s else None
-        row.forwards_per_block = _forwards_per_block(replies)
-        parts = [reply.first_chunk_times.as_milliseconds() for reply in replies]
+        row.forwards_per_block = _forwards_per_block(timed)
+        parts = [reply.first_chunk_times.as_milliseconds() for reply in timed]
         row.first_chunk_ms = {name: median(part[name] for part in parts) for name in parts[0]}
-        row.first_chunk_audio_ms = median(1000 * reply.first_chunk_audio_s for reply in replies)
+        row.first_chunk_audio_ms = median(1000 * reply.first_chunk_audio_s for reply in timed)
     return row
 
 

@@ -1,6 +1,6 @@
 """The whole system as one speaks with it: a spoken query in, a spoken reply out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_modules.adapters.adapter_set import AdapterSet
 from lightning_modules.dialogue import History
 from lightning_modules.errors import UserError
+from lightning_modules.inference.batched_replies import speak_batch
 from lightning_modules.inference.spoken_reply import SpokenReply, ThinkerText, stream_spoken_reply
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
@@ -104,9 +105,11 @@ class Responder:
         decoding = self.resolve(decoding)
         self.adapters.select(decoding.adapter)
         talker = self.talkers[decoding.talker]
+        return stream_spoken_reply(text, talker, self.vocoder, decoding, self._max_blocks_of(talker), reply)
+
+    def _max_blocks_of(self, talker: Talker) -> int:
         samples_per_block = self.vocoder.samples_per_token * talker.block_size
-        max_blocks = max(1, round(self.max_speech_s * self.vocoder.sample_rate / samples_per_block))
-        return stream_spoken_reply(text, talker, self.vocoder, decoding, max_blocks, reply)
+        return max(1, round(self.max_speech_s * self.vocoder.sample_rate / samples_per_block))
 
     def answer(self, text: ThinkerText, decoding: Decoding) -> SpokenReply:
         """Speak the whole answer to one query, and time it; see :meth:`stream`."""
@@ -137,6 +140,30 @@ class Responder:
         order = names[first:] + names[:first]
         answers = {name: self.answer(texts[decodings[name].adapter], decodings[name]) for name in order}
         return {name: answers[name] for name in names}
+
+    def compare_batch(
+        self, queries: Sequence[tuple[Tensor, History | None]], decodings: Mapping[str, Decoding]
+    ) -> list[dict[str, SpokenReply]]:
+        """Answer queries side by side with every decoding: the replies of :meth:`compare`, sooner and without times.
+
+        Args:
+            queries: Each ``(S,) float32`` at 16 kHz, and what was said before it.
+            decodings: What to compare, by name.
+
+        Returns:
+            For each query, the reply of each decoding.
+        """
+        replies: list[dict[str, SpokenReply]] = [{} for _ in queries]
+        resolved = self.resolve_all(decodings)
+        for adapter in {decoding.adapter: None for decoding in resolved.values()}:
+            texts = [self.write_text(query, adapter, history) for query, history in queries]
+            for name, decoding in resolved.items():
+                if decoding.adapter == adapter:
+                    talker = self.talkers[decoding.talker]
+                    spoken = speak_batch(texts, talker, self.vocoder, decoding, self._max_blocks_of(talker))
+                    for of_query, reply in zip(replies, spoken, strict=True):
+                        of_query[name] = reply
+        return [{name: of_query[name] for name in decodings} for of_query in replies]
 
     def warm_up(self, decodings: Mapping[str, Decoding], device: torch.device) -> None:
         """Decode once with every decoding, so that none pays for lazy initialisation in timed runs."""

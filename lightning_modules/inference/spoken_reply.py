@@ -60,6 +60,11 @@ class SpokenReply:
     first_chunk_audio_s: float = 0.0
     order: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether it was spoken alone, and so timed; in a batch nothing is."""
+        return self.times.talker_s > 0
+
 
 class _StopWatch:
     """Times calls on a device whose kernels run asynchronously."""

@@ -101,19 +101,7 @@ class AnchoredTalker(Talker):
 
     @torch.no_grad()
     def decode_batch(self, text: TextStates, max_blocks: int, decoding: Decoding) -> list[BatchedReply]:
-        """Speak many replies whose texts are written, each as :meth:`stream` speaks it alone.
-
-        Args:
-            text: Text states of all replies.
-            max_blocks: Where speech is cut off if no EOS comes.
-            decoding: How to decode; its talker's name is not looked at.
-
-        Returns:
-            One reply per row.
-
-        Raises:
-            UserError: If this talker does not know the decoding.
-        """
+        """Speak all rows side by side; see :class:`Talker`."""
         self.check(decoding)
         program = self.block_program(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
         decoder = StaticDecoder(EagerRunner(program), len(text.lengths))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_modules.errors import UserError
 from lightning_modules.talker.blocks import refuse_foreign_codes
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.streaming import SpeechChunk, TextState
+from lightning_modules.talker.decoding.static.batch import BatchedReply
+from lightning_modules.talker.decoding.streaming import SpeechChunk, TextState, states_of_row
 from lightning_modules.talker.losses import LossTerm, add_terms
 from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import TextStates
@@ -122,6 +123,23 @@ class Talker(nn.Module, ABC):
         Raises:
             UserError: If this talker does not know the decoding.
         """
+
+    def decode_batch(self, text: TextStates, max_blocks: int, decoding: Decoding) -> list[BatchedReply]:
+        """Speak many replies whose texts are written, each as :meth:`stream` speaks it alone.
+
+        Args:
+            text: Text states of all replies.
+            max_blocks: Where speech is cut off if no EOS comes.
+            decoding: How to decode; its talker's name is not looked at.
+
+        Returns:
+            One reply per row. A talker that knows no batches decodes one row after the other.
+
+        Raises:
+            UserError: If this talker does not know the decoding.
+        """
+        rows = range(len(text.lengths))
+        return [BatchedReply.of(self.stream(states_of_row(text, row), max_blocks, decoding)) for row in rows]
 
     @abstractmethod
     def count_text_overflow(self, text_lengths: Tensor, unit_lengths: Tensor) -> Tensor:

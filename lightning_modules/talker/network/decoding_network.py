@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_modules.talker.network.backbone import DecoderLayer, TalkerBackbone
+from lightning_modules.talker.network.packed_linear import PackedLinear
 
 # Weights in the precision of autocast, by weight: a pass under autocast would convert all of them again.
 _CAST_WEIGHTS = WeakTensorKeyDictionary()
@@ -189,6 +190,8 @@ def as_function(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Ten
         module: A linear layer, or what stands in its place (one with LoRA matrices, say), which is called as it is.
         cast_to: What autocast would convert weight and input to; None without autocast.
     """
+    if isinstance(module, PackedLinear):
+        return module.as_function(cast_to or module.weight.dtype)
     if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
         return module if cast_to is None else partial(_call_under_autocast, module, cast_to)
     if cast_to is None:
@@ -198,15 +201,25 @@ def as_function(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Ten
 
 
 def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give a weight in another precision, converted again only if it was written to."""
-    if weight.is_inference():
+    """Give a weight in another precision, converted again only if it has changed."""
+    if weight.is_inference():  # autograd does not count the changes of these
         return weight.detach().to(dtype)
-    state = weight._version, weight.data_ptr(), dtype
-    known = _CAST_WEIGHTS.get(weight)
-    if known is None or known[0] != state:
-        known = state, weight.detach().to(dtype)
-        _CAST_WEIGHTS[weight] = known
-    return known[1]
+    known: dict[torch.dtype, _CastWeight] = _CAST_WEIGHTS.setdefault(weight, {})
+    cast = known.get(dtype)
+    if cast is None or not cast.is_current(weight):
+        cast = known[dtype] = _CastWeight(weight._version, weight.data_ptr(), weight.detach().to(dtype))
+    return cast.values
+
+
+class _CastWeight(NamedTuple):
+    """A weight in another precision, and what the weight was then; see :class:`WeightVersion`, which would keep it."""
+
+    num_changes: int
+    address: int
+    values: Tensor
+
+    def is_current(self, weight: Tensor) -> bool:
+        return (weight._version, weight.data_ptr()) == (self.num_changes, self.address)
 
 
 def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:

@@ -169,3 +169,27 @@ def test_equal_rates_leave_audio_as_it_is() -> None:
 def test_a_negative_number_of_samples_is_refused() -> None:
     with pytest.raises(UserError, match="num_samples is -1"):
         Comparison(Listener(), -1)
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+def test_a_test_in_batches_says_the_same_and_times_the_first_dialogues(tmp_path: Path) -> None:
+    decodings = {"ntp": Decoding("ntp"), "mdm_4": Decoding("mdm", 4)}
+    found = {}
+    for num_timed in (None, 2):
+        llm = make_llm("ntp", "mdm", decodings=decodings).double()
+        llm.vocoder = ToneVocoder()
+        comparison = Comparison(Listener(), 1, num_timed=num_timed)
+        trainer = L.Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[comparison],
+            default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.test(llm, DataLoader([make_batch(0)], batch_size=None), verbose=False)
+        found[num_timed] = comparison
+    for one, other in zip(found[None].records, found[2].records, strict=True):
+        assert (one.name, one.example_id, one.text, one.num_tokens) == (
+            other.name, other.example_id, other.text, other.num_tokens,
+        )  # fmt: skip
+    assert [row.wer_micro for row in found[None].rows] == [row.wer_micro for row in found[2].rows]
+    timed = [record.example_id for record in found[2].records if record.reply is not None and record.reply.is_timed]
+    assert timed == ["a", "a", "b", "b"]
+    assert all(row.tokens_per_s and row.first_chunk_ms for row in found[2].rows if row.talker)

@@ -72,3 +72,32 @@ def test_a_decoding_that_cannot_be_is_refused_before_anything_is_written(decodin
     with pytest.raises(UserError, match=message):
         responder.answer(text, decoding)
     assert text.states == []
+
+
+def test_replies_side_by_side_are_those_one_by_one() -> None:
+    decodings = {"ntp": Decoding("ntp"), "mdm_4": Decoding("mdm", 4), "mtp": Decoding("mtp", 4)}
+    responder = make_llm("ntp", "mdm", "mtp", decodings=decodings).double().eval().responder
+    query = make_batch(0).query
+    assert query is not None
+    queries = [(one.double(), None) for one in (query[0], query[1, :9_000], query[2])]
+    together = responder.compare_batch(queries, decodings)
+    for (one, history), replies in zip(queries, together, strict=True):
+        alone = responder.compare(one, decodings, 0, history)
+        assert list(replies) == list(alone)
+        for name, reply in replies.items():
+            assert reply.text == alone[name].text and reply.ended == alone[name].ended
+            assert reply.speech_tokens.tolist() == alone[name].speech_tokens.tolist()
+            assert reply.order.tolist() == alone[name].order.tolist()
+            torch.testing.assert_close(reply.waveform, alone[name].waveform)
+            assert alone[name].is_timed and not reply.is_timed
+
+
+def test_a_batch_of_empty_texts_is_spoken_as_each_of_them_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    responder = make_llm("mdm").eval().responder
+    monkeypatch.setattr(responder.thinker, "stream", lambda prompt, max_text_tokens: iter(()))
+    query = make_batch(0).query
+    assert query is not None
+    decodings = {"mdm": Decoding("mdm", 2)}
+    (reply,) = responder.compare_batch([(query[0], None)], decodings)
+    alone = responder.compare(query[0], decodings)["mdm"]
+    assert reply["mdm"].speech_tokens.tolist() == alone.speech_tokens.tolist()

@@ -1,13 +1,13 @@
 """Decodes many replies at once, each until it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
-from lightning_modules.talker.decoding.streaming import cut_at_eos
+from lightning_modules.talker.decoding.streaming import SpeechChunk, cut_at_eos
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,15 @@ class BatchedReply:
     num_forwards: list[int]
     ended: bool
     order: Tensor | None = None
+
+    @classmethod
+    def of(cls, stream: Iterable[SpeechChunk]) -> "BatchedReply":
+        """Collect the chunks of a reply that was decoded alone."""
+        chunks = list(stream)
+        orders = [chunk.order for chunk in chunks if chunk.order is not None]
+        tokens = torch.cat([chunk.tokens for chunk in chunks])
+        num_forwards = [chunk.num_forwards for chunk in chunks]
+        return cls(tokens, num_forwards, chunks[-1].ended, torch.cat(orders) if orders else None)
 
 
 @torch.no_grad()
