@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 
 from datamodules.batch import SpokenBatch
@@ -104,11 +105,20 @@ def _weights_in_use(thinker: Thinker, layers: Mapping[str, BaseTunerLayer]) -> I
             for adapter in getattr(part, kind, {}):
                 number = in_use.index(adapter) if adapter in in_use else None
                 renamed[f"{name}.{kind}.{adapter}"] = None if number is None else f"{name}.{kind}.{number}"
+    for name, whole in thinker.named_modules():
+        if isinstance(whole, ModulesToSaveWrapper):
+            in_use = [] if whole.disable_adapters else list(whole.active_adapters)
+            renamed[f"{name}.original_module"] = None if in_use else name
+            renamed |= {
+                f"{name}.modules_to_save.{adapter}": name if adapter in in_use else None
+                for adapter in whole.modules_to_save
+            }
     for key, value in thinker.state_dict().items():
         adapted = next((prefix for prefix in _prefixes(key) if prefix in renamed), None)
         own_name = key if adapted is None else renamed[adapted]
         if own_name is not None:
             # a layer whose adapters are idle is the layer itself
+            own_name += "" if adapted is None or own_name == key else key.removeprefix(adapted)
             yield own_name.replace(".base_layer.", "."), value
 
 

@@ -29,11 +29,12 @@ class AdapterFolder:
     """Where an adapter comes from.
 
     Attributes:
-        folder: Holds one PEFT folder per part, named after the part.
+        folder: Holds one PEFT folder per part, named after the part; several if parts were trained one behind the
+            other.
         parts: Which of them are used; all if None.
     """
 
-    folder: str
+    folder: str | Sequence[str]
     parts: Sequence[str] | None = None
 
 
@@ -88,20 +89,30 @@ class AdapterSet:
 
         Raises:
             FileNotFoundError: If there is no such folder, or it holds no PEFT folder.
-            UserError: If the name is taken, or a part does not exist or does not fit.
+            UserError: If the name is taken, a part does not exist or does not fit, or two folders hold it.
         """
         if name in self._parts_of:
             raise UserError(f"there are two adapters {name!r}; give each a name of its own")
-        folder = Path(source.folder)
-        found = sorted(one.parent.name for one in folder.glob(f"*/{CONFIG_FILE}"))
-        wanted = found if source.parts is None else list(source.parts)
-        if is_on_meta() and not folder.is_dir():
-            self._parts_of[name] = wanted
+        folders = [Path(one) for one in ([source.folder] if isinstance(source.folder, str) else source.folder)]
+        if is_on_meta() and not all(folder.is_dir() for folder in folders):
+            self._parts_of[name] = list(source.parts or ())
             return
-        if not wanted:
-            raise FileNotFoundError(f"adapter {name}: {folder} holds no PEFT folders; give one that a run has written")
+        where: dict[str, Path] = {}
+        for folder in folders:
+            found = sorted(one.parent.name for one in folder.glob(f"*/{CONFIG_FILE}"))
+            if not found:
+                raise FileNotFoundError(
+                    f"adapter {name}: {folder} holds no PEFT folders; give one that a run has written"
+                )
+            if twice := sorted(set(found) & set(where)):
+                raise UserError(f"adapter {name}: {folder} and {where[twice[0]]} both hold {twice[0]}; leave one out")
+            where |= dict.fromkeys(found, folder)
+        wanted = sorted(where) if source.parts is None else list(source.parts)
         for part in wanted:
-            load_adapter(self._part(part, f"adapter {name}"), name, folder / part)
+            module = self._part(part, f"adapter {name}")
+            if part not in where:
+                raise FileNotFoundError(f"adapter {name}: {folders} hold no {part}; there are {sorted(where)}")
+            load_adapter(module, name, where[part] / part)
         self._parts_of[name] = wanted
 
     def select(self, name: str | None) -> None:

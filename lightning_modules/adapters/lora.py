@@ -12,6 +12,7 @@ from typing import cast
 
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.autograd.graph import increment_version
@@ -38,6 +39,8 @@ class LoraSettings:
         dropout: Dropout before the matrices.
         targets: Layers that get matrices: "all-linear" (all but the head of a language model), names of layers or
             endings of their dotted names, or one regular expression that matches whole dotted names.
+        modules_to_save: Names of modules that train in full instead, for instance embeddings and heads of tokens that
+            the base hardly knew; each adapter has a copy of its own. A head that is tied to one stays tied.
 
     Raises:
         UserError: If a number is out of range or there are no targets.
@@ -49,6 +52,7 @@ class LoraSettings:
     alpha: float | None = None
     dropout: float = 0.0
     targets: str | Sequence[str] = ALL_LINEAR
+    modules_to_save: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -69,6 +73,11 @@ def lora_layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLayer))
 
 
+def full_copies(module: nn.Module) -> Iterator[tuple[str, ModulesToSaveWrapper]]:
+    """Give the modules of which adapters hold copies that train in full, by name."""
+    return ((name, one) for name, one in module.named_modules() if isinstance(one, ModulesToSaveWrapper))
+
+
 def add_adapter(module: nn.Module, name: str, settings: LoraSettings) -> None:
     """Freeze a module and put trainable LoRA matrices beside its layers; at first they change nothing.
 
@@ -82,11 +91,14 @@ def add_adapter(module: nn.Module, name: str, settings: LoraSettings) -> None:
     """
     _refuse_duplicate(module, name)
     scale = 2 * settings.rank if settings.alpha is None else settings.alpha
+    to_save = _resolve_modules_to_save(module, settings.modules_to_save)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=scale,
         lora_dropout=settings.dropout,
-        target_modules=_resolve_targets(module, settings.targets),
+        target_modules=_resolve_targets(module, settings.targets, to_save),
+        modules_to_save=to_save or None,
+        ensure_weight_tying=bool(to_save) and _has_tied_embeddings(module),
         base_model_name_or_path=getattr(module, "name_or_path", None) or None,
         task_type="CAUSAL_LM" if hasattr(module, "lm_head") else None,
     )
@@ -112,6 +124,14 @@ def select_adapters(module: nn.Module, names: Sequence[str]) -> None:
         layer.enable_adapters(bool(active))
         for parameter, requires_grad in trains:  # peft lets the active adapter train, and no other
             parameter.requires_grad_(requires_grad)
+    for _, module_in_full in full_copies(module):
+        trains = [(parameter, parameter.requires_grad) for parameter in module_in_full.parameters()]
+        active = [name for name in names if name in module_in_full.modules_to_save]
+        if active:
+            module_in_full.set_adapter(active[-1])  # copies cannot be added up
+        module_in_full.enable_adapters(bool(active))
+        for parameter, requires_grad in trains:
+            parameter.requires_grad_(requires_grad)
 
 
 def save_adapter(module: nn.Module, name: str, folder: Path) -> None:
@@ -119,7 +139,8 @@ def save_adapter(module: nn.Module, name: str, folder: Path) -> None:
 
     Matrices that are split over devices are gathered on all of them, which all call this; the first one writes.
     """
-    weights = {key: _whole(value).cpu().contiguous() for key, value in _adapter_weights(module, name).items()}
+    # cloned, since a head that is tied to its embedding shares its memory
+    weights = {key: _whole(value).cpu().contiguous().clone() for key, value in _adapter_weights(module, name).items()}
     if distributed.is_initialized() and distributed.get_rank() > 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,12 +186,17 @@ def load_adapter(module: nn.Module, name: str, folder: Path) -> None:
 
 
 def merge_adapters(module: nn.Module, names: Sequence[str]) -> None:
-    """Add adapters' matrices to the weights beside them, and take all LoRA layers out again."""
+    """Add adapters' matrices to the weights beside them, keep their copies, and take all that LoRA put there out."""
     for path, layer in list(lora_layers(module)):
         layer.merge(adapter_names=[name for name in names if name in layer.lora_A])
         increment_version(layer.get_base_layer().weight)  # peft writes past autograd, by which copies see the change
         parent, _, last = path.rpartition(".")
         setattr(module.get_submodule(parent), last, layer.get_base_layer())
+    for path, module_in_full in list(full_copies(module)):
+        active = [name for name in names if name in module_in_full.modules_to_save]
+        kept = module_in_full.modules_to_save[active[-1]] if active else module_in_full.original_module
+        parent, _, last = path.rpartition(".")
+        setattr(module.get_submodule(parent), last, kept)
     if hasattr(module, "peft_config"):
         del module.peft_config
 
@@ -199,12 +225,25 @@ def _refuse_duplicate(module: nn.Module, name: str) -> None:
         raise UserError(f"the module has an adapter {name!r} already; merge it first, or give another name")
 
 
-def _resolve_targets(module: nn.Module, targets: str | Sequence[str]) -> str | list[str]:
+def _has_tied_embeddings(module: nn.Module) -> bool:
+    return bool(getattr(getattr(module, "config", None), "tie_word_embeddings", False))
+
+
+def _resolve_modules_to_save(module: nn.Module, names: Sequence[str]) -> list[str]:
+    """Give the names of modules that train in full, and refuse what matches nothing or lies in another adapter."""
+    there = {name.rsplit(".", 1)[-1] for name, one in module.named_modules() if name and list(one.parameters())}
+    if missing := sorted(set(names) - there):
+        choice = sorted(one for one in there if not one.isdecimal())
+        raise UserError(f"lora_modules_to_save: there are no {missing} here; choose among {choice}")
+    return list(names)
+
+
+def _resolve_targets(module: nn.Module, targets: str | Sequence[str], to_save: Sequence[str]) -> str | list[str]:
     """Give what peft is to match, and refuse what matches nothing."""
     linear = [
         name.replace(".base_layer", "")
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and ".lora_" not in name
+        if isinstance(layer, nn.Linear) and ".lora_" not in name and not {*to_save, "modules_to_save"} & {*name.split(".")}
     ]
     last_names = sorted({name.rsplit(".", 1)[-1] for name in linear} - set(_LANGUAGE_MODEL_HEADS))
     if not last_names:

@@ -23,7 +23,7 @@ def split_hidden_matrices(part: nn.Module) -> tuple[list[nn.Parameter], list[nn.
     hidden = {
         id(layer.weight)
         for name, layer in part.named_modules()
-        if isinstance(layer, nn.Linear) and name.rsplit(".", 1)[-1] not in HEADS
+        if isinstance(layer, nn.Linear) and name.split(".modules_to_save.")[0].rsplit(".", 1)[-1] not in HEADS
     }
     parameters = [parameter for parameter in part.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in parameters if id(parameter) in hidden]

@@ -13,6 +13,7 @@ from tests.experiments.test_judges import FITS as JUDGES
 from tests.experiments.test_quickstart import FITS, tiny_overrides
 
 PARTS = ["talkers.mdm", "talkers.ntp", "thinker.adaptor", "thinker.language_model", "thinker.speech_encoder"]
+FINETUNED = ("finetuned_thinker", "finetuned_talkers")
 COMPARISONS = ("new_names_comparison", "old_names_comparison")
 pytestmark = [
     pytest.mark.slow,
@@ -28,17 +29,19 @@ def test_an_adapter_is_trained_and_compared_with_its_base(tmp_path: Path) -> Non
     counts = {"num_train": 24, "num_validation": 2, "num_test": 2, "num_workers": 0}
     for stage in CORPORA[1:]:
         overrides += [f"stages.{stage}.job.init_args.{key}={value}" for key, value in counts.items()]
-    for stage in {*JUDGES, "finetune"} - {"codec"}:
+    for stage in {*JUDGES, *FINETUNED} - {"codec"}:
         overrides += [f"stages.{stage}.trainer.max_steps=2", f"stages.{stage}.trainer.val_check_interval=2"]
     assert main(["finetune", *overrides]) == 0
     run_of = {run.name.rsplit("-", 1)[0]: run for run in (tmp_path / "quickstart").iterdir() if run.is_dir()}
 
-    folder = run_of["finetune"] / "adapters" / "last"
-    assert sorted(one.name for one in folder.iterdir()) == PARTS
-    counts_of = json.loads((run_of["finetune"] / "parameters.json").read_text())
-    assert all(0 < one["trainable"] < one["all"] for one in counts_of.values())
-    keys = torch.load(run_of["finetune"] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert keys and all(".lora_" in key for key in keys)
+    found: list[str] = []
+    for stage in FINETUNED:
+        found += sorted(one.name for one in (run_of[stage] / "adapters" / "last").iterdir())
+        counts_of = json.loads((run_of[stage] / "parameters.json").read_text())
+        assert all(0 < one["trainable"] < one["all"] for one in counts_of.values())
+        keys = torch.load(run_of[stage] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        assert keys and all(".lora_" in key or ".modules_to_save." in key for key in keys)
+    assert sorted(found) == PARTS
     for comparison in COMPARISONS:
         rows = {row["name"]: row for row in json.loads((run_of[comparison] / "results.json").read_text())}
         assert {"ntp", "mdm_16_refined", "ntp_voice", "mdm_16_refined_voice", "mdm_16_refined_thinker_alone"} <= set(
