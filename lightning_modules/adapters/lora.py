@@ -243,7 +243,9 @@ def _resolve_targets(module: nn.Module, targets: str | Sequence[str], to_save: S
     linear = [
         name.replace(".base_layer", "")
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and ".lora_" not in name and not {*to_save, "modules_to_save"} & {*name.split(".")}
+        if isinstance(layer, nn.Linear)
+        and ".lora_" not in name
+        and not {*to_save, "modules_to_save"} & {*name.split(".")}
     ]
     last_names = sorted({name.rsplit(".", 1)[-1] for name in linear} - set(_LANGUAGE_MODEL_HEADS))
     if not last_names:

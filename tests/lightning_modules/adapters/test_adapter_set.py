@@ -62,6 +62,27 @@ def test_only_the_named_parts_train_by_name_and_by_value() -> None:
     assert {id(one) for one in state} == {id(parameter) for name, parameter in llm.named_parameters() if name in trains}
 
 
+def test_one_adapter_may_lie_in_several_folders(tmp_path: Path) -> None:
+    trained = make_adapted()
+    folders = {"thinker": ("thinker.adaptor", "thinker.language_model"), "talkers": ("talkers.ntp",)}
+    trained.save_adapter(tmp_path / "all")
+    for name, parts in folders.items():
+        (tmp_path / name).mkdir()
+        for part in parts:
+            (tmp_path / name / part).symlink_to(tmp_path / "all" / part)
+    where = [str(tmp_path / name) for name in folders]
+    loaded = make_plain(adapters={"mine": AdapterFolder(where)})
+    assert loaded.adapters.parts_of("mine") == ["talkers.ntp", "thinker.adaptor", "thinker.language_model"]
+    text, tokens = answer(loaded, "mine")
+    expected_text, expected = answer(trained, "trained")
+    assert text == expected_text
+    torch.testing.assert_close(tokens, expected)
+    with pytest.raises(UserError, match="both hold talkers.ntp"):
+        make_plain(adapters={"mine": AdapterFolder([str(tmp_path / "talkers"), str(tmp_path / "all")])})
+    with pytest.raises(FileNotFoundError, match="hold no thinker.adaptor; there are"):
+        make_plain(adapters={"mine": AdapterFolder(str(tmp_path / "talkers"), ["thinker.adaptor"])})
+
+
 def test_folders_are_written_beside_each_checkpoint_and_select_what_was_trained(tmp_path: Path) -> None:
     trained = make_adapted(tmp_path)
     folders = sorted(one.name for one in (tmp_path / "adapters").iterdir())
