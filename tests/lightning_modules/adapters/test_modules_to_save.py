@@ -64,7 +64,7 @@ def test_saved_loaded_and_merged_they_give_the_same_logits(tmp_path: Path) -> No
     names = set(make_talker("ntp").state_dict())
     merge_adapters(loaded, ["b"])
     assert set(loaded.state_dict()) == names
-    torch.testing.assert_close(logits(loaded), logits(trained))
+    torch.testing.assert_close(logits(loaded), logits(trained), rtol=1e-3, atol=1e-4)
 
 
 def test_merging_nothing_gives_the_base_back(tmp_path: Path) -> None:
