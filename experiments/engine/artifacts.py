@@ -43,8 +43,8 @@ def load_trained(run: Path, attribute: str | None = None) -> Any:
     """Rebuild a module of a run, or one part of it, from the run's saved configuration and load its newest weights.
 
     Only what was asked for is built, if constructors keep the part under the name of the argument that it was given
-    as: `talkers.ntp` is built from `module.init_args.talkers.ntp`. What is drawn at random afterwards does not depend
-    on what was loaded.
+    as: `talkers.ntp` is built from `module.init_args.talkers.ntp`. A part that was trained by LoRA comes with its
+    matrices, which act. What is drawn at random afterwards does not depend on what was loaded.
 
     Args:
         run: A run directory.
@@ -94,7 +94,12 @@ def _part_of(run: Path, config: Config, attribute: str | None, is_trained: bool)
     except ConfigError as error:
         raise UserError(f"{name}: {error}") from error
     if is_trained and config.get("fit", True):  # a run that only tests has its weights from others
-        load_weights(part, Run(run, config["fingerprint"]), "".join(f"{one}." for one in names[:depth]))
+        checkpointed, prefix = Run(run, config["fingerprint"]), "".join(f"{one}." for one in names[:depth])
+        if prefix and _lacks_lora(part, checkpointed.checkpoint_file, prefix):
+            # the whole module puts the matrices where they were trained
+            part, prefix, depth = _part_of(run, config, None, is_trained), "", 0
+        else:
+            load_weights(part, checkpointed, prefix)
     try:
         part = operator.attrgetter(".".join(names[depth:]))(part) if names[depth:] else part
     except AttributeError as error:
@@ -125,11 +130,10 @@ def load_weights(module: Any, run: Run, prefix: str = "") -> None:
     if sharded_files.is_sharded(file):
         checkpoint = sharded_files.read_whole(file, prefix)
     else:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = _read(file)
     if not prefix and isinstance(module, LightningModule):
         module.on_load_checkpoint(checkpoint)
     weights = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
-    _refuse_lora(module, weights, f"{file} holds LoRA matrices for {prefix.rstrip('.')}")
     left_out = set(checkpoint.get(LEFT_OUT, ()))
     own = {prefix + key: value.shape for key, value in module.state_dict().items()}
     expected = {key: shape for key, shape in own.items() if key.removeprefix(prefix) in weights or key not in left_out}
@@ -138,13 +142,19 @@ def load_weights(module: Any, run: Run, prefix: str = "") -> None:
     module.load_state_dict(weights, strict=False)
 
 
-def _refuse_lora(module: nn.Module, weights: Mapping[str, Any], what: str) -> None:
-    """Refuse a part that was trained by LoRA and is built without its matrices."""
-    if any(".lora_" in key for key in weights) and not any(".lora_" in key for key in module.state_dict()):
-        raise UserError(
-            f"{what}, which is built without; load the whole module of that run, or the base, and name the run's "
-            "adapters/last in module.init_args.adapters"
-        )
+def _lacks_lora(module: Any, file: Path, prefix: str) -> bool:
+    """Tell whether a checkpoint holds LoRA matrices for a part that is built without them."""
+    if not isinstance(module, nn.Module) or not file.exists() or any(".lora_" in key for key in module.state_dict()):
+        return False
+    if sharded_files.is_sharded(file):
+        prefix, names = f"{sharded_files.WEIGHTS}.{prefix}", set(sharded_files.sizes(file))
+    else:
+        names = set(_read(file)["state_dict"])
+    return any(name.startswith(prefix) and ".lora_" in name for name in names)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return cast(dict[str, Any], torch.load(file, map_location="cpu", weights_only=True, mmap=True))
 
 
 def nearest_node(module: Config, names: list[str]) -> tuple[Config, str, int]:

@@ -167,9 +167,12 @@ def test_a_damaged_export_is_refused(runs: Path, tmp_path: Path) -> None:
         from_export(export)
 
 
-def test_a_part_of_a_run_that_trained_lora_is_refused_with_what_to_do(runs: Path) -> None:
-    with pytest.raises(UserError, match="holds LoRA matrices for talkers.ntp, .* name the run's adapters/last"):
-        load_trained(runs / "lora", "talkers.ntp")
+def test_a_part_of_a_run_that_trained_lora_comes_with_its_matrices(runs: Path) -> None:
+    part, whole = load_trained(runs / "lora", "talkers.ntp"), load_trained(runs / "lora")
+    expected = whole.talkers["ntp"].state_dict()
+    assert any(".lora_" in key for key in expected) and set(part.state_dict()) == set(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in part.state_dict().items())
+    assert {layer.active_adapters[0] for _, layer in lora_layers(part) if not layer.disable_adapters} == {"trained"}
 
 
 def test_a_description_names_no_other_run(runs: Path) -> None:
