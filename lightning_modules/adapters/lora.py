@@ -213,7 +213,20 @@ def _adapter_weights(module: nn.Module, name: str) -> dict[str, Tensor]:
 def _inject(config: LoraConfig, module: nn.Module, name: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is meant
+        warnings.filterwarnings("ignore", "You have requested `ensure_weight_tying`, but no tied")  # see below
         inject_adapter_in_model(config, module, name)
+    if config.ensure_weight_tying:
+        _tie(module, name)
+
+
+def _tie(module: nn.Module, name: str) -> None:
+    """Tie the copy of a head to that of its embedding, which peft does for the first adapter of a module alone."""
+    wrapped = [one for _, one in full_copies(module)]
+    for one in wrapped:
+        sources = [other for other in wrapped if other.original_module.weight is one.original_module.weight]
+        source = next((other for other in sources if name in other.modules_to_save), None)
+        if source is not None and name not in one.modules_to_save:
+            one.update(name, tied_module=source.modules_to_save[name])
 
 
 def _configs(module: nn.Module) -> dict[str, LoraConfig]:

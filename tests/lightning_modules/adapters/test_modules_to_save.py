@@ -1,5 +1,6 @@
 """Modules that an adapter trains in full, beside its matrices: copies that are chosen, saved and merged with it."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,24 @@ def test_peft_alone_reads_a_language_model_with_tied_embeddings(tmp_path: Path) 
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-3, atol=1e-4)
     model.save_pretrained(tmp_path / "merged")
     torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits, model(ids).logits)
+
+
+def test_each_of_several_adapters_has_a_head_that_is_tied_to_its_embedding(tmp_path: Path) -> None:
+    model = make_language_model().causal_lm
+    served = copy.deepcopy(model)
+    add_adapter(model, "a", LoraSettings(2, modules_to_save=["embed_tokens"]))
+    draw(model)
+    save_adapter(model, "a", tmp_path)
+    ids = torch.arange(6)[None]
+    expected = model(ids).logits
+    base = served(ids).logits
+    for name in ("first", "second"):
+        load_adapter(served, name, tmp_path)
+    for names, logits_of_names in ((["second"], expected), ([], base), (["first"], expected)):
+        select_adapters(served, names)
+        torch.testing.assert_close(served(ids).logits, logits_of_names)
+    copies = served.get_input_embeddings().modules_to_save, served.lm_head.modules_to_save
+    assert all(copies[0][name].weight is copies[1][name].weight for name in ("first", "second"))
 
 
 def test_a_head_that_trains_in_full_is_not_a_hidden_matrix() -> None:
