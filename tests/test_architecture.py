@@ -71,7 +71,11 @@ MAY_IMPORT = {
         "lightning_modules.thinker",
         "lightning_modules.training",
     ),
-    "lightning_modules.evaluation": ("lightning_modules.evaluation", "lightning_modules.talker"),
+    "lightning_modules.evaluation": (
+        "lightning_modules.evaluation",
+        "lightning_modules.talker",
+        "lightning_modules.acoustics.log_mel",
+    ),
     "lightning_modules.inference": (
         "lightning_modules.inference",
         "lightning_modules.adapters",
