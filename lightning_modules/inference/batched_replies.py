@@ -35,6 +35,8 @@ def speak_batch(
         reply.waveform = vocoder(spoken.tokens).float().cpu()
         if spoken.order is not None:
             reply.order = spoken.order.cpu()
+        if spoken.draft is not None:
+            reply.draft = spoken.draft.cpu()
         replies.append(reply)
     return replies
 

@@ -48,6 +48,8 @@ class SpokenReply:
         first_chunk_audio_s: Seconds of audio that the first chunk holds.
         order: Step of its block that revealed each speech token, from 0, ``(T,) int64`` on the CPU; empty if the talker
             reveals them one by one.
+        draft: Codes before they were corrected, ``(T,) int64`` on the CPU; empty where
+            ``order`` is.
     """
 
     text: str = ""
@@ -59,6 +61,7 @@ class SpokenReply:
     first_chunk_times: PartTimes = field(default_factory=PartTimes)
     first_chunk_audio_s: float = 0.0
     order: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    draft: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     @property
     def is_timed(self) -> bool:
@@ -199,4 +202,6 @@ def _append(reply: SpokenReply, chunk: SpeechChunk, samples: Tensor) -> None:
     reply.num_forwards.append(chunk.num_forwards)
     if chunk.order is not None:
         reply.order = torch.cat([reply.order, chunk.order.cpu()])
+        # Blocks without a correcting pass stand as they were drafted, beside others that were corrected.
+        reply.draft = torch.cat([reply.draft, (chunk.tokens if chunk.draft is None else chunk.draft).cpu()])
     reply.ended = chunk.ended

@@ -64,6 +64,12 @@ class AnchoredTalker(Talker):
         self.embed_tokens = nn.Embedding(self.vocabulary.size, backbone.width)
         self.head = nn.Linear(backbone.width, self.vocabulary.num_outputs, bias=False)
 
+    @property
+    def text_view(self) -> str:
+        """Say which text tokens a block carries; see :class:`Talker`."""
+        count = self.anchors.anchors_per_block
+        return f"block k carries text tokens {count}k to {count}k + {count - 1} and sees none later"
+
     @abstractmethod
     def block_program(self, max_blocks: int, decoding: Decoding) -> BlockProgram:
         """Make the function that decodes a block; the number of steps is given."""

@@ -91,6 +91,11 @@ class Talker(nn.Module, ABC):
     def supported_steps(self) -> tuple[int, ...]:
         """Numbers of decoding steps per block that :meth:`stream` accepts, the default first."""
 
+    @property
+    @abstractmethod
+    def text_view(self) -> str:
+        """Say in words which text the speech of a block sees, for tables of what is compared."""
+
     @abstractmethod
     def forward(
         self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator | RowGenerators

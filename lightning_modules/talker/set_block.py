@@ -160,8 +160,9 @@ class _BlockDecoder(BlockDecoder):
             uncommitted = None
             return talker.head(hidden)
 
-        tokens, num_steps, order = self.fill(predict)
-        refined = self.fill.refine(self.predict_next_tokens, tokens, num_steps)
+        draft, num_steps, order = self.fill(predict)
+        tokens = draft
+        refined = self.fill.refine(self.predict_next_tokens, draft, num_steps)
         if refined is not None:
             order = torch.where(refined.order < 0, order, num_steps + refined.order)
             tokens, num_steps = refined.tokens, num_steps + refined.num_steps
@@ -172,7 +173,7 @@ class _BlockDecoder(BlockDecoder):
             self.pending = self.pending[:, :0]
         self.last_token = tokens[:, -1:]
         self.first_position += talker.block_size
-        return DecodedBlock(tokens[0], num_steps, order[0])
+        return DecodedBlock(tokens[0], num_steps, order[0], None if refined is None else draft[0])
 
     def close_block(self) -> int:
         """Write the finished block's keys and values in a pass of their own, unless the next block does it."""

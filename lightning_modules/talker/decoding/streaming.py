@@ -49,6 +49,7 @@ class SpeechChunk:
         ended: True if EOS came in this block.
         is_last: True if nothing follows: EOS came, or the limit is reached.
         order: Step of its block that revealed each token, from 0, ``(n,) int64``; None where they come one by one.
+        draft: The tokens before they were corrected, ``(n,) int64``; None if nothing corrects them.
     """
 
     tokens: Tensor
@@ -56,6 +57,7 @@ class SpeechChunk:
     ended: bool
     is_last: bool
     order: Tensor | None = None
+    draft: Tensor | None = None
 
 
 class AnchorReader:
@@ -109,11 +111,13 @@ class DecodedBlock(NamedTuple):
         tokens: ``(n,) int64``, anything behind the first EOS.
         num_forwards: Forward passes of the network.
         order: As of :class:`SpeechChunk`.
+        draft: As of :class:`SpeechChunk`.
     """
 
     tokens: Tensor
     num_forwards: int
     order: Tensor | None = None
+    draft: Tensor | None = None
 
 
 class BlockDecoder(ABC):
@@ -142,11 +146,12 @@ def stream_blocks(decoder: BlockDecoder, reader: AnchorReader, max_blocks: int, 
         The speech tokens of each block, up to the first EOS.
     """
     for block in range(max_blocks):
-        tokens, num_forwards, order = decoder.decode_block(reader.next_block())
+        tokens, num_forwards, order, draft = decoder.decode_block(reader.next_block())
         codes, ended = cut_at_eos(tokens, eos_id)
         is_last = ended or block == max_blocks - 1
         if not is_last:
             num_forwards += decoder.close_block()
-        yield SpeechChunk(codes, num_forwards, ended, is_last, None if order is None else order[: len(codes)])
+        order, draft = (None if one is None else one[: len(codes)] for one in (order, draft))
+        yield SpeechChunk(codes, num_forwards, ended, is_last, order, draft)
         if is_last:
             return

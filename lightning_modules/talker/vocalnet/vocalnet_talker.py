@@ -151,6 +151,12 @@ class VocalNetTalker(Talker):
         default = math.ceil(self.block_size / min(3, per_pass[-1]))
         return (default, *sorted(steps - {default}))
 
+    @property
+    def text_view(self) -> str:
+        """Say how far the text prefix reaches; see :class:`Talker`."""
+        count = self.sizes.text_per_block
+        return f"block k sees all text up to token {count}k + {count - 1} as a prefix"
+
     def count_text_overflow(self, text_lengths: Tensor, unit_lengths: Tensor) -> Tensor:
         """Give zeros: examples see all of their text in half of the draws, however long it is; see :class:`Talker`."""
         return torch.zeros_like(text_lengths)

@@ -19,12 +19,14 @@ class BatchedReply:
         num_forwards: Passes of the network in each of its blocks; a batch takes as many as its slowest row.
         ended: False if it was cut off before EOS.
         order: Step of its block that revealed each token, from 0, ``(n,) int64``; None where they come one by one.
+        draft: The tokens before they were corrected, ``(n,) int64``; None where ``order`` is.
     """
 
     tokens: Tensor
     num_forwards: list[int]
     ended: bool
     order: Tensor | None = None
+    draft: Tensor | None = None
 
     @classmethod
     def of(cls, stream: Iterable[SpeechChunk]) -> "BatchedReply":
@@ -33,7 +35,9 @@ class BatchedReply:
         orders = [chunk.order for chunk in chunks if chunk.order is not None]
         tokens = torch.cat([chunk.tokens for chunk in chunks])
         num_forwards = [chunk.num_forwards for chunk in chunks]
-        return cls(tokens, num_forwards, chunks[-1].ended, torch.cat(orders) if orders else None)
+        drafts = [chunk.tokens if chunk.draft is None else chunk.draft for chunk in chunks]
+        order, draft = (torch.cat(orders), torch.cat(drafts)) if orders else (None, None)
+        return cls(tokens, num_forwards, chunks[-1].ended, order, draft)
 
 
 @torch.no_grad()
@@ -53,6 +57,7 @@ def decode_batch(decoder: StaticDecoder, anchors: Tensor, eos_id: int) -> list[B
     """
     blocks: list[list[Tensor]] = [[] for _ in anchors]
     orders: list[list[Tensor]] = [[] for _ in anchors]
+    drafts: list[list[Tensor]] = [[] for _ in anchors]
     num_forwards: list[list[int]] = [[] for _ in anchors]
     rows, running = list(range(len(anchors))), set(range(len(anchors)))
     num_blocks = anchors.shape[1]
@@ -65,6 +70,7 @@ def decode_batch(decoder: StaticDecoder, anchors: Tensor, eos_id: int) -> list[B
                 blocks[row].append(block.tokens[place])
                 if block.order is not None:
                     orders[row].append(block.order[place])
+                    drafts[row].append((block.tokens if block.draft is None else block.draft)[place])
         still = {row for row, ends in zip(rows, has_eos, strict=True) if row in running and not ends}
         if still and index < num_blocks - 1:
             passes += decoder.close_block()
@@ -77,10 +83,12 @@ def decode_batch(decoder: StaticDecoder, anchors: Tensor, eos_id: int) -> list[B
             kept = [place for place, row in enumerate(rows) if row in running]
             decoder.keep(kept)
             rows = [rows[place] for place in kept]
-    return [_reply(*parts, eos_id) for parts in zip(blocks, orders, num_forwards, strict=True)]
+    return [_reply(*parts, eos_id) for parts in zip(blocks, orders, drafts, num_forwards, strict=True)]
 
 
-def _reply(blocks: Sequence[Tensor], orders: Sequence[Tensor], num_forwards: list[int], eos_id: int) -> BatchedReply:
+def _reply(
+    blocks: Sequence[Tensor], orders: Sequence[Tensor], drafts: Sequence[Tensor], num_forwards: list[int], eos_id: int
+) -> BatchedReply:
     tokens, ended = cut_at_eos(torch.cat(list(blocks)), eos_id)
-    order = torch.cat(list(orders))[: len(tokens)] if orders else None
-    return BatchedReply(tokens, num_forwards, ended, order)
+    order, draft = (torch.cat(list(steps))[: len(tokens)] if steps else None for steps in (orders, drafts))
+    return BatchedReply(tokens, num_forwards, ended, order, draft)

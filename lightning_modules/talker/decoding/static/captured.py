@@ -83,8 +83,9 @@ class CapturedRunner(BlockRunner):
             _copy([one for one in inside if one is not None], [one for one in outside if one is not None])
         captured.graph.replay()
         block = captured.block
-        order = None if block.order is None else block.order.clone()
-        return block._replace(tokens=block.tokens.clone(), order=order, carry=tuple(one.clone() for one in block.carry))
+        order, draft = (None if one is None else one.clone() for one in (block.order, block.draft))
+        carry = tuple(one.clone() for one in block.carry)
+        return block._replace(tokens=block.tokens.clone(), order=order, carry=carry, draft=draft)
 
     def _capture(self, anchors: Tensor, carry: Carry, place: Place, noise: list[TokenNoise] | None) -> _Graph:
         """Capture a block, which warming up decodes a few times at its place."""

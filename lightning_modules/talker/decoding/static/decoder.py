@@ -41,7 +41,8 @@ class StaticDecoder(BlockDecoder):
     def decode_block(self, anchors: Tensor) -> DecodedBlock:
         """Decode the next block of the only reply; see :class:`BlockDecoder`."""
         block = self.decode(anchors[:, 0])
-        return DecodedBlock(block.tokens[0], block.num_forwards, None if block.order is None else block.order[0])
+        order, draft = (None if one is None else one[0] for one in (block.order, block.draft))
+        return DecodedBlock(block.tokens[0], block.num_forwards, order, draft)
 
     def close_block(self) -> int:
         """Commit the finished block in a pass of its own, unless the next one does it; see :class:`BlockDecoder`."""

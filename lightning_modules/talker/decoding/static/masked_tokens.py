@@ -107,7 +107,7 @@ class MaskedProgram(BlockProgram):
         (first,), opened = self.windows(place, *self.lay_out(carry)), caches[0].open(place.num_keys)
         work = BlockInWork(lead, self.beside(anchors), carry, first, first.last(size), opened)
         tokens, order, num_forwards = self.unmask(work, noise)
-        num_committed, is_settled = lead.shape[1], False
+        num_committed, is_settled, draft = lead.shape[1], False, None if self.refinement is None else tokens
         if self.refinement is not None and num_forwards < self.num_steps:
             behind_lead = Place(place.start + num_committed, place.position, place.num_keys)
             (causal,) = self.windows(behind_lead, self.block_offsets, self.block_offsets + 1)
@@ -116,7 +116,7 @@ class MaskedProgram(BlockProgram):
             )
         # The last correcting pass has written the keys and values of these very tokens.
         num_committed += size * is_settled
-        return Block(tokens, order, self.carry_of(tokens, work, is_settled), num_committed, num_forwards)
+        return Block(tokens, order, self.carry_of(tokens, work, is_settled), num_committed, num_forwards, draft)
 
     def logits(self, tokens: Tensor, work: BlockInWork, step: int) -> Tensor:
         """Predict the block's tokens, ``(B, block_size, V)``."""

@@ -69,6 +69,7 @@ class Block(NamedTuple):
         carry: For the next block.
         num_committed: Slots of the cache that it committed.
         num_forwards: Passes of the network.
+        draft: Tokens before they were corrected, ``(B, n) int64``; None if nothing corrects them.
     """
 
     tokens: Tensor
@@ -76,6 +77,7 @@ class Block(NamedTuple):
     carry: Carry
     num_committed: int
     num_forwards: int
+    draft: Tensor | None = None
 
 
 class BlockProgram(ABC):

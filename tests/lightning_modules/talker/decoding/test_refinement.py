@@ -107,6 +107,11 @@ def test_cached_refinement_equals_the_full_forward(num_steps: int) -> None:
     assert [chunk.num_forwards for chunk in chunks] == passes
     assert len(chunks) > 1, "one block alone would not test the cache"
     assert all(chunk.order is not None and int(chunk.order.max()) < num_steps for chunk in chunks)
+    for chunk in chunks:
+        assert chunk.order is not None and chunk.draft is not None
+        assert torch.equal(chunk.draft != chunk.tokens, chunk.order > 0), (
+            "only the one step of the draft is no correction"
+        )
 
 
 @torch.no_grad()
