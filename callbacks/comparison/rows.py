@@ -6,6 +6,8 @@ from statistics import fmean, median
 
 from torch import Tensor
 
+from callbacks.comparison.intervals import median_interval, summarize_sound
+from lightning_modules.evaluation.sound.sound_quality import SoundQuality
 from lightning_modules.evaluation.text_normalization import NORMALIZER_NAME
 from lightning_modules.evaluation.word_error_rate import word_error_rates
 from lightning_modules.inference.spoken_reply import SpokenReply
@@ -31,6 +33,9 @@ class Record:
         reply: Costs of a reply (without its waveform); None for a reference.
         heard: What the recognizer heard.
         voice: Whose voice it is, if a classifier was asked; empty if there was nothing to hear.
+        kind: Of the query, if the test knows kinds.
+        sound: How it sounds.
+        naturalness: Predicted mean opinion score, if a judge was asked.
     """
 
     name: str
@@ -44,6 +49,9 @@ class Record:
     reply: SpokenReply | None = None
     heard: str = ""
     voice: str | None = None
+    kind: str | None = None
+    sound: SoundQuality | None = None
+    naturalness: float | None = None
 
     @classmethod
     def of_reference(cls, name: str, example_id: str, gold: str, units: Tensor, token_rate_hz: float) -> "Record":
@@ -74,10 +82,15 @@ class Record:
         return self.name.replace(" ", "-")
 
     def as_transcript(self) -> dict[str, str]:
-        """Give what was to be said and what was heard, in whose voice."""
+        """Give what was to be said and what was heard, in whose voice, and the kind of query."""
         words = {"gold": self.gold, "text": self.text, "heard": self.heard}
-        voice = {} if self.voice is None else {"voice": self.voice}
-        return {"id": self.example_id, "decoding": self.name, **words, **voice}
+        known = {"voice": self.voice, "kind": self.kind}
+        return {
+            "id": self.example_id,
+            "decoding": self.name,
+            **words,
+            **{k: v for k, v in known.items() if v is not None},
+        }
 
 
 @dataclass
@@ -104,6 +117,9 @@ class ComparisonRow:
         first_chunk_audio_ms: Milliseconds of audio that the first samples hold.
         length_ratio: Speech tokens over those of the gold replies.
         failures: Shares of empty, truncated (never said EOS) and repeating output.
+        sound: How it sounds: change of timbre and loudness where chunks meet over that elsewhere, shares of silence and
+            of repeated words, and predicted naturalness, where they are known.
+        intervals: 95 % intervals by bootstrap over the examples: of ``rtf``, of ``first_chunk_ms`` and of ``sound``.
         normalizer: What both texts of the WER went through.
     """
 
@@ -126,6 +142,8 @@ class ComparisonRow:
     first_chunk_audio_ms: float | None = None
     length_ratio: float = 1.0
     failures: dict[str, float] = field(default_factory=dict)
+    sound: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     normalizer: str = NORMALIZER_NAME
 
     @property
@@ -147,6 +165,7 @@ class ComparisonRow:
         )
         scalars = {f"decode/{name}": float(getattr(self, name)) for name in names if getattr(self, name) is not None}
         scalars |= {f"decode/voice/{voice}": share for voice, share in self.voices.items()}
+        scalars |= {f"decode/sound/{name}": value for name, value in self.sound.items()}
         scalars |= {f"decode/first_chunk_ms/{part}": value for part, value in self.first_chunk_ms.items()}
         return scalars | {f"decode/failures/{kind}": share for kind, share in self.failures.items()}
 
@@ -207,17 +226,27 @@ def _summarize_group(name: str, group: list[Record], token_rate_hz: float, voice
         "truncated": fmean(record.reply is not None and not record.reply.ended for record in group),
         "repeating": fmean(record.is_repeating for record in group),
     }
+    heard_and_said = [(record.text, record.heard) for record in group]
+    row.sound, row.intervals = summarize_sound(
+        [record.sound for record in group], heard_and_said, [record.naturalness for record in group]
+    )
     replies = [record.reply for record in group if record.reply is not None]
     if replies:
         matches = [record.text.strip() == record.gold.strip() for record in group]
         row.text_exact_match = fmean(matches)
     timed = [reply for reply in replies if reply.is_timed]
     if timed:
-        row.tokens_per_s = median(len(reply.speech_tokens) / reply.times.talker_s for reply in timed)
-        row.rtf = token_rate_hz / row.tokens_per_s if row.tokens_per_s else None
+        speeds = [len(reply.speech_tokens) / reply.times.talker_s for reply in timed]
+        row.tokens_per_s = median(speeds)
+        if row.tokens_per_s:
+            row.rtf = token_rate_hz / row.tokens_per_s
+            # The longest time goes with the lowest speed; an empty reply has none.
+            factors = [token_rate_hz / speed if speed else float("inf") for speed in speeds]
+            row.intervals["rtf"] = median_interval(factors)
         row.forwards_per_block = _forwards_per_block(timed)
         parts = [reply.first_chunk_times.as_milliseconds() for reply in timed]
         row.first_chunk_ms = {name: median(part[name] for part in parts) for name in parts[0]}
+        row.intervals["first_chunk_ms"] = median_interval([part["total"] for part in parts])
         row.first_chunk_audio_ms = median(1000 * reply.first_chunk_audio_s for reply in timed)
     return row
 
@@ -233,6 +262,7 @@ def format_table(rows: Sequence[ComparisonRow]) -> str:
     header = (
         "decoding", "talker", "steps", "rule", "WER % micro", "95 %", "macro", "gold WER %", "text exact %", "tokens/s",
         "RTF", "fwd/block", "first chunk ms (encoder+thinker+talker+vocoder)", "length", "empty/cut/loop %",
+        "drift timbre/level", "silent/again %", *(["MOS"] if "naturalness" in rows[0].sound else []),
         *([f"voice % {'/'.join(rows[0].voices)}"] if rows[0].voices else []),
     )  # fmt: skip
     lines = [header, *(_format_row(row) for row in rows)]
@@ -272,6 +302,9 @@ def _format_row(row: ComparisonRow) -> tuple[str, ...]:
         first,
         show(row.length_ratio, "{:.3f}"),
         _percentages(row.failures),
+        "/".join(show(row.sound.get(name), "{:.2f}") for name in ("timbre_drift", "loudness_drift")),
+        "/".join(show(row.sound.get(name), "{:.0f}", 100) for name in ("silent_share", "repeated_share")),
+        *([show(row.sound["naturalness"], "{:.2f}")] if "naturalness" in row.sound else []),
         *([_percentages(row.voices)] if row.voices else []),
     )
 

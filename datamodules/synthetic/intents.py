@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -265,3 +267,23 @@ def default_intents(names: Sequence[str] = lexicon.NAMES) -> tuple[Intent, ...]:
             (people, codes),
         ),
     )
+
+
+def reply_patterns() -> dict[str, str]:
+    """Return a regular expression per intent that matches its replies, with any name, and those of no other intent."""
+    return {intent.name: _pattern_of(intent) for intent in default_intents()}
+
+
+def _pattern_of(intent: Intent) -> str:
+    words: dict[str, set[str]] = {}
+    for slot in intent.slots:
+        for values in slot:
+            for place, word in values.items():
+                words.setdefault(place, set()).add(word)
+    parts = []
+    for literal, place, _, _ in string.Formatter().parse(intent.reply):
+        parts.append(re.escape(literal))
+        if place is not None:
+            # Corpora differ in names; a name is what no other place of these templates takes.
+            parts.append(".+?" if place == "name" else f"(?:{'|'.join(map(re.escape, sorted(words[place])))})")
+    return "".join(parts)

@@ -86,6 +86,10 @@ def test_the_results_have_a_row_for_each_decoding_and_reference(comparison_run: 
             assert row["forwards_per_block"] <= row["steps"], "finished blocks are committed on the way"
     table = (comparison_run / "summary.txt").read_text()
     assert "codec resynthesis" in table and "mdm" in table
+    last = table.splitlines()[-1]
+    assert f"open {comparison_run / 'comparison.html'} in a browser" in last
+    assert last.endswith(f"python experiments/run.py live inputs.run={comparison_run}")
+    assert 4e6 < (comparison_run / "comparison.html").stat().st_size < 15e6
 
 
 def test_replies_can_be_heard_and_seen(comparison_run: Path) -> None:
@@ -145,7 +149,8 @@ def test_experiments_on_the_quickstart_reuse_its_stages(
 ) -> None:
     fits = (*FITS[:-1], *(stage for stage in made if stage in ("ablation", "neural_vocoder")))
     overrides = tiny_overrides(runs, fits, made[-1])
-    overrides += [f"stages.{made[-1]}.callbacks.comparison.init_args.num_samples=0"]  # the quickstart has drawn some
+    for kept in ("num_samples", "num_worst"):  # the quickstart has drawn some
+        overrides += [f"stages.{made[-1]}.callbacks.comparison.init_args.{kept}=0"]
     if name == "ablation":
         rounds = "[{max_steps: 1, alpha: 0.7, num_steps: 4}, {alpha: 0.7, num_steps: 4}]"
         overrides.append(f"stages.ablation.callbacks.distil_two_rounds.init_args.rounds={rounds}")

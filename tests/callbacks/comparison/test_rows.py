@@ -71,7 +71,8 @@ def test_a_reference_has_quality_but_no_costs() -> None:
     assert row.tokens_per_s is None and row.text_exact_match is None and row.first_chunk_ms == {}
     assert set(row.as_scalars()) == {
         "decode/wer_micro", "decode/wer_macro", "decode/wer_gold_micro", "decode/length_ratio",
-        "decode/failures/empty", "decode/failures/truncated", "decode/failures/repeating",
+        "decode/sound/repeated_share", "decode/failures/empty", "decode/failures/truncated",
+        "decode/failures/repeating",
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from experiments.engine.plan import LATEST_RUN, make_plan
 
 FILES = shipped_files()
 # what one has to say on the command line
-NEEDED = {"speak": ["text=Hello"]}
+NEEDED = {"speak": ["text=Hello"], "compare": ["runs=[A, B]"]}
 CHOICES = [
     (file, f"{name}={value}")
     for file in FILES

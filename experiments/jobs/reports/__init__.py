@@ -1,0 +1,1 @@
+"""Jobs that lay out for people what finished runs have measured: pages and pictures of them."""
