@@ -61,7 +61,7 @@ def test_an_adaptor_of_vocalnet_that_does_not_fit_is_refused(tmp_path: Path) -> 
     write_files(tmp_path, config, weights)
     with torch.device("meta"):
         assert Adaptor.from_vocalnet(tmp_path).up.weight.is_meta
-    with pytest.raises(UserError, match=r"missing \['model.speech_projector.linear2.bias'\]"):
+    with pytest.raises(UserError, match=r"1 weights are missing \(\['model.speech_projector.linear2.bias'\]\)"):
         Adaptor.from_vocalnet(tmp_path)
     del config["speech_encoder_ds_rate"]
     write_files(tmp_path, config, weights)
