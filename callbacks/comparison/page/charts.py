@@ -66,7 +66,9 @@ def _draw_wer_over(experiments: Sequence[Experiment], over: Figure, title: str, 
         for name in row_names([experiment]):
             row = first_row([experiment], name)
             if row["talker"] is None:
-                shapes.append(_reference_line(measure(experiment, name, WER), name, number))
+                cell = measure(experiment, name, WER)
+                if cell.value is not None and not number:  # those of further experiments would lie over each other
+                    shapes.append(_reference_line(cell, name, len(shapes) % 2 == 1))
             else:
                 series.setdefault(_series_of(row), []).append(name)
         for index, (label, names) in enumerate(series.items()):
@@ -97,8 +99,8 @@ def _draw_wer_over(experiments: Sequence[Experiment], over: Figure, title: str, 
     layout = {
         "xaxis": {"title": {"text": title}, "type": "log", **({} if with_front else _ticks(data))},
         "yaxis": {"title": {"text": "WER (%)"}, "rangemode": "tozero"},
-        "shapes": [one["shape"] for one in shapes if one is not None],
-        "annotations": [one["annotation"] for one in shapes if one is not None],
+        "shapes": [one["shape"] for one in shapes],
+        "annotations": [one["annotation"] for one in shapes],
     }
     return {"data": data, "layout": layout}
 
@@ -134,20 +136,13 @@ def _front(points: Sequence[tuple[float | None, float | None]]) -> dict[str, Any
     }
 
 
-def _reference_line(cell: Cell, name: str, number: int) -> dict[str, Any] | None:
-    if cell.value is None or number:  # those of further experiments would lie over each other
-        return None
+def _reference_line(cell: Cell, name: str, is_left: bool) -> dict[str, Any]:
+    """Draw a line across the plot, with its name at one end: two references may be close to each other."""
     at = {"xref": "paper", "yref": "y"}
     line = {"color": REFERENCE_COLOUR, "dash": "dot", "width": 1.5}
     shape = {"type": "line", "x0": 0, "x1": 1, "y0": cell.value, "y1": cell.value, "line": line, **at}
-    text = {
-        "x": 1,
-        "y": cell.value,
-        "text": f"{name} {cell.text}",
-        "showarrow": False,
-        "xanchor": "right",
-        "yanchor": "bottom",
-    }
+    text = {"x": 0, "xanchor": "left"} if is_left else {"x": 1, "xanchor": "right"}
+    text |= {"y": cell.value, "yanchor": "bottom", "text": f"{name} {cell.text}", "showarrow": False}
     return {"shape": shape, "annotation": {**text, "font": {"size": 10}, **at}}
 
 

@@ -32,8 +32,8 @@ function layoutOf(chart) {
   const axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line") };
   const { xaxis, yaxis, ...rest } = chart.layout;
   return {
-    height: 340, margin: { l: 60, r: 16, t: 10, b: 50 }, hovermode: "closest", hoverlabel: { align: "left" },
-    legend: { orientation: "h", y: -0.22, font: { size: 11 } },
+    height: 440, margin: { l: 60, r: 16, t: 10, b: 50 }, hovermode: "closest", hoverlabel: { align: "left" },
+    legend: { orientation: "h", y: -0.28, font: { size: 11 } },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12 },
     ...rest, xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis },
   };
