@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_modules.talker.network.backbone import DecoderLayer, TalkerBackbone
 from lightning_modules.talker.network.packed_linear import PackedLinear
+from lightning_modules.talker.network.weight_versions import WeightVersion
 
 # Weights in the precision of autocast, by weight: a pass under autocast would convert all of them again.
 _CAST_WEIGHTS = WeakTensorKeyDictionary()
@@ -207,19 +208,18 @@ def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     known: dict[torch.dtype, _CastWeight] = _CAST_WEIGHTS.setdefault(weight, {})
     cast = known.get(dtype)
     if cast is None or not cast.is_current(weight):
-        cast = known[dtype] = _CastWeight(weight._version, weight.data_ptr(), weight.detach().to(dtype))
+        cast = known[dtype] = _CastWeight(WeightVersion.of(weight), weight.detach().to(dtype))
     return cast.values
 
 
 class _CastWeight(NamedTuple):
-    """A weight in another precision, and what the weight was then; see :class:`WeightVersion`, which would keep it."""
+    """A weight in another precision, and what the weight was then."""
 
-    num_changes: int
-    address: int
+    version: WeightVersion
     values: Tensor
 
     def is_current(self, weight: Tensor) -> bool:
-        return (weight._version, weight.data_ptr()) == (self.num_changes, self.address)
+        return self.version.is_current(weight)
 
 
 def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:
