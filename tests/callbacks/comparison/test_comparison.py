@@ -21,6 +21,7 @@ from lightning_modules.vocoder.base import Vocoder, VocoderStream
 from lightning_modules.vocoder.windowed import WindowedCodecVocoder
 from lightning_modules.voice_classifier import VoiceClassifier
 from tests.lightning_modules.codec.tiny import make_model
+from tests.lightning_modules.evaluation.sound.test_naturalness import OfIntegers, save
 from tests.lightning_modules.test_speech_llm import make_batch, make_llm
 
 TONE_HZ = 440.0
@@ -88,10 +89,10 @@ def compared(tmp_path: Path) -> tuple[Path, Listener, SpokenBatch]:
         tone(16_000, 16_000).expand(3, -1).clone(),
         torch.tensor([16_000, 12_000, 16_000]),
     )
+    comparison = Comparison(listener, 1, Ear(), utmos_file=str(save(OfIntegers(), tmp_path / "utmos.pt")))
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[Comparison(listener, 1, Ear())],
-        default_root_dir=tmp_path,
-    )  # fmt: skip
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[comparison], default_root_dir=tmp_path
+    )
     trainer.test(llm, DataLoader([batch], batch_size=None), verbose=False)
     return tmp_path, listener, batch
 
@@ -158,6 +159,20 @@ def test_voices_of_originals_resynthesis_and_decodings_are_in_the_rows(
         voices = [one["voice"] for one in transcripts if one["decoding"] == name]
         assert row["voices"]["tone"] == voices.count("tone") / 3
         assert row["wer_gold_micro"] >= 0 and len(row["wer_gold_interval"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+def test_sound_and_predicted_naturalness_are_in_the_rows_and_on_the_page(
+    compared: tuple[Path, Listener, SpokenBatch],
+) -> None:
+    folder, _, _ = compared
+    rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
+    for row in rows.values():
+        assert row["sound"].keys() >= {"silent_share", "repeated_share", "naturalness"}
+    # the network gives 1 and four times the mean amplitude, 0.5 * 2 / pi for this tone
+    assert rows["original audio"]["sound"]["naturalness"] == pytest.approx(1 + 4 / torch.pi, abs=0.01)
+    assert ">MOS</button>" in (folder / "comparison.html").read_text()
+    assert " MOS" in (folder / "summary.txt").read_text().splitlines()[0]
 
 
 def test_equal_rates_leave_audio_as_it_is() -> None:
