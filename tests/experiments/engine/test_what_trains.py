@@ -26,6 +26,7 @@ TRAINS = {
     "neural_vocoder": ("network.",),
     "thinker_pretraining": ("thinker.",),
     "thinker": ("thinker.",),
+    "robust_thinker": ("thinker.",),
     "first_talker": ("talkers.",),
     "talkers": ("talkers.",),
     "streamed_talkers": ("talkers.",),
