@@ -105,21 +105,29 @@ def _weights_in_use(thinker: Thinker, layers: Mapping[str, BaseTunerLayer]) -> I
             for adapter in getattr(part, kind, {}):
                 number = in_use.index(adapter) if adapter in in_use else None
                 renamed[f"{name}.{kind}.{adapter}"] = None if number is None else f"{name}.{kind}.{number}"
-    for name, whole in thinker.named_modules():
-        if isinstance(whole, ModulesToSaveWrapper):
-            in_use = [] if whole.disable_adapters else list(whole.active_adapters)
-            renamed[f"{name}.original_module"] = None if in_use else name
-            renamed |= {
-                f"{name}.modules_to_save.{adapter}": name if adapter in in_use else None
-                for adapter in whole.modules_to_save
-            }
+    for name, part in thinker.named_modules():
+        if isinstance(part, ModulesToSaveWrapper):
+            renamed |= _names_of_copies(name, part)
     for key, value in thinker.state_dict().items():
         adapted = next((prefix for prefix in _prefixes(key) if prefix in renamed), None)
         own_name = key if adapted is None else renamed[adapted]
         if own_name is not None:
             # a layer whose adapters are idle is the layer itself
-            own_name += "" if adapted is None or own_name == key else key.removeprefix(adapted)
             yield own_name.replace(".base_layer.", "."), value
+
+
+def _names_of_copies(name: str, wrapper: ModulesToSaveWrapper) -> dict[str, str | None]:
+    """Rename the weights of a module of which adapters hold copies: those that act by the module's own name."""
+    active = None if wrapper.disable_adapters else wrapper.active_adapter
+    acts = {"original_module": active is None} | {
+        f"modules_to_save.{one}": one == active for one in wrapper.modules_to_save
+    }
+    own_names = wrapper.original_module.state_dict()
+    return {
+        f"{name}.{place}.{own}": f"{name}.{own}" if is_active else None
+        for place, is_active in acts.items()
+        for own in own_names
+    }
 
 
 def _prefixes(key: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,12 +94,9 @@ def _part_of(run: Path, config: Config, attribute: str | None, is_trained: bool)
     except ConfigError as error:
         raise UserError(f"{name}: {error}") from error
     if is_trained and config.get("fit", True):  # a run that only tests has its weights from others
-        checkpointed, prefix = Run(run, config["fingerprint"]), "".join(f"{one}." for one in names[:depth])
-        if prefix and _lacks_lora(part, checkpointed.checkpoint_file, prefix):
-            # the whole module puts the matrices where they were trained
-            part, prefix, depth = _part_of(run, config, None, is_trained), "", 0
-        else:
-            load_weights(part, checkpointed, prefix)
+        is_loaded = load_weights(part, Run(run, config["fingerprint"]), "".join(f"{one}." for one in names[:depth]))
+        if not is_loaded:  # the whole module puts the LoRA matrices where they were trained
+            part, depth = _part_of(run, config, None, is_trained), 0
     try:
         part = operator.attrgetter(".".join(names[depth:]))(part) if names[depth:] else part
     except AttributeError as error:
@@ -107,7 +104,7 @@ def _part_of(run: Path, config: Config, attribute: str | None, is_trained: bool)
     return part.eval() if isinstance(part, nn.Module) else part
 
 
-def load_weights(module: Any, run: Run, prefix: str = "") -> None:
+def load_weights(module: Any, run: Run, prefix: str = "") -> bool:
     """Load weights of a run's newest checkpoint.
 
     Weights that the checkpoint lists under `left_out` may be missing: they do not train, and come from where the module
@@ -118,6 +115,9 @@ def load_weights(module: Any, run: Run, prefix: str = "") -> None:
         run: A run with a checkpoint.
         prefix: Beginning of the names of the weights, with its dot; empty for the whole module.
 
+    Returns:
+        False, and nothing is loaded, if the weights of a part are those of LoRA and the part is built without.
+
     Raises:
         FileNotFoundError: The run has no checkpoint.
         UserError: The weights do not fit the module.
@@ -126,35 +126,27 @@ def load_weights(module: Any, run: Run, prefix: str = "") -> None:
     if not file.exists():
         raise FileNotFoundError(f"there is no checkpoint {file}; train that run first, or give another run")
     if not isinstance(module, nn.Module):
-        return
+        return True
     if sharded_files.is_sharded(file):
         checkpoint = sharded_files.read_whole(file, prefix)
     else:
-        checkpoint = _read(file)
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if not prefix and isinstance(module, LightningModule):
         module.on_load_checkpoint(checkpoint)
     weights = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
-    left_out = set(checkpoint.get(LEFT_OUT, ()))
     own = {prefix + key: value.shape for key, value in module.state_dict().items()}
+    if prefix and _has_lora(weights) and not _has_lora(own):
+        return False
+    left_out = set(checkpoint.get(LEFT_OUT, ()))
     expected = {key: shape for key, shape in own.items() if key.removeprefix(prefix) in weights or key not in left_out}
     found = {prefix + key: value.shape for key, value in weights.items()}
     refuse_other_weights(expected, found, f"{file} does not fit its module", "train that run again")
     module.load_state_dict(weights, strict=False)
+    return True
 
 
-def _lacks_lora(module: Any, file: Path, prefix: str) -> bool:
-    """Tell whether a checkpoint holds LoRA matrices for a part that is built without them."""
-    if not isinstance(module, nn.Module) or not file.exists() or any(".lora_" in key for key in module.state_dict()):
-        return False
-    if sharded_files.is_sharded(file):
-        prefix, names = f"{sharded_files.WEIGHTS}.{prefix}", set(sharded_files.sizes(file))
-    else:
-        names = set(_read(file)["state_dict"])
-    return any(name.startswith(prefix) and ".lora_" in name for name in names)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+def _has_lora(names: Iterable[str]) -> bool:
+    return any(".lora_" in name for name in names)
 
 
 def nearest_node(module: Config, names: list[str]) -> tuple[Config, str, int]:

@@ -116,22 +116,20 @@ def select_adapters(module: nn.Module, names: Sequence[str]) -> None:
         module: Any module.
         names: Adapters; those that a layer does not have leave it as it is.
     """
+    # peft lets what is active train, and nothing else
+    trains = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     for _, layer in lora_layers(module):
-        trains = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
         active = [name for name in names if name in layer.lora_A]
         if active:
             layer.set_adapter(active)
         layer.enable_adapters(bool(active))
-        for parameter, requires_grad in trains:  # peft lets the active adapter train, and no other
-            parameter.requires_grad_(requires_grad)
-    for _, module_in_full in full_copies(module):
-        trains = [(parameter, parameter.requires_grad) for parameter in module_in_full.parameters()]
-        active = [name for name in names if name in module_in_full.modules_to_save]
-        if active:
-            module_in_full.set_adapter(active[-1])  # copies cannot be added up
-        module_in_full.enable_adapters(bool(active))
-        for parameter, requires_grad in trains:
-            parameter.requires_grad_(requires_grad)
+    for _, copies in full_copies(module):
+        chosen = _chosen_copy(copies, names)
+        if chosen is not None:
+            copies.set_adapter(chosen)
+        copies.enable_adapters(chosen is not None)
+    for parameter, requires_grad in trains:
+        parameter.requires_grad_(requires_grad)
 
 
 def save_adapter(module: nn.Module, name: str, folder: Path) -> None:
@@ -192,13 +190,18 @@ def merge_adapters(module: nn.Module, names: Sequence[str]) -> None:
         increment_version(layer.get_base_layer().weight)  # peft writes past autograd, by which copies see the change
         parent, _, last = path.rpartition(".")
         setattr(module.get_submodule(parent), last, layer.get_base_layer())
-    for path, module_in_full in list(full_copies(module)):
-        active = [name for name in names if name in module_in_full.modules_to_save]
-        kept = module_in_full.modules_to_save[active[-1]] if active else module_in_full.original_module
+    for path, copies in list(full_copies(module)):
+        chosen = _chosen_copy(copies, names)
         parent, _, last = path.rpartition(".")
+        kept = copies.original_module if chosen is None else copies.modules_to_save[chosen]
         setattr(module.get_submodule(parent), last, kept)
     if hasattr(module, "peft_config"):
         del module.peft_config
+
+
+def _chosen_copy(copies: ModulesToSaveWrapper, names: Sequence[str]) -> str | None:
+    """Name the adapter whose copy acts: the last one that has any, for copies cannot be added up."""
+    return next((name for name in reversed(names) if name in copies.modules_to_save), None)
 
 
 def _whole(weight: Tensor) -> Tensor:
@@ -243,7 +246,7 @@ def _has_tied_embeddings(module: nn.Module) -> bool:
 
 
 def _resolve_modules_to_save(module: nn.Module, names: Sequence[str]) -> list[str]:
-    """Give the names of modules that train in full, and refuse what matches nothing or lies in another adapter."""
+    """Give the names of modules that train in full, and refuse what matches nothing."""
     there = {name.rsplit(".", 1)[-1] for name, one in module.named_modules() if name and list(one.parameters())}
     if missing := sorted(set(names) - there):
         choice = sorted(one for one in there if not one.isdecimal())

@@ -66,7 +66,7 @@ class AnchoredTalker(Talker):
 
     @property
     def text_view(self) -> str:
-        """Say which text tokens a block carries; see :class:`Talker`."""
+        """Say which text tokens each block carries; see :class:`Talker`."""
         count = self.anchors.anchors_per_block
         return f"block k carries text tokens {count}k to {count}k + {count - 1} and sees none later"
 
@@ -95,23 +95,24 @@ class AnchoredTalker(Talker):
 
     def stream(self, text: Iterable[TextState], max_blocks: int, decoding: Decoding) -> Iterator[SpeechChunk]:
         """Speak, with at most ``anchors_per_block`` text states pulled ahead of each block; see :class:`Talker`."""
-        self.check(decoding)
-        program = self.block_program(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
+        program = self.block_program(max_blocks, self._resolve(decoding))
         return self._stream(StaticDecoder(EagerRunner(program)), text, max_blocks)
 
     def stream_stepwise(self, text: Iterable[TextState], max_blocks: int, decoding: Decoding) -> Iterator[SpeechChunk]:
         """Speak as :meth:`stream` does, one step after the other, with a growing cache: what it is measured against."""
-        self.check(decoding)
-        decoder = self.new_stepwise_decoder(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
-        return self._stream(decoder, text, max_blocks)
+        return self._stream(self.new_stepwise_decoder(max_blocks, self._resolve(decoding)), text, max_blocks)
 
     @torch.no_grad()
     def decode_batch(self, text: TextStates, max_blocks: int, decoding: Decoding) -> list[BatchedReply]:
         """Speak all rows side by side; see :class:`Talker`."""
-        self.check(decoding)
-        program = self.block_program(max_blocks, replace(decoding, num_steps=self.num_steps_of(decoding)))
+        program = self.block_program(max_blocks, self._resolve(decoding))
         decoder = StaticDecoder(EagerRunner(program), len(text.lengths))
         return decode_batch(decoder, self.anchors(text, max_blocks), self.vocabulary.eos_id)
+
+    def _resolve(self, decoding: Decoding) -> Decoding:
+        """Give a decoding that this talker knows its number of steps."""
+        self.check(decoding)
+        return replace(decoding, num_steps=self.num_steps_of(decoding))
 
     def _stream(self, decoder: BlockDecoder, text: Iterable[TextState], max_blocks: int) -> Iterator[SpeechChunk]:
         return stream_blocks(decoder, AnchorReader(self.anchors, text), max_blocks, self.vocabulary.eos_id)

@@ -102,3 +102,17 @@ def test_an_adapter_that_was_saved_is_itself_again_under_another_name(thinker: T
     save_adapter(thinker.language_model.model, "first", tmp_path)
     load_adapter(base.language_model.model, "other_name", tmp_path)
     assert thinker_digest(base) == thinker_digest(thinker)
+
+
+def test_modules_that_an_adapter_trains_in_full_count_while_it_is_in_use(thinker: Thinker, tmp_path: Path) -> None:
+    base, model = thinker_digest(thinker), thinker.language_model.causal_lm
+    add_adapter(model, "a", LoraSettings(2, modules_to_save=["embed_tokens"]))
+    with torch.no_grad():
+        model.get_input_embeddings().modules_to_save["a"].weight += 0.1
+    adapted = thinker_digest(thinker)
+    save_adapter(model, "a", tmp_path)
+    select_adapters(model, [])
+    assert thinker_digest(thinker) == base != adapted
+    load_adapter(model, "b", tmp_path)
+    select_adapters(model, ["b"])
+    assert thinker_digest(thinker) == adapted

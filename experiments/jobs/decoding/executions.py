@@ -1,8 +1,6 @@
 """Ways to run one and the same decoding: what differs between them is time, not tokens."""
 
 import copy
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,7 +15,7 @@ from lightning_modules.talker.decoding.static.batch import decode_batch
 from lightning_modules.talker.decoding.static.captured import CapturedRunner
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
 from lightning_modules.talker.decoding.static.program import BlockProgram
-from lightning_modules.talker.decoding.static.runners import BlockRunner, CompiledRunner, EagerRunner
+from lightning_modules.talker.decoding.static.runners import BlockRunner, CompiledRunner, EagerRunner, has_compiler
 from lightning_modules.talker.decoding.streaming import AnchorReader, SpeechChunk, TextState, stream_blocks
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.prepared import prepare_for_decoding
@@ -118,8 +116,7 @@ class Compiled(Static):
 
     def new_runner(self, program: BlockProgram, batch_size: int) -> BlockRunner | None:
         """Compile; see :class:`Static`."""
-        has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
-        return CompiledRunner(program) if program.is_one_function and has_compiler else None
+        return CompiledRunner(program) if program.is_one_function and has_compiler() else None
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight.detach().to(dtype)
     known: dict[torch.dtype, _CastWeight] = _CAST_WEIGHTS.setdefault(weight, {})
     cast = known.get(dtype)
-    if cast is None or not cast.is_current(weight):
+    if cast is None or not cast.version.is_current(weight):
         cast = known[dtype] = _CastWeight(WeightVersion.of(weight), weight.detach().to(dtype))
     return cast.values
 
@@ -217,9 +217,6 @@ class _CastWeight(NamedTuple):
 
     version: WeightVersion
     values: Tensor
-
-    def is_current(self, weight: Tensor) -> bool:
-        return self.version.is_current(weight)
 
 
 def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:

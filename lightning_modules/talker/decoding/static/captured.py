@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place
-from lightning_modules.talker.decoding.static.runners import BlockRunner, bucket_of, refuse_looks
+from lightning_modules.talker.decoding.static.runners import OneFunctionRunner
 from lightning_modules.talker.network.decoding_network import StaticCache
 
 NUM_WARM_UPS = 3
@@ -28,7 +28,7 @@ class _Graph:
     block: Block
 
 
-class CapturedRunner(BlockRunner):
+class CapturedRunner(OneFunctionRunner):
     """Runs a program as CUDA graphs, one for each length of attention and shape of carry, captured when it comes up.
 
     The caches are its own: one decoding at a time, and the next one writes over what it left.
@@ -41,11 +41,8 @@ class CapturedRunner(BlockRunner):
         UserError: If the program is on no CUDA device, or a block of it is no single function.
     """
 
-    drops_rows = False
-
     def __init__(self, program: BlockProgram, batch_size: int = 1) -> None:
         super().__init__(program)
-        refuse_looks(program)
         if program.device.type != "cuda":
             raise UserError(f"a talker on {program.device} cannot be captured: bring it to a CUDA device first")
         self.batch_size, self.caches = batch_size, program.new_caches(batch_size)
@@ -55,10 +52,6 @@ class CapturedRunner(BlockRunner):
         """Give the only caches; see :class:`BlockRunner`."""
         assert batch_size == self.batch_size, f"captured for {self.batch_size} rows, not {batch_size}"
         return self.caches
-
-    def num_keys(self, num_slots: int) -> int:
-        """Give one of a few lengths."""
-        return bucket_of(num_slots, self.program.capacity)
 
     def __call__(
         self,
@@ -70,7 +63,7 @@ class CapturedRunner(BlockRunner):
     ) -> Block:
         """Decode a block; see :class:`BlockProgram`."""
         assert all(one is other for one, other in zip(caches, self.caches, strict=True))
-        drawn = None if noise is None else [noise[index] for index in range(self.program.num_drawings)]
+        drawn = self.draw(noise)
         key = place.num_keys, *(one.shape for one in carry)
         captured = self.graphs.get(key)
         if captured is None:

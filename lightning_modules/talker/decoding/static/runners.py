@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import UserError
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place
 from lightning_modules.talker.network.decoding_network import StaticCache
 
@@ -69,7 +69,37 @@ class EagerRunner(BlockRunner):
         return self.program(anchors, carry, caches, place, noise)
 
 
-class CompiledRunner(BlockRunner):
+class OneFunctionRunner(BlockRunner):
+    """Runs a program whose blocks are one function each, made for one number of rows and a few lengths of attention.
+
+    Args:
+        program: What is run; the host looks at nothing within its blocks from then on.
+
+    Raises:
+        UserError: If the decoding has a threshold or corrections, for which the host must look.
+    """
+
+    drops_rows = False  # another number of rows is another function
+
+    def __init__(self, program: BlockProgram) -> None:
+        super().__init__(program)
+        if not program.is_one_function:
+            raise UserError(
+                f"decoding of {program.decoding.talker}: with a confidence threshold or refinement a block is no "
+                "single function, and is neither compiled nor captured; leave them out, or decode as it is"
+            )
+        program.looks_inside = False
+
+    def num_keys(self, num_slots: int) -> int:
+        """Give one of a few lengths."""
+        return bucket_of(num_slots, self.program.capacity)
+
+    def draw(self, noise: NoiseOfSteps | None) -> list[TokenNoise] | None:
+        """Draw all noise of a block before it runs."""
+        return None if noise is None else [noise[index] for index in range(self.program.num_drawings)]
+
+
+class CompiledRunner(OneFunctionRunner):
     """Runs a program as one compiled function, compiled again for each length of attention that comes up.
 
     Args:
@@ -80,16 +110,9 @@ class CompiledRunner(BlockRunner):
         UserError: If a block of the program is no single function.
     """
 
-    drops_rows = False  # another number of rows is another function
-
     def __init__(self, program: BlockProgram, backend: str = "inductor") -> None:
         super().__init__(program)
-        refuse_looks(program)
         self._run = torch.compile(program.__call__, fullgraph=True, dynamic=False, backend=backend)
-
-    def num_keys(self, num_slots: int) -> int:
-        """Give one of a few lengths."""
-        return bucket_of(num_slots, self.program.capacity)
 
     def __call__(
         self,
@@ -100,24 +123,9 @@ class CompiledRunner(BlockRunner):
         noise: NoiseOfSteps | None,
     ) -> Block:
         """Decode a block; see :class:`BlockProgram`."""
-        drawn = None if noise is None else [noise[index] for index in range(self.program.num_drawings)]
         device = self.program.device
         start, position = (torch.as_tensor(one, device=device) for one in (place.start, place.position))
-        return self._run(anchors, carry, caches, Place(start, position, place.num_keys), drawn)
-
-
-def refuse_looks(program: BlockProgram) -> None:
-    """Refuse a program for which the host must look at the device within a block, and let no other do so.
-
-    Raises:
-        UserError: If the decoding has a threshold or corrections.
-    """
-    if not program.is_one_function:
-        raise UserError(
-            f"decoding of {program.decoding.talker}: with a confidence threshold or refinement a block is no single "
-            "function, and is neither compiled nor captured; leave them out, or decode as it is"
-        )
-    program.looks_inside = False
+        return self._run(anchors, carry, caches, Place(start, position, place.num_keys), self.draw(noise))
 
 
 def bucket_of(num_slots: int, capacity: int) -> int:
@@ -128,12 +136,21 @@ def bucket_of(num_slots: int, capacity: int) -> int:
     return min(bucket, capacity)
 
 
+def cpp_compiler() -> str:
+    """Give the command of the C++ compiler that torch.compile calls on a CPU."""
+    return os.environ.get("CXX", "g++")
+
+
+def has_compiler() -> bool:
+    """Tell whether there is a C++ compiler."""
+    return shutil.which(cpp_compiler()) is not None
+
+
 def runner_of(program: BlockProgram, is_compiled: bool) -> BlockRunner:
     """Give what runs a program: as it is, with one line that says so, if it cannot be compiled here."""
-    compiler = os.environ.get("CXX", "g++")
-    if is_compiled and shutil.which(compiler) is None:
+    if is_compiled and not has_compiler():
         logging.getLogger(__name__).warning(
-            "no C++ compiler (%s): the talker decodes without torch.compile, more slowly", compiler
+            "no C++ compiler (%s): the talker decodes without torch.compile, more slowly", cpp_compiler()
         )
         is_compiled = False
     return CompiledRunner(program) if is_compiled else EagerRunner(program)

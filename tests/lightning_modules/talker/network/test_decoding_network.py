@@ -44,7 +44,7 @@ def test_it_gives_the_hidden_states_of_the_backbone(num_wanted: int, num_more_ke
     torch.testing.assert_close(found, run_plainly(backbone, x)[:, -num_wanted:])
 
 
-class Doubled(nn.Module):
+class Twofold(nn.Module):
     """Stands in the place of a linear layer, as LoRA does."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -60,7 +60,7 @@ def test_under_autocast_it_computes_what_autocast_does(how: str) -> None:
     backbone, x = make_backbone(), torch.randn(2, LENGTH, WIDTH)
     if how == "wrapped":
         for layer in backbone.layers:
-            layer.down = Doubled(layer.down)  # type: ignore[assignment, arg-type]
+            layer.down = Twofold(layer.down)  # type: ignore[assignment, arg-type]
     with torch.autocast("cpu", torch.bfloat16):
         expected = run_plainly(backbone, x)
         if how == "packed":
