@@ -7,7 +7,7 @@ const LONGEST_PAUSE_MS = 4000;
 const BAD_TOKEN = 4401;
 
 export class Connection {
-  // onMessage(message), onAudio({turn, index, chunk, samples}), onState("connecting" | "ready" | "lost" | "refused")
+  // onMessage(message), onAudio({turn, index, samples}), onState("connecting" | "ready" | "lost" | "refused")
   constructor({ onMessage, onAudio, onState }) {
     Object.assign(this, { onMessage, onAudio, onState });
     this.pause = FIRST_PAUSE_MS;
@@ -51,7 +51,7 @@ export class Connection {
     if (view.getUint8(0) !== AUDIO_KIND) return;
     const pcm = new Int16Array(data, HEADER_BYTES);
     const samples = Float32Array.from(pcm, (value) => value / 32768);
-    this.onAudio({ index: view.getUint8(1), chunk: view.getUint16(2, true), turn: view.getUint32(4, true), samples });
+    this.onAudio({ index: view.getUint8(1), turn: view.getUint32(4, true), samples });
   }
 
   send(message) {

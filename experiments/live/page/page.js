@@ -21,7 +21,7 @@ const microphone = new Microphone();
 const counters = { played: 0, underruns: 0, finished: 0, firstSoundMs: [], arrivalMs: [], errors: [] };
 globalThis.live = { counters };
 
-const player = new Player(({ what, id, played, underruns, bufferedMs, waitMs }) => {
+const player = new Player(({ what, id, played, underruns }) => {
   const reply = replies.find((one) => one.id === id);
   if (!reply) return;
   counters.played += played - reply.played;
@@ -64,7 +64,7 @@ const connection = new Connection({
     if (state === "refused") notice("This server asks for a token: open the address that it printed, with #token=… at its end.");
     if (state === "lost") {
       endTalking(false);
-      for (const reply of replies) if (!reply.isComplete) complete(reply, "lost");
+      completeAll("lost");
     }
   },
 });
@@ -136,17 +136,13 @@ const handlers = {
   heard({ turn: of, text }) {
     if (of === turn) $("heard").textContent = text ?? "–";
   },
-  stopped() {
-    showBusy();
-  },
-  done() {
-    showBusy();
-  },
+  stopped: showBusy,
+  done: showBusy,
   error({ message }) {
     counters.errors.push(message);
     notice(message);
     endTalking(false);
-    for (const reply of replies) if (!reply.isComplete) complete(reply, "failed");
+    completeAll("failed");
     showBusy();
   },
 };
@@ -156,6 +152,10 @@ function complete(reply, state) {
   reply.view.setState(state);
   if (reply.id) player.complete(reply.id);
   showBusy();
+}
+
+function completeAll(state) {
+  for (const reply of replies) if (!reply.isComplete) complete(reply, state);
 }
 
 function fill(select, options, preferred) {
@@ -194,7 +194,7 @@ function begin() {
   player.clear();
   notice("");
   awaited = true;
-  const names = selects.map((select) => select.value).filter((name, i, all) => name && all.indexOf(name) === i);
+  const names = [...new Set(selects.map((select) => select.value).filter(Boolean))];
   replies = names.map((name) => {
     const { steps, rule } = welcome.decodings.find((one) => one.name === name);
     const view = new ReplyView({ name, steps, rule, blockTokens: welcome.block_tokens[name] });
@@ -229,10 +229,8 @@ function stop() {
   connection.send({ type: "stop" });
   player.clear();
   awaited = false;
-  for (const reply of replies) {
-    if (!reply.isComplete) complete(reply, "stopped");
-    reply.view.again.disabled = reply.samples.length === 0;
-  }
+  completeAll("stopped");
+  for (const reply of replies) reply.view.again.disabled = reply.samples.length === 0;
   $("stop").disabled = true;
 }
 
@@ -275,10 +273,20 @@ function endTalking(isAsked) {
   if (!isTalking) return;
   isTalking = false;
   $("talk").setAttribute("aria-pressed", "false");
-  $("talk-label").textContent = $("auto-end").checked ? "Talk" : "Hold to talk";
+  showTalkLabel();
   $("level").value = 0;
   if (isAsked && microphone.context) finishTalking();
   else if (!isAsked) microphone.close();
+}
+
+function showTalkLabel() {
+  $("talk-label").textContent = $("auto-end").checked ? "Talk" : "Hold to talk";
+}
+
+// The button or the space bar goes down.
+function press() {
+  if ($("auto-end").checked && isTalking) endTalking(true);
+  else startTalking();
 }
 
 $("say").onsubmit = (event) => {
@@ -291,13 +299,10 @@ $("test").onsubmit = (event) => {
   ask({ type: "ask", id: $("query").value });
 };
 $("stop").onclick = stop;
-$("auto-end").onchange = () => {
-  $("talk-label").textContent = $("auto-end").checked ? "Talk" : "Hold to talk";
-};
+$("auto-end").onchange = showTalkLabel;
 $("talk").onpointerdown = (event) => {
   $("talk").setPointerCapture(event.pointerId);
-  if ($("auto-end").checked && isTalking) endTalking(true);
-  else startTalking();
+  press();
 };
 $("talk").onpointerup = $("talk").onpointercancel = () => {
   if (!$("auto-end").checked) endTalking(true);
@@ -307,8 +312,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") stop();
   if (event.key !== " " || event.repeat || types(event.target)) return;
   event.preventDefault();
-  if ($("auto-end").checked && isTalking) endTalking(true);
-  else startTalking();
+  press();
 });
 document.addEventListener("keyup", (event) => {
   if (event.key === " " && isTalking && !$("auto-end").checked && !types(event.target)) {

@@ -1,7 +1,7 @@
 // The page's end of the player: makes the audio context when somebody acts, and passes replies on.
 
 export class Player {
-  // onEvent({what: "started" | "playing" | "underrun" | "finished", id, played, underruns, bufferedMs, waitMs})
+  // onEvent({what: "started" | "playing" | "underrun" | "finished", id, played, underruns})
   constructor(onEvent) {
     this.onEvent = onEvent;
   }

@@ -41,7 +41,7 @@ class Player extends AudioWorkletProcessor {
 
   tell(what, reply) {
     const { id, played, underruns } = reply;
-    this.port.postMessage({ what, id, played, underruns, bufferedMs: (1000 * reply.length) / sampleRate, waitMs: this.waitMs });
+    this.port.postMessage({ what, id, played, underruns });
   }
 
   process(inputs, outputs) {
