@@ -34,7 +34,7 @@ class TrialClient:
         await self.socket.send_str(json.dumps({"type": kind, **fields}))
 
     async def read(self) -> dict[str, Any]:
-        """Read a message; audio is ``{"type": "audio"}``.
+        """Read a message; a frame of audio becomes ``{"type": "audio", "data": ...}``.
 
         Raises:
             ConnectionEnded: If there is none.
@@ -42,7 +42,7 @@ class TrialClient:
         async with asyncio.timeout(PATIENCE_S):
             message = await self.socket.receive()
         if message.type == aiohttp.WSMsgType.BINARY:
-            return {"type": AUDIO}
+            return {"type": AUDIO, "data": message.data}
         if message.type != aiohttp.WSMsgType.TEXT:
             raise ConnectionEnded
         return json.loads(message.data)

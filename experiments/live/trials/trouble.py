@@ -181,9 +181,10 @@ async def random_messages(
                     for _ in range(min(MESSAGES_AT_A_TIME, num_messages - sent)):
                         sent += 1
                         message = _random_message(generator, query, decodings)
-                        await client.socket.send_bytes(message) if isinstance(message, bytes) else (
+                        if isinstance(message, bytes):
+                            await client.socket.send_bytes(message)
+                        else:
                             await client.socket.send_str(message)
-                        )
                     await client.send("sing")  # an error with a known text: all before it was dealt with
                     while "'sing'" not in (message := await client.read()).get("message", ""):
                         told += message["type"] == "error"

@@ -1,10 +1,10 @@
 """The page in a real browser whose microphone hears a file."""
 
-import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from datamodules.synthetic.espeak import EspeakSynthesizer, Voice
 from tests.browser import chromium, open_page, wait_until
@@ -16,9 +16,7 @@ def test_a_query_is_ended_by_silence_or_by_the_button(tmp_path: Path) -> None:
     speech = EspeakSynthesizer().synthesize("Remind Lucy to call the doctor.", Voice())
     silence = np.zeros(16_000, np.float32)
     spoken = np.concatenate([silence, speech, silence, silence, silence])
-    with wave.open(str(tmp_path / "spoken.wav"), "wb") as file:
-        file.setparams((1, 2, 16_000, 0, "NONE", ""))
-        file.writeframes((spoken * 32767).astype("<i2").tobytes())
+    soundfile.write(tmp_path / "spoken.wav", spoken, 16_000, subtype="PCM_16")
     with serving() as server, chromium(tmp_path / "spoken.wav") as one:
         page = open_page(one, server.address)
         wait_until(page, "live.isReady")

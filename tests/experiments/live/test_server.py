@@ -13,12 +13,12 @@ import torch
 
 from experiments.live.access import Access
 from experiments.live.protocol import AUDIO_HEADER, parse_audio
-from experiments.live.server import ServerThread
+from experiments.live.server import LiveServer, ServerThread
 from experiments.live.system import Limits
+from experiments.live.trials.trial_client import TrialClient, connected
+from lightning_modules.errors import UserError
 from tests.experiments.live.small_client import ask
-from tests.experiments.live.tiny import DECODINGS, read, read_until, send, serving, talk
-
-Socket = aiohttp.ClientWebSocketResponse
+from tests.experiments.live.tiny import DECODINGS, make_system, serving, talk
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def samples_of(messages: list[dict], index: int) -> np.ndarray:
 
 
 def test_two_decodings_of_a_test_query_are_those_of_the_model(server: ServerThread) -> None:
-    async def conversation(socket: Socket) -> list[dict]:
-        await send(socket, type="ask", id="test_1", decodings=["ntp", "mdm_4"])
-        return await read_until(socket, "done")
+    async def conversation(client: TrialClient) -> list[dict]:
+        await client.send("ask", id="test_1", decodings=["ntp", "mdm_4"])
+        return await client.read_until("done")
 
     messages = talk(server, conversation)
     told = {kind: [one for one in messages if one["type"] == kind] for kind in {one["type"] for one in messages}}
@@ -76,14 +76,14 @@ def test_the_small_client_writes_the_reply_to_a_typed_query(server: ServerThread
 def test_a_query_by_microphone_is_heard_as_it_was_spoken(server: ServerThread) -> None:
     speech = server.server.system.query_of["test_2"].waveform
 
-    async def conversation(socket: Socket) -> tuple[list[dict], list[dict]]:
-        await send(socket, type="ask", id="test_2", decodings=["mdm_4"])
-        asked = await read_until(socket, "done")
-        await send(socket, type="listen", decodings=["mdm_4"], samples="float32")
+    async def conversation(client: TrialClient) -> tuple[list[dict], list[dict]]:
+        await client.send("ask", id="test_2", decodings=["mdm_4"])
+        asked = await client.read_until("done")
+        await client.send("listen", decodings=["mdm_4"], samples="float32")
         for frame in np.array_split(speech, 9):
-            await socket.send_bytes(frame.tobytes())
-        await send(socket, type="end")
-        return asked, await read_until(socket, "done")
+            await client.socket.send_bytes(frame.tobytes())
+        await client.send("end")
+        return asked, await client.read_until("done")
 
     asked, spoken = talk(server, conversation)
     np.testing.assert_array_equal(samples_of(spoken, 0), samples_of(asked, 0))
@@ -94,17 +94,17 @@ def test_a_query_by_microphone_is_heard_as_it_was_spoken(server: ServerThread) -
 def test_stop_and_a_new_query_end_what_is_under_way() -> None:
     with serving(max_speech_s=60.0) as server:
 
-        async def conversation(socket: Socket) -> list[dict]:
-            await send(socket, type="ask", id="test_0", decodings=["ntp", "mdm_4"])
-            await read_until(socket, "audio")
-            await send(socket, type="stop")
-            await read_until(socket, "stopped")
-            await send(socket, type="ask", id="test_0", decodings=["ntp"])
-            await read_until(socket, "audio")
-            await send(socket, type="listen", decodings=["ntp"])  # somebody speaks while a reply is heard
-            between = await read_until(socket, "listening")
-            await send(socket, type="stop")
-            return [*between, *await read_until(socket, "stopped")]
+        async def conversation(client: TrialClient) -> list[dict]:
+            await client.send("ask", id="test_0", decodings=["ntp", "mdm_4"])
+            await client.read_until("audio")
+            await client.send("stop")
+            await client.read_until("stopped")
+            await client.send("ask", id="test_0", decodings=["ntp"])
+            await client.read_until("audio")
+            await client.send("listen", decodings=["ntp"])  # somebody speaks while a reply is heard
+            between = await client.read_until("listening")
+            await client.send("stop")
+            return [*between, *await client.read_until("stopped")]
 
         messages = talk(server, conversation)
         assert {one["type"] for one in messages} >= {"stopped", "listening"}
@@ -113,18 +113,14 @@ def test_stop_and_a_new_query_end_what_is_under_way() -> None:
 
 
 def test_clients_wait_for_each_other_and_know_their_place(server: ServerThread) -> None:
-    async def client(session: aiohttp.ClientSession) -> tuple[list[int], str]:
-        async with session.ws_connect(f"{server.address}talk") as socket:
-            await send(socket, type="hello")
-            await read(socket)
-            await send(socket, type="ask", id="test_0", decodings=["ntp"])
-            messages = await read_until(socket, "done")
+    async def ask_one() -> tuple[list[int], str]:
+        async with connected(server.address) as client:
+            messages = await client.ask("test_0", "ntp")
             places = [one["place"] for one in messages if one["type"] == "queued"]
             return places, next(one["text"] for one in messages if one["type"] == "reply")
 
     async def all_of_them() -> list[tuple[list[int], str]]:
-        async with aiohttp.ClientSession() as session:
-            return await asyncio.gather(*(client(session) for _ in range(6)))
+        return await asyncio.gather(*(ask_one() for _ in range(6)))
 
     found = asyncio.run(asyncio.wait_for(all_of_them(), 60))
     assert len({text for _, text in found}) == 1, "one query has one reply"
@@ -133,25 +129,25 @@ def test_clients_wait_for_each_other_and_know_their_place(server: ServerThread) 
 
 
 def test_mistakes_are_told_and_the_connection_goes_on(server: ServerThread) -> None:
-    async def conversation(socket: Socket) -> list[str]:
+    async def conversation(client: TrialClient) -> list[str]:
         told = []
-        await socket.send_str("{")
-        told.append((await read(socket))["message"])
-        await send(socket, type="ask", id="x", decodings=["ntp"])
-        told.append((await read(socket))["message"])
-        await send(socket, type="ask", id="test_0", decodings=["nobody"])
-        told.append((await read(socket))["message"])
-        await send(socket, type="end")
-        told.append((await read(socket))["message"])
-        await send(socket, type="listen", decodings=["ntp"], samples="float32")
-        await socket.send_bytes(np.array([np.nan], np.float32).tobytes())
-        told.append((await read_until(socket, "error"))[-1]["message"])
-        await send(socket, type="listen", decodings=["ntp"])
-        await socket.send_bytes(np.zeros(16_000 * 7, np.int16)[:30_000].tobytes())
-        await socket.send_bytes(b"x")
-        told.append((await read_until(socket, "error"))[-1]["message"])
-        await send(socket, type="ask", id="test_0", decodings=["ntp"])
-        assert (await read_until(socket, "done"))[-1]
+        await client.socket.send_str("{")
+        told.append((await client.read())["message"])
+        await client.send("ask", id="x", decodings=["ntp"])
+        told.append((await client.read())["message"])
+        await client.send("ask", id="test_0", decodings=["nobody"])
+        told.append((await client.read())["message"])
+        await client.send("end")
+        told.append((await client.read())["message"])
+        await client.send("listen", decodings=["ntp"], samples="float32")
+        await client.socket.send_bytes(np.array([np.nan], np.float32).tobytes())
+        told.append((await client.read_until("error"))[-1]["message"])
+        await client.send("listen", decodings=["ntp"])
+        await client.socket.send_bytes(np.zeros(16_000 * 7, np.int16)[:30_000].tobytes())
+        await client.socket.send_bytes(b"x")
+        told.append((await client.read_until("error"))[-1]["message"])
+        await client.send("ask", id="test_0", decodings=["ntp"])
+        assert (await client.read_until("done"))[-1]
         return told
 
     told = talk(server, conversation)
@@ -160,17 +156,17 @@ def test_mistakes_are_told_and_the_connection_goes_on(server: ServerThread) -> N
 
 
 def test_queries_that_are_too_long_are_refused(server: ServerThread) -> None:
-    async def conversation(socket: Socket) -> list[str]:
+    async def conversation(client: TrialClient) -> list[str]:
         told = []
         for num_seconds in (60, 10):  # more than the server takes, and more than this thinker takes
-            await send(socket, type="listen", decodings=["ntp"])
+            await client.send("listen", decodings=["ntp"])
             for _ in range(num_seconds):
-                await socket.send_bytes(bytes(32_000))
+                await client.socket.send_bytes(bytes(32_000))
             if num_seconds == 10:
-                await send(socket, type="end")
-            told.append((await read_until(socket, "error"))[-1]["message"])
-        await send(socket, type="ask", id="test_0", decodings=["ntp"])
-        await read_until(socket, "done")
+                await client.send("end")
+            told.append((await client.read_until("error"))[-1]["message"])
+        await client.send("ask", id="test_0", decodings=["ntp"])
+        await client.read_until("done")
         return told
 
     long, for_thinker = talk(server, conversation)
@@ -235,7 +231,7 @@ def test_elsewhere_a_token_is_asked_for() -> None:
 def test_more_clients_than_allowed_are_sent_away() -> None:
     with serving(Limits(max_clients=1)) as server:
 
-        async def conversation(socket: Socket) -> int:
+        async def conversation(client: TrialClient) -> int:
             async with aiohttp.ClientSession() as session:
                 with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                     await session.ws_connect(f"{server.address}talk")
@@ -245,10 +241,6 @@ def test_more_clients_than_allowed_are_sent_away() -> None:
 
 
 def test_a_taken_port_is_told(server: ServerThread) -> None:
-    from experiments.live.server import LiveServer
-    from lightning_modules.errors import UserError
-    from tests.experiments.live.tiny import make_system
-
     port = int(server.address.rstrip("/").rsplit(":", 1)[1])
     again = LiveServer(make_system(), "127.0.0.1", port, Access("127.0.0.1"))
     with pytest.raises(UserError, match=f"cannot serve at 127.0.0.1:{port}: .*set job.init_args.port to another"):

@@ -1,12 +1,10 @@
-"""A tiny untrained system for the live server, and clients of its protocol."""
+"""A tiny untrained system for the live server, and a conversation with it."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import aiohttp
 import numpy as np
 
 from experiments.jobs.speaking.speaking_model import SpeakingModel
@@ -14,6 +12,7 @@ from experiments.live.access import Access
 from experiments.live.queries import QueryKind, ServedQuery
 from experiments.live.server import ServerThread
 from experiments.live.system import Limits, LiveSystem
+from experiments.live.trials.trial_client import TrialClient, connected
 from lightning_modules.talker.decoding.decoding import Decoding
 from tests.lightning_modules.test_speech_llm import make_llm
 
@@ -38,34 +37,12 @@ def serving(limits: Limits | None = None, access: Access | None = None, **settin
         yield server
 
 
-def talk(server: ServerThread, conversation: Callable[[aiohttp.ClientWebSocketResponse], Awaitable[T]]) -> T:
+def talk(server: ServerThread, conversation: Callable[[TrialClient], Awaitable[T]]) -> T:
     """Connect to a server, say hello, and hold a conversation, which gets the connection."""
 
     async def connect() -> T:
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.address}talk") as socket:
-            await send(socket, type="hello")
-            assert (await read(socket))["type"] == "welcome"
-            return await conversation(socket)
+        async with connected(server.address) as client:
+            assert client.welcome["type"] == "welcome"
+            return await conversation(client)
 
     return asyncio.run(asyncio.wait_for(connect(), 60))
-
-
-async def send(socket: aiohttp.ClientWebSocketResponse, **message: Any) -> None:
-    await socket.send_str(json.dumps(message))
-
-
-async def read(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
-    """Read the next message; one of audio becomes ``{"type": "audio", "data": ...}``."""
-    message = await socket.receive()
-    if message.type == aiohttp.WSMsgType.BINARY:
-        return {"type": "audio", "data": message.data}
-    assert message.type == aiohttp.WSMsgType.TEXT, f"the connection ended: {message}"
-    return json.loads(message.data)
-
-
-async def read_until(socket: aiohttp.ClientWebSocketResponse, kind: str) -> list[dict[str, Any]]:
-    """Read messages up to one of a kind."""
-    found = [await read(socket)]
-    while found[-1]["type"] != kind:
-        found.append(await read(socket))
-    return found
