@@ -54,14 +54,14 @@ class Answerer:
     """
 
     def __init__(self, model: SpeakingModel) -> None:
-        self.model = model
+        self.model, self._responder = model, model.responder
 
     def warm_up(self) -> None:
         """Speak once with every talker, so that the first client does not pay for lazy initialisation."""
         self.speak_query("Hello.")
-        silence = np.zeros(16_000, np.float32)
-        for name in {one.talker: name for name, one in self.model.decodings.items()}.values():
-            self.answer(silence, name, 0, 0, lambda message: None, threading.Event())
+        one_of_each = {decoding.talker: decoding for decoding in self.model.decodings.values()}
+        with self.model.in_precision():
+            self._responder.warm_up(one_of_each, self.model.llm.device)
 
     def speak_query(self, text: str) -> np.ndarray:
         """Speak a typed query by the embedded synthesizer, ``(S,) float32`` at 16 kHz."""
@@ -98,7 +98,7 @@ class Answerer:
     def _answer(
         self, query: np.ndarray, name: str, index: int, turn: int, tell: Tell, cancelled: threading.Event
     ) -> None:
-        responder, decoding, start = self.model.responder, self.model.decodings[name], time.perf_counter()
+        responder, decoding, start = self._responder, self.model.decodings[name], time.perf_counter()
         mark = {"turn": turn, "index": index, "decoding": name}
 
         def tell_more(kind: str, content: Mapping[str, Any]) -> None:

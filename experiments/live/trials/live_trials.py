@@ -80,7 +80,7 @@ class LiveTrials:
         if missing or not queries:
             what = f"decodings {missing}" if missing else "test queries"
             raise UserError(f"{model.source} has no {what}; give a comparison whose corpus is there")
-        limits = Limits(max_clients=max(64, self.num_clients), patience_s=self.patience_s)
+        limits = Limits(max_clients=max(Limits.max_clients, self.num_clients), patience_s=self.patience_s)
         measured = self.measure(LiveSystem(model, queries, limits=limits))
         write_json(Path(output_dir) / "results.json", measured)
         lines = [f"{trial}: {_line(values)}" for trial, values in measured.items()]
