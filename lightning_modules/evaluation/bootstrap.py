@@ -1,6 +1,7 @@
 """Bootstrap intervals of rates over dialogues, for many rates at once."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -36,17 +37,19 @@ class Estimate:
         return f"{value} ({low} to {high})"
 
 
+@lru_cache(maxsize=2)
 def draw_counts(num_items: int, seed: int = 0) -> np.ndarray:
     """Draw items with replacement, as many as there are, and count how often each is drawn.
 
-    One draw serves every system that answered these items, so that their differences are paired.
+    One draw serves every system that answered these items, so that their differences are paired. It takes longer than
+    what is made of it, so the last two draws, often one of seeds and one of dialogues, are kept.
 
     Args:
         num_items: Dialogues, or seeds; at least one.
         seed: Of the draw.
 
     Returns:
-        ``(NUM_RESAMPLES, num_items) float64``; each row adds up to ``num_items``.
+        ``(NUM_RESAMPLES, num_items) float64``, read-only; each row adds up to ``num_items``.
 
     Raises:
         UserError: If there is no item.
@@ -56,7 +59,9 @@ def draw_counts(num_items: int, seed: int = 0) -> np.ndarray:
     drawn = np.random.default_rng(seed).integers(num_items, size=(NUM_RESAMPLES, num_items))
     offsets = num_items * np.arange(NUM_RESAMPLES)[:, None]
     counts = np.bincount((drawn + offsets).ravel(), minlength=NUM_RESAMPLES * num_items)
-    return counts.reshape(NUM_RESAMPLES, num_items).astype(np.float64)
+    found = counts.reshape(NUM_RESAMPLES, num_items).astype(np.float64)
+    found.setflags(write=False)
+    return found
 
 
 def divide(num_errors: np.ndarray, num_words: np.ndarray) -> np.ndarray:
@@ -83,6 +88,12 @@ def interval_of(resamples: np.ndarray) -> np.ndarray:
     return np.quantile(resamples, QUANTILES, axis=0)
 
 
+def estimate_from(value: np.ndarray | float, resamples: np.ndarray) -> Estimate:
+    """Put a value together with the interval of its resamples ``(R,)``."""
+    low, high = interval_of(resamples)
+    return Estimate(float(value), float(low), float(high))
+
+
 def estimate_rate(errors: np.ndarray, words: np.ndarray) -> Estimate:
     """Estimate errors per word.
 
@@ -93,7 +104,7 @@ def estimate_rate(errors: np.ndarray, words: np.ndarray) -> Estimate:
     Returns:
         The rate of all words, and its interval over dialogues.
     """
-    return _estimate(divide(errors.sum(), words.sum()), resample_rates(errors, words, draw_counts(len(errors))))
+    return estimate_from(divide(errors.sum(), words.sum()), resample_rates(errors, words, draw_counts(len(errors))))
 
 
 def estimate_difference(errors: np.ndarray, words: np.ndarray, others: np.ndarray, other_words: np.ndarray) -> Estimate:
@@ -112,9 +123,4 @@ def estimate_difference(errors: np.ndarray, words: np.ndarray, others: np.ndarra
     """
     counts = draw_counts(len(errors))
     value = divide(others.sum(), other_words.sum()) - divide(errors.sum(), words.sum())
-    return _estimate(value, resample_rates(others, other_words, counts) - resample_rates(errors, words, counts))
-
-
-def _estimate(value: np.ndarray, resamples: np.ndarray) -> Estimate:
-    low, high = interval_of(resamples)
-    return Estimate(float(value), float(low), float(high))
+    return estimate_from(value, resample_rates(others, other_words, counts) - resample_rates(errors, words, counts))

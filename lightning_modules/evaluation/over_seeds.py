@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_modules.errors import UserError
-from lightning_modules.evaluation.bootstrap import Estimate, divide, draw_counts, interval_of
+from lightning_modules.evaluation.bootstrap import Estimate, divide, draw_counts, estimate_from
 
 # A difference is seen with 80 % power if it is 1.96 + 0.84 standard errors; an interval is 2 * 1.96 of them wide.
 _SHARE_OF_WIDTH = (1.96 + 0.84) / (2 * 1.96)
@@ -45,8 +45,7 @@ def estimate_over_seeds(seeds: Sequence[SeedErrors]) -> Estimate:
     Raises:
         UserError: If there is no seed.
     """
-    value, resamples = _rates(seeds, _draw(seeds))
-    return _estimate(value, resamples)
+    return estimate_from(*_rates(seeds, _draw(seeds)))
 
 
 def difference_over_seeds(first: Sequence[SeedErrors], second: Sequence[SeedErrors]) -> Estimate:
@@ -66,7 +65,7 @@ def difference_over_seeds(first: Sequence[SeedErrors], second: Sequence[SeedErro
         raise UserError("the two systems have other seeds or answered other dialogues; compare what is alike")
     draws = _draw(first)
     (before, of_first), (after, of_second) = _rates(first, draws), _rates(second, draws)
-    return _estimate(after - before, of_second - of_first)
+    return estimate_from(after - before, of_second - of_first)
 
 
 def smallest_shown(difference: Estimate) -> float:
@@ -96,8 +95,3 @@ def _rates(seeds: Sequence[SeedErrors], draws: tuple[np.ndarray, list[np.ndarray
     errors, words = [one.errors for one in seeds], [one.words for one in seeds]
     value = divide(np.concatenate(errors).sum(), np.concatenate(words).sum())
     return float(value), divide(resampled(errors), resampled(words))
-
-
-def _estimate(value: float, resamples: np.ndarray) -> Estimate:
-    low, high = interval_of(resamples)
-    return Estimate(float(value), float(low), float(high))

@@ -7,7 +7,7 @@ import jiwer
 import numpy as np
 
 from lightning_modules.errors import UserError
-from lightning_modules.evaluation.bootstrap import estimate_rate
+from lightning_modules.evaluation.bootstrap import divide, estimate_rate
 from lightning_modules.evaluation.text_normalization import NORMALIZER_NAME, normalize_text
 
 
@@ -49,9 +49,8 @@ def word_error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> Wo
     if not references:
         raise UserError("no utterances: a word error rate needs at least one")
     errors, words = count_word_errors([*zip(references, hypotheses, strict=True)])
-    rates = np.where(words > 0, errors / np.maximum(words, 1), errors > 0)
     micro = estimate_rate(errors, words)
-    return WordErrorRates(micro.value, float(rates.mean()), (micro.low, micro.high))
+    return WordErrorRates(micro.value, float(divide(errors, words).mean()), (micro.low, micro.high))
 
 
 def count_word_errors(pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
