@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.comparison.page.groups import Experiment
+from callbacks.comparison.page.groups import Experiment, label_of
 from callbacks.comparison.page.table import Cell, first_row, row_names
 from lightning_modules.evaluation.error_breakdown import ErrorGroup, errors_by_kind
 from lightning_modules.evaluation.text_normalization import normalize_text
@@ -14,11 +14,6 @@ Chart = dict[str, Any]
 
 MOST_LENGTHS = 5
 HEAT = [[0.0, "#dce6f0"], [0.3, "#f0c9a4"], [1.0, "#a5281f"]]
-
-
-def label_of(experiments: Sequence[Experiment], experiment: Experiment, name: str) -> str:
-    """Name a row of an experiment; by the row alone if there is but one experiment."""
-    return name if len(experiments) == 1 else f"{name}, {experiment.label}"
 
 
 def error_bars(cells: Sequence[Cell], axis: str) -> dict[str, Any]:

@@ -6,8 +6,8 @@ The page gives those, so that plots are dark where the page is.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from callbacks.comparison.page.breakdown_charts import Chart, draw_kinds, draw_lengths, error_bars, label_of
-from callbacks.comparison.page.groups import Experiment
+from callbacks.comparison.page.breakdown_charts import Chart, draw_kinds, draw_lengths, error_bars
+from callbacks.comparison.page.groups import Experiment, label_of
 from callbacks.comparison.page.run_files import Json
 from callbacks.comparison.page.table import FIRST_CHUNK, RTF, STEPS, WER, Cell, Figure, first_row, measure, row_names
 

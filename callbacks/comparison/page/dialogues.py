@@ -1,7 +1,7 @@
 """The dialogues of the page: what was said, how it sounds, and how each block came to be."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from callbacks.comparison.page.groups import Experiment
@@ -12,16 +12,29 @@ from lightning_modules.evaluation.word_alignment import align_words
 Described = dict[str, Any]
 
 
-def describe_dialogues(experiments: Sequence[Experiment]) -> Iterator[Described]:
-    """Describe one dialogue after the other: the worst one, one drawn at random, the next worst, and so on.
+@dataclass(frozen=True)
+class KeptDialogue:
+    """A dialogue with audio.
+
+    Attributes:
+        samples: Of each run that kept it, what its `samples.json` says of it.
+        chosen: Why it was kept: "random", "worst", or both.
+    """
+
+    samples: list[tuple[Experiment, ComparedRun, Json]]
+    chosen: list[str]
+
+
+def order_dialogues(experiments: Sequence[Experiment]) -> list[KeptDialogue]:
+    """Give the dialogues as the page shows them: the worst one, one drawn at random, the next worst, and so on.
 
     The same dialogue of several runs is one, so that their replies stand below each other.
 
     Args:
         experiments: What is compared.
 
-    Yields:
-        What the page shows of a dialogue, audio and pictures included.
+    Returns:
+        The dialogues, whose audio is not read yet.
     """
     found: dict[tuple[str, str], list[tuple[Experiment, ComparedRun, Json]]] = {}
     reasons: dict[tuple[str, str], dict[str, float]] = {}
@@ -34,8 +47,7 @@ def describe_dialogues(experiments: Sequence[Experiment]) -> Iterator[Described]
                     found[key].append((experiment, run, sample))
     worst = sorted((key for key in found if "worst" in reasons[key]), key=lambda key: -reasons[key]["worst"])
     drawn = [key for key in found if "worst" not in reasons[key]]
-    for key in _in_turn(worst, drawn):
-        yield _describe(found[key], sorted(reasons[key]))
+    return [KeptDialogue(found[key], sorted(reasons[key])) for key in _in_turn(worst, drawn)]
 
 
 def _in_turn(first: list[Any], second: list[Any]) -> list[Any]:
@@ -43,10 +55,11 @@ def _in_turn(first: list[Any], second: list[Any]) -> list[Any]:
     return [one for index in range(longest) for one in (*first[index : index + 1], *second[index : index + 1])]
 
 
-def _describe(found: list[tuple[Experiment, ComparedRun, Json]], chosen: list[str]) -> Described:
-    _, first_run, first = found[0]
+def describe_dialogue(dialogue: KeptDialogue) -> Described:
+    """Give what the page shows of a dialogue, audio and pictures included."""
+    _, first_run, first = dialogue.samples[0]
     replies = []
-    for experiment, run, sample in found:
+    for experiment, run, sample in dialogue.samples:
         for reply in sample["replies"]:
             if reply.get("talker") is None and run is not first_run:
                 continue  # references speak the gold reply, whatever the run
@@ -54,8 +67,8 @@ def _describe(found: list[tuple[Experiment, ComparedRun, Json]], chosen: list[st
             replies.append({"run": f"{experiment.label}{seed}", **_describe_reply(reply, sample, run)})
     query = None if first["query"] is None else load_media(first_run.folder / first["query"])._asdict()
     shown = {key: first[key] for key in ("id", "kind", "transcript", "gold")}
-    errors = max(sample["word_error_rate"] for _, _, sample in found)
-    return {**shown, "chosen": chosen, "word_error_rate": errors, "query": query, "replies": replies}
+    errors = max(sample["word_error_rate"] for _, _, sample in dialogue.samples)
+    return {**shown, "chosen": dialogue.chosen, "word_error_rate": errors, "query": query, "replies": replies}
 
 
 def _describe_reply(reply: Json, sample: Json, run: ComparedRun) -> Described:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from callbacks.comparison.page.groups import Experiment
+from callbacks.comparison.page.groups import Experiment, label_of
 from callbacks.comparison.page.lineage import TrainingStage, name_commit, name_machine, trace
 from callbacks.comparison.page.run_files import ComparedRun, Json
 
@@ -22,7 +22,7 @@ def describe_fairness(experiments: Sequence[Experiment]) -> dict[str, Any]:
     """
     talkers = [(experiment, name) for experiment in experiments for name in experiment.runs[0].system["talkers"]]
     facts = [_facts_of_talker(experiment.runs, name) for experiment, name in talkers]
-    names = [name if len(experiments) == 1 else f"{name}, {experiment.label}" for experiment, name in talkers]
+    names = [label_of(experiments, *one) for one in talkers]
     tests = [_facts_of_test(experiment) for experiment in experiments]
     return {
         "talkers": {"columns": names, "rows": _rows(facts)},
@@ -42,7 +42,7 @@ def _rows(columns: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
 def _facts_of_talker(runs: Sequence[ComparedRun], name: str) -> dict[str, str]:
     described = runs[0].system["talkers"][name]
     block_s = described["block_size"] / runs[0].system["token_rate_hz"]
-    traces = [trace(run.folder, name, run.config) if run.config else [] for run in runs]
+    traces = [trace(run.folder, name) for run in runs]
     stages = traces[0]
     facts = {
         "class": described["kind"],

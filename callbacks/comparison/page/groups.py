@@ -34,6 +34,11 @@ class Experiment:
         return ", ".join("not recorded" if run.seed is None else str(run.seed) for run in self.runs)
 
 
+def label_of(experiments: Sequence[Experiment], experiment: Experiment, name: str) -> str:
+    """Name a row or a talker of an experiment; by itself if there is but one experiment."""
+    return name if len(experiments) == 1 else f"{name}, {experiment.label}"
+
+
 def group_runs(runs: Sequence[ComparedRun]) -> list[Experiment]:
     """Put runs that differ in their seeds alone into one experiment.
 

@@ -38,22 +38,19 @@ class TrainingStage:
     machine: str | None
 
 
-def trace(folder: Path, talker: str, config: Json | None = None) -> list[TrainingStage]:
+def trace(folder: Path, talker: str) -> list[TrainingStage]:
     """Follow a talker back through the runs that its weights come from.
 
     Args:
         folder: A run directory whose module has the talker.
         talker: Its name there.
-        config: The configuration of that run if it is known already.
 
     Returns:
         Its trainings, the first one first; none where the records end.
     """
     stages: list[TrainingStage] = []
     for _ in range(MAX_STAGES):  # damaged records may name each other in a circle
-        own, environment = read_records(folder)
-        settings = config if config is not None else own
-        config = None
+        settings, environment = read_records(folder)
         arguments = (settings.get("module") or {}).get("init_args") or {}
         if settings.get("fit", True) and settings.get("trainer"):
             stages.insert(0, _describe(folder, talker, settings, environment))

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from callbacks.comparison.page.charts import draw_charts, talker_colours
-from callbacks.comparison.page.dialogues import describe_dialogues
+from callbacks.comparison.page.dialogues import describe_dialogue, order_dialogues
 from callbacks.comparison.page.fairness import describe_fairness
 from callbacks.comparison.page.groups import Experiment, group_runs
 from callbacks.comparison.page.run_files import read_run
@@ -56,47 +56,51 @@ def write_page(folders: Sequence[Path], file: Path, max_bytes: int = MAX_BYTES) 
         UserError: If a run is damaged, or two are the same experiment with the same seed.
     """
     experiments = group_runs([read_run(folder) for folder in folders])
-    page = _render(experiments, "[]", 0)
+    content = _describe(experiments)
+    page = _render(content, "[]", 0)
     # Room for the words that say how many dialogues were left out.
     texts, left_out = _fit(experiments, max_bytes - len(page.encode()) - 200)
-    write_text(file, _render(experiments, f"[{','.join(texts)}]", left_out))
+    write_text(file, _render(content, f"[{','.join(texts)}]", left_out))
     return file
 
 
 def _fit(experiments: Sequence[Experiment], num_bytes: int) -> tuple[list[str], int]:
     """Give the dialogues that fit, as JSON, and the number of those that do not."""
     texts: list[str] = []
-    left_out = 0
-    for dialogue in describe_dialogues(experiments):
-        text = _as_json(dialogue)
-        if left_out or len(text.encode()) + 1 > num_bytes:
-            left_out += 1
-        else:
-            texts.append(text)
-            num_bytes -= len(text.encode()) + 1
-    return texts, left_out
+    dialogues = order_dialogues(experiments)
+    for dialogue in dialogues:
+        text = _as_json(describe_dialogue(dialogue))
+        num_bytes -= len(text.encode()) + 1
+        if num_bytes < 0:
+            break
+        texts.append(text)
+    return texts, len(dialogues) - len(texts)
 
 
-def _render(experiments: Sequence[Experiment], dialogues: str, num_left_out: int) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+def _describe(experiments: Sequence[Experiment]) -> dict[str, Any]:
+    """Give what the template shows but for the dialogues."""
     charts = draw_charts(experiments)
     inline = {name: Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js")}
-    return environment.get_template("page.html").render(
+    return dict(
         experiments=experiments,
         fairness=describe_fairness(experiments),
         table=lay_out(experiments),
         colours=talker_colours(experiments),
         captions={name: CAPTIONS[name] for name in CAPTIONS if name in charts},
         charts=Markup(_as_json(charts)),
-        dialogues=Markup(dialogues),
         has_seeds=any(len(experiment.runs) > 1 for experiment in experiments),
-        num_left_out=num_left_out,
         plotly=Markup(get_plotlyjs()),
         style=inline["page.css"],
         script=inline["page.js"],
     )
+
+
+def _render(content: dict[str, Any], dialogues: str, num_left_out: int) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.get_template("page.html")
+    return template.render(content, dialogues=Markup(dialogues), num_left_out=num_left_out)
 
 
 def _as_json(value: Any) -> str:
