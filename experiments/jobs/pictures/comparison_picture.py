@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page
 
-from experiments.jobs.pictures.tensorboard_picture import window
+from experiments.jobs.pictures.browser_window import as_image, stack, window
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
 
@@ -63,11 +62,8 @@ class ComparisonPicture:
                 _open_film(page, decoding)
             page.locator("#listen").evaluate("part => part.scrollIntoView()")
             dialogue = _shoot(page, DIALOGUE_HEIGHT)
-        joined = Image.new("RGB", (self.width, PLOTS_HEIGHT + DIALOGUE_HEIGHT), "white")
-        joined.paste(plots, (0, 0))
-        joined.paste(dialogue, (0, PLOTS_HEIGHT))
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        joined.save(self.file, quality=self.quality, method=6)
+        stack([plots, dialogue]).save(self.file, quality=self.quality, method=6)
         return {"size_kb": self.file.stat().st_size / 1000}
 
 
@@ -87,5 +83,4 @@ def _shoot(page: Page, height: int) -> Image.Image:
     page.wait_for_timeout(500)
     size = page.viewport_size
     assert size is not None
-    shot = page.screenshot(clip={"x": 0, "y": 0, "width": size["width"], "height": height})
-    return Image.open(io.BytesIO(shot)).convert("RGB")
+    return as_image(page.screenshot(clip={"x": 0, "y": 0, "width": size["width"], "height": height}))

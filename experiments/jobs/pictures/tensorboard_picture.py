@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, TimeoutError, sync_playwright
+from playwright.sync_api import Page, TimeoutError
 
+from experiments.jobs.pictures.browser_window import as_image, stack, window
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
 
 PAGES = {"custom_scalars": "tf-custom-scalar-multi-line-chart-card", "hparams": "tf-hparams-main"}
-READY_S, LOAD_S, SETTLE_S = 60.0, 90.0, 12.0  # until it answers, until its page is there, until curves are drawn
+READY_S, SETTLE_S = 60.0, 12.0  # until it answers, until curves are drawn
 
 
 class TensorBoardPicture:
@@ -76,13 +75,8 @@ class TensorBoardPicture:
             shots = [
                 self._shoot(page, address, name, height) for name, height in zip(self.pages, self.heights, strict=True)
             ]
-        joined = Image.new("RGB", (self.width, sum(self.heights)), "white")
-        top = 0
-        for shot in shots:
-            joined.paste(shot, (0, top))
-            top += shot.height
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        joined.quantize(self.num_colors).save(self.file, optimize=True)
+        stack(shots).quantize(self.num_colors).save(self.file, optimize=True)
         return {"size_kb": self.file.stat().st_size / 1000}
 
     def _shoot(self, page: Page, address: str, name: str, height: int) -> Image.Image:
@@ -95,7 +89,7 @@ class TensorBoardPicture:
                 f"TensorBoard shows nothing under {name} of {self.logdir}; give a folder of runs"
             ) from error
         page.wait_for_timeout(1000 * SETTLE_S)
-        return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        return as_image(page.screenshot())
 
 
 @contextmanager
@@ -135,23 +129,3 @@ def _answers(address: str) -> bool:
             return bool(answer.read().strip() not in (b"", b"[]"))
     except OSError:
         return False
-
-
-@contextmanager
-def window(width: int, height: int) -> Iterator[Page]:
-    """Open chromium without a window; it ends with this context.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        raise FileNotFoundError("there is no chromium; install the Debian package chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        try:
-            page = browser.new_page(viewport={"width": width, "height": height})
-            page.set_default_timeout(1000 * LOAD_S)
-            yield page
-        finally:
-            browser.close()
