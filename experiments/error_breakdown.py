@@ -12,9 +12,11 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from callbacks.comparison.page.run_files import locate  # noqa: E402
 from datamodules.synthetic.espeak import EspeakSynthesizer, Voice  # noqa: E402
 from experiments.engine.artifacts import load_trained, read_config  # noqa: E402
 from experiments.engine.configuration.errors import report_mistake  # noqa: E402
+from experiments.transcripts import Records, read_records  # noqa: E402
 from lightning_modules.errors import UserError  # noqa: E402
 from lightning_modules.evaluation.error_breakdown import (  # noqa: E402
     ErrorBreakdown,
@@ -27,7 +29,6 @@ from lightning_modules.evaluation.text_normalization import normalize_text  # no
 from lightning_modules.evaluation.word_lags import word_lags  # noqa: E402
 from lightning_modules.talker.anchored import AnchoredTalker  # noqa: E402
 
-Records = list[dict[str, str]]
 START, END, KIND, LAG = "start", "end", "kind", "lag"
 TITLES = {
     START: "by word, from the first (0)",
@@ -37,32 +38,6 @@ TITLES = {
 }
 
 
-def read_records(run: Path, decodings: Sequence[str]) -> dict[str, Records]:
-    """Read what decodings of a comparison said.
-
-    Args:
-        run: The directory of a stage that ended with a comparison.
-        decodings: Their names; all, references included, if there is none.
-
-    Returns:
-        Records by decoding.
-
-    Raises:
-        FileNotFoundError: If there is no comparison.
-        UserError: If it has no such decoding.
-    """
-    file = run / "transcripts.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{run} holds no comparison; give the directory of a finished stage with test: true")
-    found: dict[str, Records] = {}
-    for record in json.loads(file.read_text(encoding="utf-8")):
-        found.setdefault(record["decoding"], []).append(record)
-    unknown = [name for name in decodings if name not in found]
-    if unknown:
-        raise UserError(f"{file} has no decoding {unknown[0]!r}; choose among {', '.join(found)}")
-    return {name: found[name] for name in decodings or found}
-
-
 def read_plan(run: Path) -> dict[str, dict[str, Any]]:
     """Read what was planned for each dialogue of the synthetic corpus that a comparison answered, by its id.
 
@@ -70,10 +45,8 @@ def read_plan(run: Path) -> dict[str, dict[str, Any]]:
         FileNotFoundError: If its corpus is none of ours.
     """
     corpus = read_config(run).get("inputs", {}).get("corpus")
-    folders = [Path(corpus), run.parent / Path(corpus).name] if corpus else []  # all runs may have been moved together
-    for folder in folders:
-        for plan in sorted(folder.glob("*/plan.json")):
-            return {task["id"]: task for task in json.loads(plan.read_text(encoding="utf-8"))}
+    for plan in sorted(locate(corpus, run).glob("*/plan.json")) if corpus else ():
+        return {task["id"]: task for task in json.loads(plan.read_text(encoding="utf-8"))}
     raise FileNotFoundError(f"{run}: its corpus ({corpus}) has no plan.json; kinds and lags need a synthetic corpus")
 
 

@@ -22,8 +22,10 @@ from omegaconf import OmegaConf
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from callbacks.comparison.page.run_files import read_optional  # noqa: E402
 from datamodules.formats.atomic_files import write_text  # noqa: E402
 from experiments.engine.configuration.errors import report_mistake  # noqa: E402
+from experiments.transcripts import read_records  # noqa: E402
 from lightning_modules.errors import UserError  # noqa: E402
 from lightning_modules.evaluation.over_seeds import (  # noqa: E402
     SeedErrors,
@@ -84,21 +86,22 @@ def keep(run: Path, into: Path = RESULTS) -> Path:
     if missing:
         raise FileNotFoundError(f"{run} has no {missing[0]}; give the directory of a finished stage with test: true")
     rows = {row["name"]: row for row in json.loads((run / "results.json").read_text(encoding="utf-8"))}
-    records = json.loads((run / "transcripts.json").read_text(encoding="utf-8"))
+    records = read_records(run)
     stages = dict(_stages(run))
     config = stages[run.name]
-    dialogues = [record["id"] for record in records if record["decoding"] == records[0]["decoding"]]
+    first = next(iter(records))
+    dialogues = [record["id"] for record in records[first]]
     decodings = {}
     for name, row in rows.items():
-        own = {record["id"]: record for record in records if record["decoding"] == name}
+        own = {record["id"]: record for record in records.get(name, ())}
         if set(own) != set(dialogues):
-            raise UserError(f"{run}: {name} and {records[0]['decoding']} answered other dialogues; run it again")
+            raise UserError(f"{run}: {name} and {first} answered other dialogues; run it again")
         counts = {}
         for against in ("text", "gold"):
             errors, words = count_word_errors([(own[one][against], own[one]["heard"]) for one in dialogues])
             counts[against] = {"errors": errors.tolist(), "words": words.tolist()}
         decodings[name] = {**{key: row.get(key) for key in KEPT_OF_ROW}, **counts}
-    environment = _read_json(run / "environment.json")
+    environment = read_optional(run / "environment.json")
     content = {
         "format_version": FORMAT_VERSION,
         "experiment": run.parent.name,
@@ -106,7 +109,7 @@ def keep(run: Path, into: Path = RESULTS) -> Path:
         "seed": config.get("seed"),
         "variant": _digest_without_seeds(stages),
         "environment": {key: environment.get(key) for key in KEPT_OF_ENVIRONMENT},
-        "commits": {name: _read_json(run.parent / name / "environment.json").get("commit") for name in stages},
+        "commits": {name: read_optional(run.parent / name / "environment.json").get("commit") for name in stages},
         "normalizer": NORMALIZER_NAME,
         "dialogues": dialogues,
         "decodings": decodings,
@@ -146,10 +149,6 @@ def _digest_without_seeds(stages: dict[str, Any]) -> str:
         return Path(_RUN_NAME.sub("", node)).name if isinstance(node, str) else node
 
     return hashlib.sha256(json.dumps(plain(stages), sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _dump(content: dict[str, Any]) -> str:

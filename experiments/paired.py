@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments.engine.configuration.errors import report_mistake  # noqa: E402
+from experiments.transcripts import read_records  # noqa: E402
 from lightning_modules.errors import UserError  # noqa: E402
 from lightning_modules.evaluation.paired_word_errors import paired_difference  # noqa: E402
 
@@ -31,15 +31,9 @@ def read_transcripts(place: str) -> Transcripts:
         UserError: If it has no such decoding.
     """
     run, _, decoding = place.rpartition(":")
-    file = Path(run) / "transcripts.json"
-    if not run or not file.is_file():
+    if not run or not (Path(run) / "transcripts.json").is_file():
         raise FileNotFoundError(f"{place}: no comparison; give RUN:DECODING, where RUN/transcripts.json is")
-    records = json.loads(file.read_text(encoding="utf-8"))
-    found = {record["id"]: record for record in records if record["decoding"] == decoding}
-    if not found:
-        names = ", ".join(dict.fromkeys(record["decoding"] for record in records))
-        raise UserError(f"{file} has no decoding {decoding!r}; choose among {names}")
-    return found
+    return {record["id"]: record for record in read_records(Path(run), [decoding])[decoding]}
 
 
 def compare(first: Transcripts, second: Transcripts, against: str) -> str:
