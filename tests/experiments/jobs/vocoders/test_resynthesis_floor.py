@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.jobs.resynthesis_floor import ResynthesisFloor, resynthesize
+from experiments.jobs.vocoders.resynthesis_floor import ResynthesisFloor, resynthesize
 from lightning_modules.errors import UserError
 from lightning_modules.speech_codec import SpeechCodec
 from lightning_modules.speech_recognizer import SpeechRecognizer

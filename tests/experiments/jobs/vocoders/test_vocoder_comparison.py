@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from datamodules.formats.released_layout import ReleasedLayout
-from experiments.jobs.vocoder_comparison import VocoderComparison, VocoderRow, format_table
+from experiments.jobs.vocoders.vocoder_comparison import VocoderComparison, VocoderRow, format_table
 from lightning_modules.acoustics.conv_speech_encoder import ConvSpeechEncoder
 from lightning_modules.errors import UserError
 from lightning_modules.speech_recognizer import SpeechRecognizer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.jobs.vocoder_grid_benchmark import ChunkGrid, VocoderGridBenchmark, log_mel_distance
+from experiments.jobs.vocoders.vocoder_grid_benchmark import ChunkGrid, VocoderGridBenchmark, log_mel_distance
 from lightning_modules.codec.xcodec2 import Xcodec2
 from lightning_modules.errors import UserError
 from tests.lightning_modules.codec.tiny import make_model
