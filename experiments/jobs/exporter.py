@@ -13,9 +13,8 @@ from datamodules.formats.atomic_files import write_json, write_text
 from experiments.engine.artifacts import load_trained
 from experiments.engine.exports import CONFIG_FILE, FORMAT_VERSION, PLACE, self_contained_spec
 from experiments.jobs.model_card import describe_export
-from lightning_modules.adapters.adapter_set import TRAINED
+from experiments.jobs.speaking.speaking_model import as_speaking, own_adapter
 from lightning_modules.codec.transformers_codec import TransformersCodec
-from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_positive
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.base import Talker
@@ -66,10 +65,10 @@ class Exporter:
 
         Raises:
             FileNotFoundError: If a run is missing or has no checkpoint.
-            UserError: If it holds no talker, no vocoder or no such adapter.
+            UserError: If it holds no talker, no vocoder for its tokens or no such adapter.
         """
-        llm = self._load()
-        adapter = self.adapter or next((one for one in llm.adapters.names if one == TRAINED), None)
+        llm = as_speaking(load_trained(self.from_run), self.from_run, self.vocoder_run)
+        adapter = self.adapter or own_adapter(llm)
         llm.adapters.check(adapter)
         llm.adapters.select(adapter)
         differences: dict[str, float] = {}
@@ -94,22 +93,6 @@ class Exporter:
         lines = [f"exported to {folder}", *(f"warning: {line}, more than {self.tolerance:g}" for line in told)]
         write_text(Path(output_dir) / "summary.txt", "\n".join(lines) + "\n")
         return metrics
-
-    def _load(self) -> SpeechLLM:
-        llm = load_trained(self.from_run)
-        if not isinstance(llm, SpeechLLM):
-            raise UserError(f"{self.from_run} holds a {type(llm).__name__}; give the run of a SpeechLLM")
-        if not llm.talkers:
-            raise UserError(
-                f"{self.from_run} has no talker; give a run that holds thinker and talkers, as a comparison"
-            )
-        if llm.vocoder is None:
-            if self.vocoder_run is None:
-                raise UserError(
-                    f"{self.from_run} has no vocoder; give a comparison, or job.init_args.vocoder_run=RUN with one"
-                )
-            llm.vocoder = load_trained(self.vocoder_run, "vocoder")
-        return llm
 
     def _write(self, llm: SpeechLLM, adapter: str | None, folder: Path) -> None:
         """Write weights, settings and, unless it is merged, the adapter."""

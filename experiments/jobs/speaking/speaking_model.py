@@ -94,7 +94,7 @@ class SpeakingModel:
         if talker not in talkers:
             known = dict.fromkeys([*self.decodings, *talkers])
             raise UserError(f"decoding: there is no {name}; {did_you_mean(name, known)}, or write TALKER_STEPS")
-        return self.responder.resolve(Decoding(talker, steps, adapter=_own_adapter(self.llm)))
+        return self.responder.resolve(Decoding(talker, steps, adapter=own_adapter(self.llm)))
 
 
 def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None) -> SpeakingModel:
@@ -112,28 +112,44 @@ def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None)
     """
     source = find_source(Path(path))
     is_export = (source / CONFIG_FILE).is_file()
-    llm = from_export(source) if is_export else load_trained(source)
-    if not isinstance(llm, SpeechLLM):
-        raise UserError(f"{source} holds a {type(llm).__name__}; give the run of a SpeechLLM, such as a comparison")
-    if not llm.talkers:
-        raise UserError(f"{source} has no talker; give a run that holds thinker and talkers, as a comparison")
-    if llm.vocoder is None:
-        vocoder_run = vocoder_run or latest_run(source.parent, COMPARISON)
-        if vocoder_run is None:
-            raise UserError(
-                f"{source} has no vocoder; give a comparison, or job.init_args.vocoder_run=RUN with the run of one"
-            )
-        llm.vocoder = load_trained(find_source(Path(vocoder_run)), "vocoder")
-        llm.check_tokens()
+    module = from_export(source) if is_export else load_trained(source)
+    voice_of = find_source(Path(vocoder_run)) if vocoder_run else latest_run(source.parent, COMPARISON)
+    llm = as_speaking(module, source, voice_of)
     llm.eval().requires_grad_(False)
     decodings = llm.decodings or llm.responder.resolve_all(
-        {name: Decoding(name, adapter=_own_adapter(llm)) for name in llm.talkers}
+        {name: Decoding(name, adapter=own_adapter(llm)) for name in llm.talkers}
     )
     config = None if is_export else artifacts.read_config(source)
     by, transcribe = "", None
     if config is not None:
         by, transcribe = _find_transcriber(config, llm)
     return SpeakingModel(llm, decodings, source, config, transcribe, by)
+
+
+def as_speaking(module: Any, source: Path, vocoder_run: Path | None) -> SpeechLLM:
+    """Refuse a module that cannot speak, and let one without a vocoder speak with that of another run.
+
+    Args:
+        module: What was loaded.
+        source: Where from, for errors.
+        vocoder_run: The run whose vocoder speaks, if the module has none.
+
+    Raises:
+        FileNotFoundError: If the vocoder's run is missing or has no checkpoint.
+        UserError: If it is no SpeechLLM or has no talker, or there is no vocoder or one of other tokens.
+    """
+    if not isinstance(module, SpeechLLM):
+        raise UserError(f"{source} holds a {type(module).__name__}; give the run of a SpeechLLM, such as a comparison")
+    if not module.talkers:
+        raise UserError(f"{source} has no talker; give a run that holds thinker and talkers, as a comparison")
+    if module.vocoder is None:
+        if vocoder_run is None:
+            raise UserError(
+                f"{source} has no vocoder; give a comparison, or job.init_args.vocoder_run=RUN with the run of one"
+            )
+        module.vocoder = load_trained(vocoder_run, "vocoder")
+        module.check_tokens()
+    return module
 
 
 def find_source(path: Path) -> Path:
@@ -162,7 +178,7 @@ def find_source(path: Path) -> Path:
     return path / stages[names[-1]]
 
 
-def _own_adapter(llm: SpeechLLM) -> str | None:
+def own_adapter(llm: SpeechLLM) -> str | None:
     """Name the adapter that was trained in the run itself, None if none was."""
     return TRAINED if TRAINED in llm.adapters.names else None
 
