@@ -15,6 +15,7 @@ from datamodules.benchmarks.query import (
     Benchmark,
     BenchmarkQuery,
     Scoring,
+    require_columns,
 )
 from lightning_modules.errors import UserError
 
@@ -70,14 +71,8 @@ class OpenAudioBench(Benchmark):
         columns, (table,) = SETS[name], files
         with table.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
-            needed = [
-                "audio_filename",
-                columns.question,
-                *([] if columns.scoring is Scoring.OPEN else [columns.answers]),
-            ]
-            missing = [column for column in needed if column not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{table}: has the columns {reader.fieldnames}, but no {missing[0]!r}; fetch it again")
+            answers = [] if columns.scoring is Scoring.OPEN else [columns.answers]
+            require_columns(table, reader.fieldnames or [], ["audio_filename", columns.question, *answers])
             try:
                 rows = list(reader)
             except (csv.Error, UnicodeDecodeError) as error:

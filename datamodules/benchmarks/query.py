@@ -3,7 +3,7 @@
 import io
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -18,6 +18,8 @@ from lightning_modules.number_checks import require_at_least
 NO_AUDIO = "no audio file"
 NO_QUESTION = "no question"
 NO_REFERENCE = "no reference answer"
+NO_RULE = "no rule for this set"
+SEVERAL_ROUNDS = "several rounds"
 OVER_LIMIT = "over max_per_set"
 
 
@@ -121,6 +123,22 @@ class BenchmarkContents:
 
     queries: list[BenchmarkQuery] = field(default_factory=list)
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+def require_columns(table: Path, found: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuse a table that lacks a column.
+
+    Args:
+        table: Its file, for errors.
+        found: The columns that it has.
+        needed: Those that are read.
+
+    Raises:
+        UserError: If one is missing.
+    """
+    missing = [column for column in needed if column not in found]
+    if missing:
+        raise UserError(f"{table}: has the columns {found}, but no {missing[0]!r}; fetch it again")
 
 
 class Benchmark(ABC):

@@ -9,6 +9,8 @@ from datamodules.benchmarks.query import (
     NO_AUDIO,
     NO_QUESTION,
     NO_REFERENCE,
+    NO_RULE,
+    SEVERAL_ROUNDS,
     AudioFile,
     Benchmark,
     BenchmarkQuery,
@@ -25,8 +27,6 @@ SCORINGS = {
     **dict.fromkeys(("ClothoEval-en", "MuChoEval-en", "HSK5-zh", "APE-zh", "SQuAD-zh"), _CLOSED),
     **dict.fromkeys(("Repeat", "Repeat-zh"), _REPEAT),
 }
-NO_RULE = "no rule for this set"
-SEVERAL_ROUNDS = "several rounds"
 NOT_JSON = "line is not JSON"
 CHOICES = ("A", "B", "C", "D", "E")
 

@@ -4,12 +4,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyarrow import ArrowException
-from pyarrow.parquet import ParquetFile
-
-from datamodules.benchmarks.query import NO_QUESTION, NO_REFERENCE, AudioInTable, Benchmark, BenchmarkQuery, Scoring
-from datamodules.formats.parquet_tables import RowPlace, TableRows
-from lightning_modules.errors import UserError
+from datamodules.benchmarks.query import (
+    NO_QUESTION,
+    NO_REFERENCE,
+    NO_RULE,
+    SEVERAL_ROUNDS,
+    AudioInTable,
+    Benchmark,
+    BenchmarkQuery,
+    Scoring,
+    require_columns,
+)
+from datamodules.formats.parquet_tables import RowPlace, TableRows, open_table
 
 SCORINGS = {
     "alpacaeval": Scoring.OPEN,
@@ -25,9 +31,8 @@ SCORINGS = {
 UNSCORED = {
     "ifeval": "needs the rules of IFEval",
     "advbench": "refusals are not scored",
-    "mtbench": "several rounds",
+    "mtbench": SEVERAL_ROUNDS,
 }
-NO_RULE = "no rule for this set"
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -79,15 +84,10 @@ class VoiceBench(Benchmark):
 
     def _texts(self, file: Path, scoring: Scoring | None) -> Iterator[tuple[str, str, RowPlace]]:
         """Give prompt, reference and place of each row, without its audio."""
-        try:
-            table = ParquetFile(file)
-        except (OSError, ArrowException) as error:
-            raise UserError(f"{file}: not a readable Parquet table ({error}); fetch it again") from error
+        table = open_table(file)
         names = table.schema_arrow.names
         needed = [] if scoring is None else ["audio", "prompt", *([] if scoring.is_open else ["reference"])]
-        missing = [column for column in needed if column not in names]
-        if missing:
-            raise UserError(f"{file}: has the columns {names}, but no {missing[0]!r}; fetch it again")
+        require_columns(file, names, needed)
         wanted, row = [column for column in ("prompt", "reference") if column in names], 0
         for group in range(table.num_row_groups):
             num_rows = table.metadata.row_group(group).num_rows

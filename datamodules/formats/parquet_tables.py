@@ -29,6 +29,21 @@ class RowPlace:
     row: int
 
 
+def open_table(path: Path) -> ParquetFile:
+    """Open a table, without reading its rows.
+
+    Args:
+        path: Its file.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        return ParquetFile(path)
+    except (OSError, ArrowException) as error:
+        raise UserError(f"{path}: not a readable Parquet table ({error}); fetch it again") from error
+
+
 def read_places(folder: Path) -> list[RowPlace]:
     """List the rows of all tables in a folder, without reading their audio.
 
@@ -49,10 +64,7 @@ def read_places(folder: Path) -> list[RowPlace]:
         raise FileNotFoundError(f"{folder}: holds no {TABLES} file; fix the path")
     places: list[RowPlace] = []
     for path in paths:
-        try:
-            table = ParquetFile(path)
-        except (OSError, ArrowException) as error:
-            raise UserError(f"{path}: not a readable Parquet table ({error}); fetch it again") from error
+        table = open_table(path)
         if "id" not in table.schema_arrow.names:
             raise UserError(f"{path}: has the columns {table.schema_arrow.names}, but no 'id'; add it")
         for group in range(table.num_row_groups):

@@ -151,10 +151,7 @@ class EspeakSynthesizer:
         Raises:
             UserError: If eSpeak does not know the voice, or the text gives no sound.
         """
-        waveform = trim_silence(self._speak(text, voice), self.margin_s)
-        if waveform.size == 0:
-            raise UserError(f"eSpeak: {text!r} as {voice.name} is silent; give it words to say")
-        return waveform
+        return trim_silence(self._speak(text, voice), self.margin_s)
 
     def word_starts(self, text: str, voice: Voice) -> list[tuple[int, float]]:
         """Tell when each word of a text begins.
@@ -169,15 +166,12 @@ class EspeakSynthesizer:
         Raises:
             UserError: As :meth:`synthesize`.
         """
-        loud = _loud_samples(self._speak(text, voice))
-        if loud.size == 0:
-            raise UserError(f"eSpeak: {text!r} as {voice.name} is silent; give it words to say")
-        cut_s = loud[0] / SAMPLE_RATE - self.margin_s
+        cut_s = _loud_samples(self._speak(text, voice))[0] / SAMPLE_RATE - self.margin_s
         _, native_rate_hz = _shared_library()
         return [(place, sample / native_rate_hz - cut_s) for place, sample in self._words]
 
     def _speak(self, text: str, voice: Voice) -> np.ndarray:
-        """Speak a text, with the silence around it."""
+        """Speak a text, with the silence around it; raises as :meth:`synthesize`."""
         library, native_rate_hz = _shared_library()
         _select(library, voice)
         self._pieces.clear()
@@ -191,7 +185,10 @@ class EspeakSynthesizer:
             raise UserError(f"eSpeak: could not speak {text!r} as {voice.name} (status {status})")
         pieces = [np.zeros(0, np.int16), *self._pieces]
         native = np.concatenate(pieces).astype(np.float32) / 32768.0
-        return np.clip(soxr.resample(native, native_rate_hz, SAMPLE_RATE), -1.0, 1.0)
+        waveform = np.clip(soxr.resample(native, native_rate_hz, SAMPLE_RATE), -1.0, 1.0)
+        if not waveform.any():
+            raise UserError(f"eSpeak: {text!r} as {voice.name} is silent; give it words to say")
+        return waveform
 
     def phonemes(self, text: str, voice: Voice) -> tuple[str, ...]:
         """Tell how a text would be spoken.
