@@ -125,7 +125,8 @@ class Exporter:
         arguments = {key: value for key, value in spec["init_args"].items() if value is not None}
         for key in ("thinker_objective", "initial_talker", "lora", "adapters", "talker_learning_rates"):
             arguments.pop(key, None)
-        if self.vocoder_run is not None:
+        if "vocoder" not in arguments:
+            assert self.vocoder_run is not None
             arguments["vocoder"] = self_contained_spec(self.vocoder_run, "vocoder")
         if isinstance(codec := getattr(llm.vocoder, "codec", None), TransformersCodec):
             spec_of_codec = _spec_of(codec, {"path": f"{PLACE}/{CODEC}", **codec.constructor_arguments()})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from experiments.engine.artifacts import load_trained
 from experiments.engine.exports import from_export, self_contained_spec
+from experiments.engine.runs import Run, write_config
 from experiments.jobs.exporter import Exporter
 from lightning_modules.adapters.lora import lora_layers
 from lightning_modules.errors import UserError
@@ -110,6 +111,17 @@ def test_a_training_run_is_exported_with_what_it_trained_and_the_vocoder_of_anot
     here = logits_here(original.thinker.language_model)
     torch.testing.assert_close(logits_here(llm.thinker.language_model), here, atol=1e-4, rtol=1e-4)
     assert llm.vocoder is not None and set(llm.talkers) == {"ntp", "mdm"}
+
+
+def test_a_run_with_a_vocoder_keeps_it(runs: Path, tmp_path: Path) -> None:
+    other = Run(tmp_path / "other", "5e6f7a8b")
+    module = spec(SPEECH_LLM, vocoder=spec("lightning_modules.vocoder.windowed.WindowedCodecVocoder"))
+    write_config(other.config_file, {"module": module, "fit": False, "fingerprint": other.fingerprint})
+    Exporter(runs / "comparison", vocoder_run=other.directory).run(tmp_path)
+    found, expected = from_export(tmp_path / "export").vocoder, load_trained(runs / "comparison", "vocoder")
+    assert type(found) is type(expected)
+    weights = expected.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in found.state_dict().items())
 
 
 def test_a_difference_above_the_tolerance_is_told(runs: Path, tmp_path: Path) -> None:
