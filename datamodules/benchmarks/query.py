@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 import numpy as np
+from pyarrow import ArrowException
 
 from datamodules.formats.parquet_tables import RowPlace, TableRows
 from datamodules.formats.released_layout import read_audio
@@ -75,7 +76,10 @@ class AudioInTable(QueryAudio):
     def read(self) -> np.ndarray:
         """Read the row; see :class:`QueryAudio`."""
         where = f"{self.place.table}, row {self.place.id}"
-        audio = self.rows.read(self.place).get("audio")
+        try:
+            audio = self.rows.read(self.place).get("audio")
+        except (OSError, ArrowException) as error:
+            raise UserError(f"{where}: cannot be read ({error}); fetch the table again") from error
         content = audio.get("bytes") if isinstance(audio, dict) else audio
         if not isinstance(content, bytes):
             raise UserError(f"{where}: 'audio' holds no bytes; fetch the table again")

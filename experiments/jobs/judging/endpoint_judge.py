@@ -1,6 +1,7 @@
 """A judge at an address: any server that speaks the chat completions of OpenAI, such as vLLM, SGLang or llama.cpp."""
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -118,18 +119,16 @@ class EndpointJudge(Judge):
                         f"the judge at {self.address} refuses a request with status {response.status} ({text[:200]}); "
                         f"check address, model ({self.model!r}) and api_key_variable ({self.api_key_variable})"
                     )
-                return _content(await response.json(content_type=None), self.address)
+                return _content(text, self.address)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _PassingError(f"{type(error).__name__}: {error}") from error
 
 
-def _content(answer: Any, address: str) -> str:
+def _content(answer: str, address: str) -> str:
     try:
-        content = answer["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(
-            f"the judge at {address} answers with {str(answer)[:200]}, which is no chat completion"
-        ) from error
+        content = json.loads(answer)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"the judge at {address} answers with {answer[:200]}, which is no chat completion") from error
     return "" if content is None else str(content)
 
 

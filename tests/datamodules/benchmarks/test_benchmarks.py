@@ -125,3 +125,8 @@ def test_audio_that_cannot_be_read_says_where_it_is(tmp_path: Path) -> None:
     (query,) = VoiceBench(tmp_path).read().queries
     with pytest.raises(UserError, match=r"test-00000-of-00001\.parquet, row 0: not readable as audio"):
         query.audio.read()
+    table = tmp_path / "sd-qa" / "test-00000-of-00001.parquet"
+    content = table.read_bytes()
+    table.write_bytes(content[:4] + bytes(40) + content[44:])  # the rows, not the list of columns
+    with pytest.raises(UserError, match=r"(?s)test-.*\.parquet, row 0: cannot be read .*fetch the table again"):
+        VoiceBench(tmp_path).read().queries[0].audio.read()

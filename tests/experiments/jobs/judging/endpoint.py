@@ -24,11 +24,12 @@ class Served:
 
 
 @contextmanager
-def serve(answer: Callable[[int, str], str | int | dict[str, Any]]) -> Iterator[Served]:
+def serve(answer: Callable[[int, str], str | int | bytes | dict[str, Any]]) -> Iterator[Served]:
     """Serve in a thread.
 
     Args:
-        answer: Gives, for the number of a request from 0 and its prompt, what the judge writes, a status, or a body.
+        answer: Gives, for the number of a request from 0 and its prompt, what the judge writes, a status, or a body; in
+            bytes, one that is no JSON.
     """
     served, started, loop = Served(), threading.Event(), asyncio.new_event_loop()
 
@@ -40,6 +41,8 @@ def serve(answer: Callable[[int, str], str | int | dict[str, Any]]) -> Iterator[
         found = answer(number, body["messages"][-1]["content"])
         if isinstance(found, int):
             return web.Response(status=found, text="told to fail")
+        if isinstance(found, bytes):
+            return web.Response(body=found, content_type="text/html")
         if isinstance(found, dict):
             return web.json_response(found)
         return web.json_response({"choices": [{"message": {"role": "assistant", "content": found}}]})

@@ -85,6 +85,7 @@ def test_an_endpoint_is_asked_in_parallel_and_again_while_it_is_busy(monkeypatch
         (401, "refuses a request with status 401 .*check address, model .'grader'. and api_key_variable"),
         (500, "failed 2 times .status 500: told to fail.; start it or fix the address. Verdicts so far are kept"),
         ({"error": "x"}, "answers with .* no chat completion"),
+        (b"<html>busy</html>", "answers with <html>busy</html>, which is no chat completion"),
     ],
 )
 def test_an_endpoint_that_fails_is_told(answer: int, message: str) -> None:
