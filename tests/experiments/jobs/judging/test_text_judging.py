@@ -23,7 +23,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.thinker.thinker import Thinker
 from tests.datamodules.benchmarks.small_sets import write_audio, write_open_audio_set, write_uro_set, write_voice_set
 from tests.experiments.jobs.judging.endpoint import serve
-from tests.experiments.jobs.test_exporter import SPEECH_LLM, spec, thinker_spec, write_run
+from tests.experiments.tiny_runs import SPEECH_LLM, spec, thinker_spec, write_run
 from tests.lightning_modules.thinker.tiny import make_tokenizer
 
 Folders = dict[str, Path]
