@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from matplotlib.figure import Figure
 
 from experiments.jobs.decoding.executions import BatchRunner, Execution
 from experiments.jobs.decoding.machine import CLOCKS, wait_for
@@ -108,21 +107,3 @@ def _rate(runner: BatchRunner, text: TextStates, num_tokens: int, device: torch.
     found = sum(map(len, rows))
     assert found == num_tokens, f"{found} tokens in place of {num_tokens}: a talker said EOS"
     return num_tokens / seconds
-
-
-def draw_throughput(rates: Mapping[str, Mapping[int, Spread]]) -> Figure:
-    """Draw tokens per second over replies at once, a line per decoding and execution."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, by_size in rates.items():
-        medians = [one.median for one in by_size.values()]
-        below = [one.median - one.low for one in by_size.values()]
-        above = [one.high - one.median for one in by_size.values()]
-        axes.errorbar(list(by_size), medians, [below, above], fmt="o-", capsize=3, markersize=4, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="replies at once", ylabel="tokens per second, all replies together")
-    sizes = sorted({size for by_size in rates.values() for size in by_size})
-    axes.set_xticks(sizes, labels=list(map(str, sizes)))
-    axes.set_xticks([], minor=True)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    return figure

@@ -14,10 +14,13 @@ from callbacks.runtime.training_cost import peak_memory_gb
 from datamodules.formats.atomic_files import write_text
 from experiments.engine.environment import describe_environment
 from experiments.engine.runs import write_json
-from experiments.jobs.decoding.batches import BatchThroughput, draw_throughput
+from experiments.jobs.decoding.batches import BatchThroughput
 from experiments.jobs.decoding.counting import Reads, count_launches, count_reads
 from experiments.jobs.decoding.executions import Execution, Stepwise
-from experiments.jobs.decoding.figures import (
+from experiments.jobs.decoding.first_chunk import TALKER, FirstChunk
+from experiments.jobs.decoding.machine import CLOCKS, MAIN_MEMORY_BYTES, matrix_rate, processor, read_bandwidth
+from experiments.jobs.decoding.replies import Case
+from experiments.jobs.decoding.report.figures import (
     PEAK_ROWS,
     MachineRates,
     bytes_per_pass,
@@ -25,12 +28,9 @@ from experiments.jobs.decoding.figures import (
     read_word_error_rates,
     rows_per_pass,
 )
-from experiments.jobs.decoding.first_chunk import TALKER, FirstChunk
-from experiments.jobs.decoding.machine import CLOCKS, MAIN_MEMORY_BYTES, matrix_rate, processor, read_bandwidth
-from experiments.jobs.decoding.pictures import draw_pareto, draw_waterfall
-from experiments.jobs.decoding.replies import Case
+from experiments.jobs.decoding.report.pictures import draw_pareto, draw_throughput, draw_waterfall
+from experiments.jobs.decoding.report.tables import batch_table, cost_table, introduction, speed_table
 from experiments.jobs.decoding.statistics import order_of_turn, spread_of
-from experiments.jobs.decoding.tables import batch_table, cost_table, introduction, speed_table
 from experiments.jobs.decoding.talkers import (
     DTYPES,
     TalkerSizes,

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from experiments.jobs.decoding.batches import BatchThroughput, draw_throughput
+from experiments.jobs.decoding.batches import BatchThroughput
 from experiments.jobs.decoding.executions import Captured, Compiled, Execution, Prepared, Static, Stepwise
+from experiments.jobs.decoding.report.pictures import draw_throughput
 from experiments.jobs.decoding.talkers import ban_eos, draw_text, draw_text_of_batch
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.decoding import Decoding

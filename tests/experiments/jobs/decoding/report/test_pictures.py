@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from experiments.jobs.decoding.pictures import draw_pareto, draw_waterfall
+from experiments.jobs.decoding.report.pictures import draw_pareto, draw_waterfall
 
 
 def figures_of(decoding: str, execution: str, passes: float, tokens_per_s: float) -> dict[str, Any]:

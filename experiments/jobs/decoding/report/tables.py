@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.jobs.decoding.figures import MachineRates
+from experiments.jobs.decoding.report.figures import MachineRates
 from experiments.jobs.decoding.statistics import Spread
 
 

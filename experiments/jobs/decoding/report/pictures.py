@@ -1,4 +1,4 @@
-"""The pictures of a benchmark: speed over passes or quality, and the first chunk as a waterfall."""
+"""The pictures of a benchmark: speed over passes, quality or replies at once, and the first chunk as a waterfall."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.jobs.decoding.first_chunk import STAGES
+from experiments.jobs.decoding.statistics import Spread
 
 
 def draw_pareto(figures: Sequence[Mapping[str, Any]], word_error_rates: Mapping[str, float] | None = None) -> Figure:
@@ -68,4 +69,22 @@ def draw_waterfall(stages_ms: Mapping[str, Mapping[str, float]], title: str = ""
     axes.margins(x=0.15)
     axes.set(xlabel="ms from the end of the query", title=title)
     figure.legend(loc="outside lower center", ncols=len(STAGES), fontsize="small")
+    return figure
+
+
+def draw_throughput(rates: Mapping[str, Mapping[int, Spread]]) -> Figure:
+    """Draw tokens per second over replies at once, a line per decoding and execution."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, by_size in rates.items():
+        medians = [one.median for one in by_size.values()]
+        below = [one.median - one.low for one in by_size.values()]
+        above = [one.high - one.median for one in by_size.values()]
+        axes.errorbar(list(by_size), medians, [below, above], fmt="o-", capsize=3, markersize=4, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="replies at once", ylabel="tokens per second, all replies together")
+    sizes = sorted({size for by_size in rates.values() for size in by_size})
+    axes.set_xticks(sizes, labels=list(map(str, sizes)))
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     return figure
