@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from callbacks.runtime.training_cost import tensorboard_runs
 from datamodules.formats.atomic_files import write_json
 from lightning_modules.number_checks import require_at_least
 
@@ -121,13 +121,12 @@ class StepProfile(Callback):
             self._open.__enter__()
 
     def _report(self, trainer: Trainer, events: Sequence[FunctionEvent], device: torch.device) -> None:
-        milliseconds = split_of(events, on_gpu=device.type == "cuda")
-        values = {f"{PREFIX}{part}_ms": value for part, value in milliseconds.items()}
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_metrics(values, trainer.global_step)
+        milliseconds = split_of(events, on_gpu=device.type == "cuda")
+        values = {f"{PREFIX}{part}_ms": value for part, value in milliseconds.items()}
+        for logger in tensorboard_runs(trainer):
+            logger.log_metrics(values, trainer.global_step)
         write_json(Path(trainer.default_root_dir) / "step_profile.json", milliseconds)
 
 

@@ -44,7 +44,7 @@ class TrainingCost(Callback):
         """Start the clock, and forget the memory of what ran before."""
         _forget_peak(pl_module.device)
         self._start(trainer.global_step)
-        for logger in _loggers(trainer):
+        for logger in tensorboard_runs(trainer):
             add_layout(logger.experiment)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,13 +77,13 @@ class TrainingCost(Callback):
             values["train/padding_share"] = 1 - num_tokens / self._num_places
             if self._has_units:
                 values["train/tokens_per_s"] = num_tokens / (step_s * num_steps)
-        for logger in _loggers(trainer):
+        for logger in tensorboard_runs(trainer):
             rate = _learning_rate(trainer, pl_module, str(logger.name))
             logger.log_metrics({**values, **rate}, trainer.global_step)
         self._start(trainer.global_step)
 
 
-def _loggers(trainer: Trainer) -> list[TensorBoardLogger]:
+def tensorboard_runs(trainer: Trainer) -> list[TensorBoardLogger]:
     """Give the TensorBoard runs, on the first device alone."""
     loggers = trainer.loggers if trainer.is_global_zero else []
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
