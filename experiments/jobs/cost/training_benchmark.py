@@ -1,6 +1,5 @@
 """A job that measures what a training step of each talker costs, and which part of it."""
 
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +17,18 @@ from callbacks.runtime.training_cost import peak_memory_gb
 from datamodules.batch import SpokenBatch, SpokenExample, collate
 from datamodules.formats.atomic_files import write_text
 from experiments.engine.runs import write_json
+from experiments.jobs.decoding.machine import wait_for
+from experiments.jobs.decoding.statistics import Spread, spread_of
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.thinker.adaptor import Adaptor
 from lightning_modules.thinker.language_model import LanguageModel
+from lightning_modules.thinker.log_mel import SAMPLE_RATE_HZ
 from lightning_modules.thinker.speech_encoder import SpeechEncoder
 from lightning_modules.training.optimization import BETAS
 
-SAMPLE_RATE_HZ = 16_000
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_PROFILED = 5  # steps of each talker; what a profiler records of each takes longer to read than the step
 PARTS = ("data", "encoder", "thinker", "forward", "backward", "optimizer", REST)
@@ -181,7 +182,7 @@ class TrainingBenchmark:
         """Mark a part of a step, and let it end when the device has done it."""
         with record_function(PREFIX + name):
             yield
-            self._wait()
+            wait_for(self.device)
 
     def _draw(self, rng: np.random.Generator, talker: Talker) -> SpokenExample:
         units = rng.integers(talker.vocabulary.num_codes, size=rng.integers(self.num_units // 2, self.num_units + 1))
@@ -209,12 +210,8 @@ class TrainingBenchmark:
 
     def _now(self) -> float:
         """Wait for the device, and look at the clock."""
-        self._wait()
+        wait_for(self.device)
         return time.perf_counter()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def _update(talker: Talker, optimizer: torch.optim.Optimizer) -> None:
@@ -240,15 +237,10 @@ class _Step:
 def _summary(steps: list[_Step], shares: list[dict[str, float]]) -> dict[str, Any]:
     """Give medians, 10th and 90th percentiles: the talker's tokens per second, a step's ms, its parts in percent."""
     return {
-        "tokens_per_s": _spread([one.num_tokens / one.talker_seconds for one in steps]),
-        "step_ms": _spread([1000 * one.seconds for one in steps]),
-        "parts_percent": {part: _spread([100 * one[part] for one in shares]) for part in shares[0]},
+        "tokens_per_s": spread_of([one.num_tokens / one.talker_seconds for one in steps]),
+        "step_ms": spread_of([1000 * one.seconds for one in steps]),
+        "parts_percent": {part: spread_of([100 * one[part] for one in shares]) for part in shares[0]},
     }
-
-
-def _spread(values: list[float]) -> tuple[float, float, float]:
-    low, high = np.percentile(values, [10, 90])
-    return statistics.median(values), float(low), float(high)
 
 
 def _table(about: dict[str, Any], measured: dict[str, dict[str, Any]]) -> str:
@@ -264,7 +256,7 @@ def _table(about: dict[str, Any], measured: dict[str, dict[str, Any]]) -> str:
     return "\n".join([intro, "", head, "|" + "---|" * (len(parts) + 3), *rows]) + "\n"
 
 
-def _cell(spread: tuple[float, float, float]) -> str:
-    digits = 1 if spread[0] < 100 else 0
+def _cell(spread: Spread) -> str:
+    digits = 1 if spread.median < 100 else 0
     median, low, high = (f"{value:,.{digits}f}" for value in spread)
     return f"{median} ({low} to {high})"
