@@ -153,23 +153,23 @@ class DecodingBenchmark:
         rates = self._measure_machine(reads)
         first_chunk_ms = self._run_rounds(cases, talkers, start)
         rates = rates.best_of(self._measure_machine(reads))
-        figures = [
-            figures_of(case, cases, reads[case.decoding], launches[key], rates, self.reference, self.baseline)
-            for key, case in cases.items()
-        ]
+        by_name = {
+            one.name: figures_of(one, cases, reads[one.decoding], launches[key], rates, self.reference, self.baseline)
+            for key, one in cases.items()
+        }
+        figures = list(by_name.values())
         throughput = {}
         if self.batches is not None:
             settings = self.decodings, self.executions, self.dtype, self.device, self.clock
             throughput = self.batches.measure(talkers, *settings)
         about = self._about(len(next(iter(cases.values())).replies), load_before, start)
-        names = [case.name for case in cases.values()]
         measured = {
             "about": about,
             "machine": asdict(rates),
             "first_chunk_ms": first_chunk_ms,
             "word_error_rates": word_error_rates,
             "tokens_per_s_of_batches": throughput,
-            "cases": dict(zip(names, figures, strict=True)),
+            "cases": by_name,
         }
         write_json(output_dir / "measured.json", measured)
         tables = [speed_table(figures, self.baseline, self.reference), cost_table(figures)]
@@ -181,7 +181,7 @@ class DecodingBenchmark:
         if throughput:
             draw_throughput(throughput).savefig(output_dir / "batches.png", dpi=120)
         draw_waterfall(first_chunk_ms).savefig(output_dir / "waterfall.png", dpi=120)
-        return {f"{name}/tokens_per_s": one["tokens_per_s"].median for name, one in zip(names, figures, strict=True)}
+        return {f"{name}/tokens_per_s": one["tokens_per_s"].median for name, one in by_name.items()}
 
     def _talkers(self) -> dict[str, Talker]:
         drawn = draw_talkers(self.sizes, self.drawn, self.dtype, self.device, self.seed)

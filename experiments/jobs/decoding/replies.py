@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from callbacks.runtime.training_cost import peak_memory_gb
 from experiments.jobs.decoding.executions import Runner
 from experiments.jobs.decoding.machine import CLOCKS, wait_for
 from lightning_modules.errors import UserError
@@ -89,7 +90,7 @@ class Case:
         wait_for(device)
         seconds = now() - start
         if device.type == "cuda":
-            self.peak_memory_gb = torch.cuda.max_memory_allocated(device) / 1e9
+            self.peak_memory_gb = peak_memory_gb(device)
         tokens = tuple(token for chunk in chunks for token in chunk.tokens.tolist())
         if len(tokens) != self.num_tokens:
             raise UserError(

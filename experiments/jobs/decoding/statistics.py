@@ -5,8 +5,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from lightning_modules.evaluation.bootstrap import NUM_RESAMPLES, interval_of
+
 _T = TypeVar("_T")
-NUM_RESAMPLES = 2000
 
 
 class Spread(NamedTuple):
@@ -49,7 +50,7 @@ def paired_ratio(values: Sequence[float], others: Sequence[float], seed: int = 0
         raise ValueError(f"{len(values)} rounds beside {len(others)}: ratios need pairs")
     ratios = np.asarray(values) / np.asarray(others)
     drawn = np.random.default_rng(seed).integers(len(ratios), size=(NUM_RESAMPLES, len(ratios)))
-    low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
+    low, high = interval_of(np.median(ratios[drawn], axis=1))
     return Ratio(float(np.median(ratios)), float(low), float(high))
 
 

@@ -45,12 +45,11 @@ def draw_pareto(figures: Sequence[Mapping[str, Any]], word_error_rates: Mapping[
     return figure
 
 
-def draw_waterfall(stages_ms: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
+def draw_waterfall(stages_ms: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw when the first samples are there, stage by stage.
 
     Args:
         stages_ms: Milliseconds of each of `STAGES`, by what is shown in a row of its own.
-        title: Of the figure.
 
     Returns:
         The figure.
@@ -67,7 +66,7 @@ def draw_waterfall(stages_ms: Mapping[str, Mapping[str, float]], title: str = ""
         axes.annotate(f" {end:,.1f} ms", (end, name), va="center", fontsize="small")
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set(xlabel="ms from the end of the query", title=title)
+    axes.set(xlabel="ms from the end of the query")
     figure.legend(loc="outside lower center", ncols=len(STAGES), fontsize="small")
     return figure
 
