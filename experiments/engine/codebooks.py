@@ -12,14 +12,14 @@ from typing import Any, cast
 import torch
 
 from datamodules.formats.codec_record import read_codec_record
-from experiments.engine.artifacts import Config, load_trained, nearest_node, read_config, without_weights
+from experiments.engine.artifacts import Config, nearest_node, read_config, without_weights
 from experiments.engine.configuration.builder import build
 from experiments.engine.configuration.checks import is_spec, parameters_of, resolve_class_path
 from experiments.engine.configuration.errors import ConfigError, join
+from experiments.engine.exports import LOADER
 from lightning_modules.token_format import TokenFormat
 
 ARGUMENT = "num_codes"
-LOADER = f"{load_trained.__module__}.{load_trained.__name__}"
 Place = tuple[str | int, ...]
 
 

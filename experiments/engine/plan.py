@@ -102,7 +102,7 @@ def make_plan(file: Path, overrides: list[str], check: bool = True, redo: bool =
             planned = {one.run.directory: one.config for one in plan.stages}
             try:
                 resolved, hashed = with_codebook_size((resolved, hashed), planned, stage.path)
-            except (ConfigError, UserError):
+            except UserError:
                 _check(plan, check, redo)  # a mistake of an earlier stage is told as such
                 raise
         fingerprint = fingerprint_of(_with_influence(hashed))

@@ -19,7 +19,7 @@ def aliases_of(content: dict[str, Any]) -> dict[str, Alias]:
     Raises:
         ConfigError: They are written down in another form.
     """
-    check_keys({key: value for key, value in content.items() if key == "aliases"}, "")
+    check_keys({"aliases": content.get("aliases")}, "")
     return {name: Alias(**alias) for name, alias in (content.get("aliases") or {}).items()}
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.engine.configuration import config
-from experiments.engine.configuration.config import compose, find_file, merge, parse_override, read_file
+from experiments.engine.configuration.config import compose, find_file, merge, read_file
 from experiments.engine.configuration.errors import ConfigError
+from experiments.engine.configuration.overrides import parse_override
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text("ab 1", max_size=4),
