@@ -40,6 +40,8 @@ class NoisyBatch:
         num_masked: How many these are in each block, ``(R, S / block_size) int64``, on the host.
         mask_id: The mask.
         visible: What is read where there is no mask, ``(R, S) int64``: the clean tokens, or a talker's own.
+        starts: Where in the clean reply each block of ``x_t`` begins, ``(R, S / block_size) int64``, if not every block
+            of it stands there as often as any other.
     """
 
     text: TextStates
@@ -49,6 +51,7 @@ class NoisyBatch:
     num_masked: Tensor
     mask_id: int
     visible: Tensor
+    starts: Tensor | None = None
 
     @property
     def x_t(self) -> Tensor:
@@ -58,6 +61,8 @@ class NoisyBatch:
     @property
     def masked_share(self) -> Tensor:
         """Share of the real positions that are masked, over all copies."""
+        if self.starts is not None:
+            return self.num_masked.sum() / self.targets.numel()
         num_copies = self.targets.numel() // self.speech.x_0.numel()
         return self.num_masked.sum() / (self.speech.is_real.sum() * num_copies)
 

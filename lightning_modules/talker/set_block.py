@@ -15,11 +15,13 @@ from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
 from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
-from lightning_modules.talker.masking.schemes import Masking
+from lightning_modules.talker.masking.noisy_blocks import DrawnBlocks
+from lightning_modules.talker.masking.schemes import Masking, RowGenerators
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.attention import CausalContextAttention
 from lightning_modules.talker.network.attention_masks import mask_behind_committed
 from lightning_modules.talker.network.backbone import TalkerBackbone
+from lightning_modules.talker.network.transfers import send_to
 
 
 class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
@@ -38,6 +40,7 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         block_size: Speech tokens per block.
         num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own, that share one clean copy.
         complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
+        noisy_blocks: Draws which blocks training predicts, in place of whole noisy copies, which evaluation keeps.
         next_token_weight: Weight of the next-token loss on the clean copy, which costs no pass of its own; 0 leaves
             the output head out.
 
@@ -57,66 +60,85 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         num_noisy_copies: int = 1,
         complementary_masks: bool = False,
         next_token_weight: float = 1.0,
+        noisy_blocks: DrawnBlocks | None = None,
     ) -> None:
         copies = num_noisy_copies, complementary_masks
         super().__init__(num_codes, anchors, backbone, masking, block_size, True, *copies)
         require_at_least(0, next_token_weight=next_token_weight)
-        self.next_token_weight = next_token_weight
+        self.next_token_weight, self.noisy_blocks = next_token_weight, noisy_blocks
 
-    def hidden(self, text: TextStates, x_t: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor]:
+    def corrupt(
+        self, text: TextStates, units: Tensor, unit_lengths: Tensor, generator: torch.Generator | RowGenerators
+    ) -> NoisyBatch:
+        """Draw noisy blocks in training, if told how, otherwise whole noisy copies; see :class:`MaskedTalker`."""
+        if self.noisy_blocks is None or not self.training:
+            return super().corrupt(text, units, unit_lengths, generator)
+        speech, size = self.lay_out(units, unit_lengths), self.block_size
+        drawn = self.noisy_blocks(speech.num_own_blocks, size, self.masking, generator)
+        device, mask_id = speech.x_0.device, self.vocabulary.mask_id
+        targets = speech.x_0.gather(1, send_to(device, drawn.positions(size)))
+        num_masked = drawn.is_masked.unflatten(1, (-1, size)).sum(dim=-1)
+        starts, is_masked = send_to(device, drawn.starts), send_to(device, drawn.is_masked)
+        return NoisyBatch(text, speech, targets, is_masked, num_masked, mask_id, targets, starts)
+
+    def hidden(self, text: TextStates, x_t: Tensor, x_0: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run noisy copies and the clean one through the backbone.
 
         Args:
             text: What the thinker wrote.
             x_t: Partly masked tokens in whole blocks, several copies behind each other, ``(B, C * L) int64``.
             x_0: Clean tokens, ``(B, L) int64``.
+            starts: First position of each noisy block, ``(B, N) int64``, if these are no whole copies.
 
         Returns:
             Hidden states of the noisy copies, ``(B, C * L, width)``, from which a token is predicted given the rest of
             its block, and of the clean one, ``(B, L, width)``, from which it is predicted given its past.
         """
         num_blocks = x_0.shape[1] // self.block_size
-        noisy, noisy_positions = self.noisy_slots(x_t, x_0)
+        noisy, noisy_positions = self.noisy_slots(x_t, x_0, starts)
         slots = torch.cat([noisy, self.slots(text, x_0)], dim=1)
-        positions = torch.cat([noisy_positions, self.slot_positions(num_blocks, x_0.device)])
-        hidden = self.backbone(slots, positions, self.context_attention(x_t, x_0))
+        clean_positions = self.slot_positions(num_blocks, x_0.device).expand(*noisy_positions.shape[:-1], -1)
+        positions = torch.cat([noisy_positions, clean_positions], dim=-1)
+        hidden = self.backbone(slots, positions, self.context_attention(x_t, x_0, starts))
         of_noisy, of_clean = hidden.split([x_t.shape[1], hidden.shape[1] - x_t.shape[1]], dim=1)
         return of_noisy, self.of_tokens(of_clean, num_blocks)
 
-    def noisy_slots(self, x_t: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the slots of the noisy copies, ``(B, C * L, width)``, and their positions, ``(C * L,)``."""
-        length = x_0.shape[1]
-        place = torch.arange(length, device=x_0.device)
-        # The first slot of a block reads the last token of the block before, which is clean.
-        is_last = place % self.block_size == self.block_size - 1
-        copies = [torch.where(is_last, x_0, copy) for copy in x_t.split(length, dim=1)]
-        noisy = torch.cat([self.previous_tokens(copy) for copy in copies], dim=1)
-        return self.embed_tokens(noisy), place.repeat(len(copies))
+    def noisy_slots(self, x_t: Tensor, x_0: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Give the slots of noisy copies, ``(B, C * L, width)``, and their positions, ``(C * L,)``; see :meth:`hidden`.
 
-    def context_attention(self, x_t: Tensor, x_0: Tensor) -> CausalContextAttention:
-        """Say how noisy copies ``x_t`` and the clean one attend."""
+        The positions of noisy blocks that are no whole copies are ``(B, 1, N * block_size)``.
+        """
+        size, num_copies = self.block_size, x_t.shape[1] // x_0.shape[1]
+        firsts = torch.arange(0, x_0.shape[1], size, device=x_0.device).repeat(num_copies) if starts is None else starts
+        # The first slot of a block reads the token before it, which is clean.
+        before = self.previous_tokens(x_0).gather(1, firsts.expand(len(x_0), -1))[..., None]
+        noisy = torch.cat([before, x_t.unflatten(1, (-1, size))[..., :-1]], dim=-1).flatten(1)
+        positions = (firsts[..., None] + torch.arange(size, device=x_0.device)).flatten(-2)
+        return self.embed_tokens(noisy), positions if starts is None else positions[:, None]
+
+    def context_attention(self, x_t: Tensor, x_0: Tensor, starts: Tensor | None = None) -> CausalContextAttention:
+        """Say how noisy copies ``x_t``, or blocks that begin at ``starts``, and the clean copy attend."""
         num_blocks, num_copies = x_0.shape[1] // self.block_size, x_t.shape[1] // x_0.shape[1]
-        return CausalContextAttention(
-            num_blocks, self.block_size, self.anchors.anchors_per_block, num_copies, x_0.device
-        )
+        num_anchors = self.anchors.anchors_per_block
+        return CausalContextAttention(num_blocks, self.block_size, num_anchors, num_copies, x_0.device, starts)
 
     def reader(self, batch: NoisyBatch) -> Callable[[Tensor], Tensor]:
         """Read the clean copy once; see :class:`MaskedTalker`."""
         x_0 = batch.speech.x_0
         clean = self.slots(batch.text, x_0)
         positions = self.slot_positions(x_0.shape[1] // self.block_size, x_0.device)
-        attention = self.context_attention(batch.targets, x_0)
+        attention = self.context_attention(batch.targets, x_0, batch.starts)
         cache = self.backbone.remember(clean, positions, attention.clean_mask, batch.targets.shape[1])
-        return lambda x_t: self.backbone(*self.noisy_slots(x_t, x_0), attention.after_clean, cache)
+        return lambda x_t: self.backbone(*self.noisy_slots(x_t, x_0, batch.starts), attention.after_clean, cache)
 
     def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:
         """Give the hidden states that the head predicts from; see :class:`MaskedTalker`."""
-        return self.hidden(batch.text, x_t, batch.speech.x_0)[0]
+        return self.hidden(batch.text, x_t, batch.speech.x_0, batch.starts)[0]
 
     def hidden_and_side_terms(self, batch: NoisyBatch) -> tuple[Tensor, tuple[LossTerm, ...]]:
         """Give these hidden states at ``x_t``, and the weighted next-token loss; see :class:`MaskedTalker`."""
         x_0, is_scored = batch.speech.x_0, batch.speech.is_up_to_first_eos
-        of_noisy, of_clean = self.hidden(batch.text, batch.x_t, x_0)
+        of_noisy, of_clean = self.hidden(batch.text, batch.x_t, x_0, batch.starts)
         if self.next_token_weight == 0:
             return of_noisy, ()
         next_token_nll, _ = masked_cross_entropy(self.head, of_clean, x_0, is_scored)

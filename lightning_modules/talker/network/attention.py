@@ -49,6 +49,7 @@ class CausalContextAttention:
         anchors_per_block: Anchor slots per block of the clean copy, ``Q``.
         num_noisy_copies: Copies with masks of their own, ``C``.
         device: Where the mask lives.
+        starts: First token of each noisy block, ``(B, N) int64``, in place of whole copies.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class CausalContextAttention:
         anchors_per_block: int,
         num_noisy_copies: int,
         device: torch.device | None = None,
+        starts: Tensor | None = None,
     ) -> None:
         self.block_size = block_size
-        self.num_noisy_blocks = num_noisy_copies * num_blocks
-        self.mask = causal_context_mask(num_blocks, block_size, anchors_per_block, num_noisy_copies, device)
+        self.num_noisy_blocks = num_noisy_copies * num_blocks if starts is None else starts.shape[1]
+        of_heads = None if starts is None else starts[:, None]
+        self.mask = causal_context_mask(num_blocks, block_size, anchors_per_block, num_noisy_copies, device, of_heads)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend, each ``(B, heads, C * L + M, head_dim)``."""
@@ -99,17 +102,17 @@ class CausalContextAttention:
 
     @property
     def clean_mask(self) -> Tensor:
-        """What the clean copy attends to of itself, ``(M, M) bool``."""
-        return self.mask[self.num_noisy :, self.num_noisy :]
+        """What the clean copy attends to of itself, ``(M, M) bool``, or ``(B, 1, M, M)``."""
+        return self.mask[..., self.num_noisy :, self.num_noisy :]
 
     @cached_property
     def after_clean_mask(self) -> Tensor:
-        """What the noisy copies attend to of ``[x_0, x_t, ..., x_t]``, ``(C * L, M + C * L) bool``."""
+        """What the noisy copies attend to of ``[x_0, x_t, ..., x_t]``, a mask of booleans."""
         return mask_after_clean_copy(self.mask, self.num_noisy)
 
     def _attend_noisy(self, query: Tensor, noisy: tuple[Tensor, Tensor], clean: tuple[Tensor, Tensor]) -> Tensor:
         own_block = _scores(self._in_blocks(query), self._in_blocks(noisy[0]), None).flatten(2, 3)
-        before = _scores(query, clean[0], self.mask[: self.num_noisy, self.num_noisy :])
+        before = _scores(query, clean[0], self.mask[..., : self.num_noisy, self.num_noisy :])
         weights = torch.cat([own_block, before], dim=-1).softmax(dim=-1)
         on_own_block, on_before = weights.split([self.block_size, before.shape[-1]], dim=-1)
         of_own_block = (self._in_blocks(on_own_block) @ self._in_blocks(noisy[1])).flatten(2, 3)

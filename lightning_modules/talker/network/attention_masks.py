@@ -79,11 +79,12 @@ def causal_context_mask(
     anchors_per_block: int,
     num_noisy_copies: int = 1,
     device: torch.device | None = None,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """Mask for ``[x_t, ..., x_t, x_0]``: noisy copies, then a clean one in the layout of :func:`anchored_causal_order`.
 
-    A noisy position attends to its own block in its own copy, and in the clean copy to its block's anchors and to all
-    that comes before them. The clean copy is causal: it is what an autoregressive talker sees.
+    A noisy position attends to its own noisy block, and in the clean copy to the tokens before that block and to the
+    anchors that are known where it begins. The clean copy is causal: it is what an autoregressive talker sees.
 
     Args:
         num_blocks: Blocks of a sequence, ``K``.
@@ -91,35 +92,40 @@ def causal_context_mask(
         anchors_per_block: Anchor slots per block of the clean copy, ``Q``; it has ``M = K * (Q + block_size)`` slots.
         num_noisy_copies: Copies with masks of their own, ``C``.
         device: Where the mask lives.
+        starts: First token of each noisy block, ``(..., N) int64``, in place of whole copies; of any row and any place.
 
     Returns:
-        True where attention is allowed, ``(C * L + M, C * L + M) bool``.
+        True where attention is allowed, ``(C * L + M, C * L + M) bool``, or ``(..., N * block_size + M, N * block_size
+        + M)``.
 
     Reference: arXiv 2509.04185 (set block decoding).
     """
     clean = anchored_causal_order(num_blocks, block_size, anchors_per_block, device)
-    block = block_causal_order(num_blocks, block_size, device)
-    copies = torch.eye(num_noisy_copies, dtype=torch.bool, device=device)
-    own_noisy_block = torch.kron(copies, block[:, None] == block[None, :])
-    anchors_rank = block * (block_size + 1)
-    clean_before = mask_from_order(anchors_rank, clean).repeat(num_noisy_copies, 1)
-    no_noise = torch.zeros(len(clean), num_noisy_copies * len(block), dtype=torch.bool, device=device)
-    noisy_rows = torch.cat([own_noisy_block, clean_before], dim=1)
-    clean_rows = torch.cat([no_noise, mask_from_order(clean, clean)], dim=1)
-    return torch.cat([noisy_rows, clean_rows], dim=0)
+    if starts is None:
+        starts = (torch.arange(num_blocks, device=device) * block_size).repeat(num_noisy_copies)
+    own_block = torch.eye(starts.shape[-1], dtype=torch.bool, device=device)
+    own_noisy_block = own_block.repeat_interleave(block_size, 0).repeat_interleave(block_size, 1)
+    # Of a token at offset o the rank is o + 1 behind that of its block's anchors; what is known before it is less.
+    known_rank = starts // block_size * (block_size + 1) + starts % block_size
+    clean_before = (clean <= known_rank[..., None]).repeat_interleave(block_size, dim=-2)
+    rows = starts.shape[:-1]
+    no_noise = torch.zeros(*rows, len(clean), len(own_noisy_block), dtype=torch.bool, device=device)
+    noisy_rows = torch.cat([own_noisy_block.expand(*rows, -1, -1), clean_before], dim=-1)
+    clean_rows = torch.cat([no_noise, mask_from_order(clean, clean).expand(*rows, -1, -1)], dim=-1)
+    return torch.cat([noisy_rows, clean_rows], dim=-2)
 
 
 def mask_after_clean_copy(mask: Tensor, num_noisy: int) -> Tensor:
     """Let the noisy copies read a clean one whose keys and values come first, as a cache holds them.
 
     Args:
-        mask: Of ``[x_t, ..., x_t, x_0]``, ``(N + M, N + M) bool``.
+        mask: Of ``[x_t, ..., x_t, x_0]``, ``(..., N + M, N + M) bool``.
         num_noisy: Positions of all noisy copies, ``N``.
 
     Returns:
-        What the noisy copies attend to of ``[x_0, x_t, ..., x_t]``, ``(N, M + N) bool``.
+        What the noisy copies attend to of ``[x_0, x_t, ..., x_t]``, ``(..., N, M + N) bool``.
     """
-    return mask[:num_noisy].roll(len(mask) - num_noisy, dims=1)
+    return mask[..., :num_noisy, :].roll(mask.shape[-1] - num_noisy, dims=-1)
 
 
 def mask_behind_committed(order: Tensor, num_committed: int) -> Tensor:

@@ -33,8 +33,8 @@ class RotaryPositions(nn.Module):
         self.register_buffer("inverse_wavelengths", base**-exponents, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the cosines and sines of each position, each ``(L, head_dim) float32``."""
-        angles = positions[:, None].float() * self.inverse_wavelengths.float()
+        """Give the cosines and sines of each position ``(..., L)``, each ``(..., L, head_dim) float32``."""
+        angles = positions[..., None].float() * self.inverse_wavelengths.float()
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos(), angles.sin()
 
@@ -123,7 +123,7 @@ class TalkerBackbone(nn.Module):
 
         Args:
             x: Embedded positions, ``(B, L, width)``.
-            positions: Index of each position in the speech sequence, ``(L,) int64``.
+            positions: Index of each position in the speech sequence, ``(L,) int64``, or ``(B, 1, L)`` by row.
             attention: True where a row may attend, ``(L, cached + L) bool``, or what gives the attended values for
                 queries, keys and values, the cached ones first; None lets all attend to all.
             cache: Keys and values of the committed positions, which come before those of ``x``. The new ones are

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.distillation import SelfDistillation
 from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masking.noisy_blocks import DrawnBlocks
 from lightning_modules.talker.masking.schemes import BlockBernoulli, GlobalBernoulli, HierarchicalBlockwise
 from lightning_modules.talker.network.anchors import TextStates
 from tests.lightning_modules.talker.conftest import NUM_CODES, build_talker, make_talker, make_text
@@ -86,6 +87,7 @@ MASKED = [
     for masking in MASKINGS.values()
 ]
 MASKED += [("mdm", how, {"clean_context": False}) for how in DISTILLATIONS]
+MASKED += [("set_block", how, {"noisy_blocks": DrawnBlocks(4, 0.5, 0.3, 0.3)}) for how in DISTILLATIONS]
 STEPS: list[tuple[str, str, dict[str, Any]]] = [("ntp", "plain", {}), ("mtp", "plain", {}), *MASKED]
 
 
