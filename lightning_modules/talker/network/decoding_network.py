@@ -1,5 +1,6 @@
 """A backbone as decoding runs it: few operators per pass, over a cache whose size and place never change."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -25,27 +26,33 @@ class Window(NamedTuple):
         cosines: Of their rotation, for queries, keys and values, which are not rotated, ``(L, 3, 1, head_dim)``.
         sines: Likewise, negative in the first half.
         mask: What is added to their scores, ``(L, num_keys)``.
+        start: The first of the slots, which follow each other; None if only the device knows it.
     """
 
     slots: Tensor
     cosines: Tensor
     sines: Tensor
     mask: Tensor
+    start: int | None
 
     def split(self, sizes: Sequence[int]) -> "list[Window]":
         """Give the windows of passes that follow each other."""
-        return [Window(*parts) for parts in zip(*(one.split(sizes) for one in self), strict=True)]
+        starts = [None if self.start is None else self.start + sum(sizes[:index]) for index in range(len(sizes))]
+        return [Window(*parts) for parts in zip(*(one.split(sizes) for one in self[:4]), starts, strict=True)]
 
     def last(self, num_positions: int) -> "Window":
         """Give the window of the last positions."""
-        return Window(*(one[-num_positions:] for one in self))
+        start = None if self.start is None else self.start + len(self.slots) - num_positions
+        slots, cosines, sines, mask = (one[-num_positions:] for one in self[:4])
+        return Window(slots, cosines, sines, mask, start)
 
 
 class OpenLayer(NamedTuple):
     """The cache of one layer, open for the passes of a block.
 
     Attributes:
-        buffer: Keys and values of all slots, ``(B, capacity, 2, heads, head_dim)``.
+        buffer: Queries, which nothing reads later, keys and values of all slots, ``(B, capacity, 3, heads, head_dim)``:
+            all three come out of one product, and are rotated and written by one operator.
         keys: Of the slots that the block may attend to, ``(B, heads, num_keys, head_dim)``, a view of the buffer.
         values: Likewise.
     """
@@ -60,7 +67,7 @@ class StaticCache:
 
     Args:
         num_layers: Decoder layers.
-        shape: Of the buffer of a layer, ``(B, capacity, 2, heads, head_dim)``.
+        shape: Of the buffer of a layer, ``(B, capacity, 3, heads, head_dim)``.
         device: Where it lives.
         dtype: Its precision.
     """
@@ -74,7 +81,7 @@ class StaticCache:
         """Open the first slots for the passes of a block."""
         opened = []
         for buffer in self.buffers:
-            keys, values = buffer.narrow(1, 0, num_keys).transpose(1, 3).unbind(2)
+            _, keys, values = buffer.narrow(1, 0, num_keys).transpose(1, 3).unbind(2)
             opened.append(OpenLayer(buffer, keys, values))
         return opened
 
@@ -88,10 +95,10 @@ class _Layer(NamedTuple):
 
     attention_norm: Callable[[Tensor], Tensor]
     query_key_value: Callable[[Tensor], Tensor]
-    attention_out: Callable[[Tensor], Tensor]
+    attention_out: Callable[[Tensor, Tensor], Tensor]
     ffn_norm: Callable[[Tensor], Tensor]
     gate_and_up: Callable[[Tensor], Tensor]
-    down: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor, Tensor], Tensor]
 
 
 class DecodingNetwork:
@@ -115,11 +122,11 @@ class DecodingNetwork:
         self.layers = [
             _Layer(
                 _norm(layer.attention_norm),
-                as_function(layer.query_key_value, self.cast_to),
-                as_function(layer.attention_out, self.cast_to),
+                as_product(layer.query_key_value, self.cast_to),
+                as_sum(layer.attention_out, self.cast_to),
                 _norm(layer.ffn_norm),
-                as_function(layer.gate_and_up, self.cast_to),
-                as_function(layer.down, self.cast_to),
+                as_product(layer.gate_and_up, self.cast_to),
+                as_sum(layer.down, self.cast_to),
             )
             for layer in layers
         ]
@@ -134,13 +141,13 @@ class DecodingNetwork:
 
     def new_cache(self, batch_size: int, capacity: int) -> StaticCache:
         """Allocate an empty cache for ``capacity`` positions of each row."""
-        shape = (batch_size, capacity, 2, self.num_heads, self.head_dim)
+        shape = (batch_size, capacity, 3, self.num_heads, self.head_dim)
         return StaticCache(len(self.layers), shape, self.device, self.dtype)
 
-    def window(self, slots: Tensor, positions: Tensor, mask: Tensor) -> Window:
+    def window(self, slots: Tensor, positions: Tensor, mask: Tensor, start: int | None) -> Window:
         """Make the window of positions ``(L,) int64``; the rest as of :class:`Window`."""
         cosines, sines = self.rotations.index_select(0, positions).unbind(1)
-        return Window(slots, cosines, sines, mask)
+        return Window(slots, cosines, sines, mask, start)
 
     def __call__(self, x: Tensor, window: Window, cache: list[OpenLayer], num_wanted: int) -> Tensor:
         """Run all layers, and write the keys and values of all positions.
@@ -155,23 +162,27 @@ class DecodingNetwork:
         Returns:
             Hidden states, ``(B, num_wanted, width)``.
         """
-        slots, cosines, sines, mask = window
+        slots, cosines, sines, mask, start = window
         batch_size, length, width = x.shape
         x = x.reshape(-1, width)
         for layer, (buffer, keys, values) in zip(self.layers, cache, strict=True):
             shape = batch_size, length, 3, self.num_heads, self.head_dim
             query_key_value = layer.query_key_value(layer.attention_norm(x)).view(shape)
             rolled = query_key_value.roll(self.head_dim // 2, -1)
-            rotated = torch.addcmul(query_key_value * cosines, rolled, sines)
-            buffer.index_copy_(1, slots, rotated.narrow(2, 1, 2))
+            if start is None:
+                rotated = torch.addcmul(query_key_value * cosines, rolled, sines)
+                buffer.index_copy_(1, slots, rotated)
+            else:
+                rotated = buffer.narrow(1, start, length)
+                torch.addcmul(query_key_value * cosines, rolled, sines, out=rotated)
             query = rotated.select(2, 0)
             if num_wanted < length and layer is self.layers[-1]:
                 x = x.view(batch_size, length, width)[:, -num_wanted:].reshape(-1, width)
                 query, mask, length = query[:, -num_wanted:], mask[-num_wanted:], num_wanted
             attended = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=mask)
-            x = x + layer.attention_out(attended.transpose(1, 2).reshape(-1, width))
+            x = layer.attention_out(x, attended.transpose(1, 2).reshape(-1, width))
             gate, up = layer.gate_and_up(layer.ffn_norm(x)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate).mul_(up))
+            x = layer.down(x, F.silu(gate).mul_(up))
         return self.final_norm(x).view(batch_size, length, width)
 
 
@@ -201,6 +212,22 @@ def as_function(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Ten
     return partial(_cast_and_apply, cast_weight(module.weight, cast_to), bias)
 
 
+def as_product(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    """Give what :func:`as_function` does, for inputs of two dimensions: by one operator less where that is known."""
+    weight = _plain_weight(module, cast_to)
+    if weight is None or cast_to is not None:
+        return as_function(module, cast_to)
+    return partial(_multiply, weight.t())
+
+
+def as_sum(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Give the sum of a first input and what :func:`as_product` makes of a second one."""
+    weight = _plain_weight(module, cast_to)
+    if weight is None or cast_to is not None:
+        return partial(_apply_and_add, as_function(module, cast_to))
+    return partial(_multiply_and_add, weight.t())
+
+
 def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Give a weight in another precision, converted again only if it has changed."""
     if weight.is_inference():  # autograd does not count the changes of these
@@ -219,8 +246,38 @@ class _CastWeight(NamedTuple):
     values: Tensor
 
 
+def _plain_weight(module: nn.Module, cast_to: torch.dtype | None) -> Tensor | None:
+    """Give the weight of a plain linear layer without bias; None of any other module."""
+    is_plain = type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+    return module.weight if is_plain and module.bias is None else None
+
+
 def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:
-    return partial(F.rms_norm, normalized_shape=norm.normalized_shape, weight=norm.weight, eps=norm.eps)
+    weight, eps = norm.weight, norm.eps
+    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64) and eps is not None:
+        # PyTorch composes it of ten operators on a CPU.
+        scale = math.sqrt(weight.numel())
+        least = torch.tensor(scale * math.sqrt(eps), dtype=weight.dtype)
+        return partial(_divide_by_root_mean_square, (weight * scale).detach(), least)
+    return partial(F.rms_norm, normalized_shape=norm.normalized_shape, weight=weight, eps=eps)
+
+
+def _divide_by_root_mean_square(weight: Tensor, least: Tensor, x: Tensor) -> Tensor:
+    """Normalise as RMSNorm does: the root of ``sum(x ** 2) + n * eps`` is a hypotenuse."""
+    norm = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
+    return (x / norm).mul_(weight)
+
+
+def _multiply(transposed: Tensor, x: Tensor) -> Tensor:
+    return torch.mm(x, transposed)
+
+
+def _multiply_and_add(transposed: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.addmm(x, y, transposed)
+
+
+def _apply_and_add(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return x + function(y)
 
 
 def _cast_and_apply(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

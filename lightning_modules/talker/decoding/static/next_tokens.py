@@ -66,7 +66,7 @@ class NextTokenProgram(BlockProgram):
         late, first = self.embed(unread).split([num_late, 1], dim=1)
         x = torch.cat([late, self.anchor_slots(anchors), first], dim=1)
         predicted: list[Tensor] = []
-        ended: Tensor | None = None
+        ended: set[int] = set()
         for step in range(self.num_steps):
             if step:
                 x = self.embed(predicted[-1])
@@ -78,9 +78,8 @@ class NextTokenProgram(BlockProgram):
                 tokens.append(self.sampler.choose(self.predict(x if is_last else x[:, -1:]), drawn))
             predicted.append(tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1))
             if self.looks_inside:
-                is_eos = (predicted[-1] == self.parts.eos_id).any(dim=1)
-                ended = is_eos if ended is None else ended | is_eos
-                if bool(ended.all()):
+                ended |= {row for row, own in enumerate(predicted[-1].tolist()) if self.parts.eos_id in own}
+                if len(ended) == len(unread):
                     break
         spoken = torch.cat(predicted, dim=1)[:, :block_size]
         return Block(spoken, None, (spoken[:, self.num_read - 1 :],), self.num_slots(carry), len(predicted))

@@ -183,7 +183,8 @@ class BlockProgram(ABC):
         hidden = key_slots >= (reach + place.start)[:, None]
         mask = torch.zeros_like(hidden, dtype=self.dtype).masked_fill_(hidden, -torch.inf)
         positions = offsets + place.position
-        return [network.window(slots, positions, mask) for network in self.networks]
+        start = None if isinstance(place.start, Tensor) else place.start
+        return [network.window(slots, positions, mask, start) for network in self.networks]
 
     def anchor_slots(self, anchors: Tensor) -> Tensor:
         """Embed anchors as slots of their own, ``(B, Q, width)``."""

@@ -66,7 +66,11 @@ class EagerRunner(BlockRunner):
         noise: NoiseOfSteps | None,
     ) -> Block:
         """Decode a block; see :class:`BlockProgram`."""
-        return self.program(anchors, carry, caches, place, noise)
+        with torch.inference_mode():
+            block = self.program(anchors, carry, caches, place, noise)
+        # What leaves may be written to and trained on; the carry only comes back.
+        order, draft = (None if one is None else one.clone() for one in (block.order, block.draft))
+        return block._replace(tokens=block.tokens.clone(), order=order, draft=draft)
 
 
 class OneFunctionRunner(BlockRunner):

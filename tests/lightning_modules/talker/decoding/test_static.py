@@ -141,12 +141,12 @@ def test_nothing_in_a_block_waits_for_the_device(kind: str, num_steps: int | Non
 
 # Operators of a block of 8 tokens by a network of 2 layers, as recorded; one more per layer or pass exceeds them.
 MOST_OPERATORS = {
-    ("ntp", None): 721,
-    ("mtp", 4): 605,
-    ("mdm", 4): 418,
-    ("mdm", 1): 133,
-    ("set_block", 4): 425,
-    ("set_block", 1): 137,
+    ("ntp", None): 529,
+    ("mtp", 4): 457,
+    ("mdm", 4): 322,
+    ("mdm", 1): 109,
+    ("set_block", 4): 329,
+    ("set_block", 1): 113,
 }
 
 

@@ -18,7 +18,9 @@ def make_backbone() -> TalkerBackbone:
 
 
 @torch.no_grad()
-def run_static(backbone: TalkerBackbone, x: Tensor, num_wanted: int = LENGTH, num_more_keys: int = 0) -> Tensor:
+def run_static(
+    backbone: TalkerBackbone, x: Tensor, num_wanted: int = LENGTH, num_more_keys: int = 0, start: int | None = 0
+) -> Tensor:
     """Run causally; slots behind the written ones hold rubbish."""
     network = DecodingNetwork(backbone, 16)
     cache = network.new_cache(len(x), 16)
@@ -28,7 +30,7 @@ def run_static(backbone: TalkerBackbone, x: Tensor, num_wanted: int = LENGTH, nu
     keys = torch.arange(LENGTH + num_more_keys)
     mask = torch.zeros(LENGTH, len(keys), dtype=network.dtype).masked_fill_(keys > order[:, None], -torch.inf)
     with torch.autocast("cpu", enabled=False):
-        return network(x, network.window(order, order, mask), cache.open(len(keys)), num_wanted)
+        return network(x, network.window(order, order, mask, start), cache.open(len(keys)), num_wanted)
 
 
 @torch.no_grad()
@@ -37,10 +39,15 @@ def run_plainly(backbone: TalkerBackbone, x: Tensor) -> Tensor:
     return backbone(x, order, mask_from_order(order, order))
 
 
+@pytest.mark.parametrize("start", [0, None])
 @pytest.mark.parametrize(("num_wanted", "num_more_keys"), [(LENGTH, 0), (2, 0), (1, 5)])
-def test_it_gives_the_hidden_states_of_the_backbone(num_wanted: int, num_more_keys: int) -> None:
-    backbone, x = make_backbone().double(), torch.randn(3, LENGTH, WIDTH, dtype=torch.float64)
-    found = run_static(backbone, x, num_wanted, num_more_keys)
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_it_gives_the_hidden_states_of_the_backbone(
+    num_wanted: int, num_more_keys: int, start: int | None, scale: float
+) -> None:
+    """Whether the host knows the slots or not; small inputs show that norms have their `eps`."""
+    backbone, x = make_backbone().double(), scale * torch.randn(3, LENGTH, WIDTH, dtype=torch.float64)
+    found = run_static(backbone, x, num_wanted, num_more_keys, start)
     torch.testing.assert_close(found, run_plainly(backbone, x)[:, -num_wanted:])
 
 
