@@ -9,11 +9,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from callbacks.comparison.page.run_files import locate  # noqa: E402
 from datamodules.synthetic.espeak import EspeakSynthesizer, Voice  # noqa: E402
+from datamodules.synthetic.expressive_speech import Phrase, mean_tempo  # noqa: E402
 from experiments.engine.artifacts import load_trained, read_config  # noqa: E402
 from experiments.engine.configuration.errors import report_mistake  # noqa: E402
 from experiments.transcripts import Records, read_records  # noqa: E402
@@ -29,12 +32,14 @@ from lightning_modules.evaluation.text_normalization import normalize_text  # no
 from lightning_modules.evaluation.word_lags import word_lags  # noqa: E402
 from lightning_modules.talker.anchored import AnchoredTalker  # noqa: E402
 
-START, END, KIND, LAG = "start", "end", "kind", "lag"
+START, END, KIND, LAG, TEMPO = "start", "end", "kind", "lag", "tempo"
+NUM_TEMPO_GROUPS = 4
 TITLES = {
     START: "by word, from the first (0)",
     END: "by word, from the last (0)",
     KIND: "by kind of query",
     LAG: "by blocks between a word's anchor and its speech",
+    TEMPO: "by quarter of the replies, by drawn tempo",
 }
 
 
@@ -68,9 +73,32 @@ def lags_of(run: Path, plan: Mapping[str, Mapping[str, Any]], records: Records) 
             lags.append([None] * len(normalize_text(record["text"]).split()))
             continue
         spans = tokenizer(record["text"], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        starts = synthesizer.word_starts(record["gold"], Voice(**plan[record["id"]]["reply_voice"]))
+        task = plan[record["id"]]
+        starts = synthesizer.word_starts(record["gold"], Voice(**task["reply_voice"]), phrases_of(task))
         lags.append(word_lags(record["text"], spans, starts, talker.anchors.anchors_per_block, block_s))
     return lags
+
+
+def phrases_of(task: Mapping[str, Any]) -> list[Phrase]:
+    """Give the phrases of a planned reply; none if it is not expressive."""
+    return [Phrase(**phrase) for phrase in task.get("phrases", ())]
+
+
+def tempos_of(plan: Mapping[str, Mapping[str, Any]], records: Records) -> list[str]:
+    """Give the quarter that each reply belongs to, from slow to fast, with the tempos of that quarter.
+
+    Raises:
+        UserError: If the replies are not expressive.
+    """
+    phrases = [phrases_of(plan[record["id"]]) for record in records]
+    if not all(phrases):
+        raise UserError("the replies of this corpus draw no tempo; give a comparison on an expressive one")
+    tempos = np.array([mean_tempo(own) for own in phrases])
+    names = [""] * len(tempos)
+    for number, members in enumerate(np.array_split(np.argsort(tempos, kind="stable"), NUM_TEMPO_GROUPS), start=1):
+        for member in members:
+            names[member] = f"{number}: {tempos[members].min():.2f} to {tempos[members].max():.2f}"
+    return names
 
 
 def break_down(run: Path, by: str, decodings: Sequence[str] = ()) -> dict[str, ErrorBreakdown]:
@@ -78,7 +106,7 @@ def break_down(run: Path, by: str, decodings: Sequence[str] = ()) -> dict[str, E
 
     Args:
         run: The directory of a stage that ended with a comparison.
-        by: One of "start", "end", "kind" and "lag".
+        by: One of "start", "end", "kind", "lag" and "tempo".
         decodings: Their names; all if there is none.
 
     Returns:
@@ -94,6 +122,8 @@ def break_down(run: Path, by: str, decodings: Sequence[str] = ()) -> dict[str, E
     if by == KIND:
         kinds = {name: [plan[one["id"]]["dialogue"]["intent"] for one in own] for name, own in records.items()}
         return {name: errors_by_kind(pairs[name], kinds[name]) for name in records}
+    if by == TEMPO:
+        return {name: errors_by_kind(pairs[name], tempos_of(plan, own)) for name, own in records.items()}
     return {name: errors_by_label(pairs[name], lags_of(run, plan, own)) for name, own in records.items()}
 
 

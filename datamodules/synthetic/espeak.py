@@ -2,12 +2,14 @@
 
 import ctypes
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soxr
 
+from datamodules.synthetic.expressive_speech import Phrase, place_in_text, to_ssml
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_within
 
@@ -19,6 +21,7 @@ RATES_WPM, PITCHES = (80, 450), (0, 99)
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
+_SSML = 0x10
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _POSITION_CHARACTER = 1
 _OK = 0
@@ -138,12 +141,13 @@ class EspeakSynthesizer:
         ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))
         _loaded = None
 
-    def synthesize(self, text: str, voice: Voice) -> np.ndarray:
+    def synthesize(self, text: str, voice: Voice, phrases: Sequence[Phrase] = ()) -> np.ndarray:
         """Speak one text.
 
         Args:
             text: What to say.
             voice: How to say it.
+            phrases: The text in phrases, each in a manner of its own; all in the voice's if there are none.
 
         Returns:
             ``(S,) float32`` at 16 kHz in [-1, 1].
@@ -151,14 +155,15 @@ class EspeakSynthesizer:
         Raises:
             UserError: If eSpeak does not know the voice, or the text gives no sound.
         """
-        return trim_silence(self._speak(text, voice), self.margin_s)
+        return trim_silence(self._speak(text, voice, phrases), self.margin_s)
 
-    def word_starts(self, text: str, voice: Voice) -> list[tuple[int, float]]:
+    def word_starts(self, text: str, voice: Voice, phrases: Sequence[Phrase] = ()) -> list[tuple[int, float]]:
         """Tell when each word of a text begins.
 
         Args:
             text: What to say.
             voice: How to say it.
+            phrases: As :meth:`synthesize`.
 
         Returns:
             For each word the place of its first character, from 0, and its second in what :meth:`synthesize` gives.
@@ -166,19 +171,24 @@ class EspeakSynthesizer:
         Raises:
             UserError: As :meth:`synthesize`.
         """
-        cut_s = _loud_samples(self._speak(text, voice))[0] / SAMPLE_RATE - self.margin_s
+        cut_s = _loud_samples(self._speak(text, voice, phrases))[0] / SAMPLE_RATE - self.margin_s
         _, native_rate_hz = _shared_library()
-        return [(place, sample / native_rate_hz - cut_s) for place, sample in self._words]
+        ssml = to_ssml(phrases)
+        places = [place_in_text(ssml, place) if phrases else place for place, _ in self._words]
+        seconds = [sample / native_rate_hz - cut_s for _, sample in self._words]
+        return list(zip(places, seconds, strict=True))
 
-    def _speak(self, text: str, voice: Voice) -> np.ndarray:
+    def _speak(self, text: str, voice: Voice, phrases: Sequence[Phrase]) -> np.ndarray:
         """Speak a text, with the silence around it; raises as :meth:`synthesize`."""
         library, native_rate_hz = _shared_library()
         _select(library, voice)
         self._pieces.clear()
         self._words.clear()
         library.espeak_SetSynthCallback(self._callback)
-        data = text.encode("utf-8")
-        status = library.espeak_Synth(data, len(data) + 1, 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None)
+        assert not phrases or "".join(phrase.text for phrase in phrases) == text, "phrases of another text"
+        data = (to_ssml(phrases) if phrases else text).encode("utf-8")
+        flags = _CHARS_UTF8 | (_SSML if phrases else 0)
+        status = library.espeak_Synth(data, len(data) + 1, 0, _POSITION_CHARACTER, 0, flags, None, None)
         if status == _OK:
             status = library.espeak_Synchronize()
         if status != _OK:

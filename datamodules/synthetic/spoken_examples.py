@@ -20,6 +20,7 @@ from datamodules.formats.released_items import read_items
 from datamodules.synthetic import lexicon
 from datamodules.synthetic.dialogues import make_dialogues, reply_words
 from datamodules.synthetic.espeak import PITCHES, RATES_WPM, SAMPLE_RATE, EspeakSynthesizer, Voice
+from datamodules.synthetic.expressive_speech import ExpressiveSpeech, Phrase, mean_tempo
 from datamodules.synthetic.intents import Dialogue
 from datamodules.workers import map_unordered
 from lightning_modules.errors import UserError
@@ -36,7 +37,7 @@ _synthesizer: EspeakSynthesizer | None = None
 
 @dataclass(frozen=True)
 class _Task:
-    """One example to speak: its texts, its voices and the names of its files."""
+    """One example to speak: its texts, its voices, the phrases of an expressive reply and the names of its files."""
 
     id: str
     dialogue: Dialogue
@@ -45,6 +46,7 @@ class _Task:
     query_file: str
     reply_file: str
     units_file: str
+    phrases: tuple[Phrase, ...] = ()
 
 
 class SpokenExamplesMaker:
@@ -61,6 +63,8 @@ class SpokenExamplesMaker:
         num_workers: Processes that speak; 0 speaks in this process.
         codec_name: Names the folder that the `units` keys point into, `<codec_name>_tokens`.
         reply_voice: The voice of all replies; the default if None.
+        expressive: From what ranges each phrase of a reply draws its manner of speaking, by seed and dialogue; in the
+            lists `reply_tempo` is the drawn speed as a share of the voice's. None speaks all replies in one manner.
         query_languages: Languages of the queries, as eSpeak names them; a language named twice is drawn twice as often.
         query_variants: Voices of the queries, as eSpeak names its variants.
         query_rates_wpm: Lowest and highest speed of the queries, in words per minute.
@@ -84,6 +88,7 @@ class SpokenExamplesMaker:
         num_workers: int = 2,
         codec_name: str = "fsq1000",
         reply_voice: Voice | None = None,
+        expressive: ExpressiveSpeech | None = None,
         query_languages: tuple[str, ...] | list[str] = ("en-us", "en-us", "en", "en-gb-x-rp", "en-gb-scotland"),
         query_variants: tuple[str, ...] | list[str] = (
             *("m1", "m2", "m3", "m4", "m5", "m6", "m7"),
@@ -112,6 +117,10 @@ class SpokenExamplesMaker:
         self.num_workers = num_workers
         self.codec_name = codec_name
         self.reply_voice = reply_voice or Voice()
+        self.expressive = expressive
+        if expressive is not None:
+            rates = [round(self.reply_voice.rate_wpm * percent / 100) for percent in expressive.tempo_percent]
+            _require_range("words per minute at the lowest and highest tempo_percent", rates, *RATES_WPM)
         self.query_languages = tuple(query_languages)
         self.query_variants = tuple(query_variants)
         self.query_rates_wpm = tuple(query_rates_wpm)
@@ -181,9 +190,13 @@ class SpokenExamplesMaker:
         )
         query_file, reply_file = f"{SET_NAME}/audios/{name}.wav", f"{SET_NAME}/replies/{reply}.wav"
         units_file = f"{SET_NAME}/{self.codec_name}_tokens/{reply}.npy"
-        return _Task(name, dialogue, voice, self.reply_voice, query_file, reply_file, units_file)
+        phrases: tuple[Phrase, ...] = ()
+        if self.expressive is not None:
+            phrases = self.expressive.draw(dialogue.reply, random.Random(f"{self.seed}/{reply}/reply"))
+        return _Task(name, dialogue, voice, self.reply_voice, query_file, reply_file, units_file, phrases)
 
     def _item(self, task: _Task) -> dict:
+        tempo = {"reply_tempo": round(mean_tempo(task.phrases), 4)} if task.phrases else {}
         return {
             "id": task.id,
             "speech": task.query_file,
@@ -194,12 +207,13 @@ class SpokenExamplesMaker:
             "units": task.units_file,
             "transcript": task.dialogue.query,
             "reply_speech": task.reply_file,
+            **tempo,
         }
 
     def _is_continued(self, root: Path, tasks: list[_Task]) -> bool:
         """Tell whether the files found here belong to this very plan; write the plan down for the next start."""
         path = root / SET_NAME / "plan.json"
-        plan = [asdict(task) for task in tasks]
+        plan = json.loads(json.dumps([asdict(task) for task in tasks]))  # tuples become lists, as in the file
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
             return True
         for split in SPLITS:
@@ -250,7 +264,7 @@ def _speak_chunk(root: Path, tasks: list[_Task], keep_existing: bool) -> dict[st
         query_path, reply_path = paths[task.id]
         query_s = _write_speech(query_path, _synthesizer.synthesize(task.dialogue.query, task.query_voice))
         if reply_path not in replies_s:
-            reply = _synthesizer.synthesize(task.dialogue.reply, task.reply_voice)
+            reply = _synthesizer.synthesize(task.dialogue.reply, task.reply_voice, task.phrases)
             replies_s[reply_path] = _write_speech(reply_path, reply)
         durations[task.id] = (query_s, replies_s[reply_path])
     return durations

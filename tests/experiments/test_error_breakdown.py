@@ -40,6 +40,20 @@ def test_errors_stand_in_their_columns(comparison: Path, capsys: pytest.CaptureF
     assert table[-1] == "| mdm_4 | 50.0 (50.0 to 50.0) | 33.3 (33.3 to 33.3) |"
 
 
+def test_errors_stand_by_the_drawn_tempo(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan_file = comparison.parent / "corpus-1a2b3c4d" / "spoken_examples" / "plan.json"
+    plan = json.loads(plan_file.read_text())
+    assert main([str(comparison), "--by", "tempo"]) == 2
+    assert "draw no tempo; give a comparison on an expressive one" in capsys.readouterr().err
+    for task, tempo in zip(plan, (120, 80), strict=True):
+        task["phrases"] = [{"text": "one two", "tempo_percent": tempo}]
+    plan_file.write_text(json.dumps(plan))
+    assert main([str(comparison), "mdm_4", "--by", "tempo"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].endswith("| 1: 0.80 to 0.80 | 2: 1.20 to 1.20 |")
+    assert table[1:] == ["|---|---|---|", "| words | 2 | 3 |", "| mdm_4 | 50.0 | 33.3 |"]
+
+
 def test_mistakes_are_one_line(comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(comparison), "mtp"]) == 2
     assert "has no decoding 'mtp'; choose among ntp, mdm_4" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import soundfile
 from datamodules.batch import SAMPLE_RATE_HZ
 from datamodules.formats.released_layout import ReleasedLayout
 from datamodules.synthetic import spoken_examples
+from datamodules.synthetic.expressive_speech import ExpressiveSpeech
 from datamodules.synthetic.lexicon import NAMES, NEW_NAMES
 from datamodules.synthetic.spoken_examples import SPLITS, SpokenExamplesMaker
 
@@ -167,8 +168,30 @@ def test_replies_of_other_corpora_are_left_out(corpus: Path, tmp_path: Path) -> 
         ({"query_languages": []}, "name at least one of each"),
         ({"query_variants": []}, "name at least one of each"),
         ({"codec_name": "a/b"}, "without a slash"),
+        ({"expressive": ExpressiveSpeech(tempo_percent=(30, 140))}, "at the lowest and highest tempo_percent"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SpokenExamplesMaker(**settings)
+
+
+def test_expressive_replies_say_the_same_in_another_manner(corpus: Path, tmp_path: Path) -> None:
+    def make_expressive() -> dict[str, float]:
+        return SpokenExamplesMaker(**COUNTS, num_workers=0, expressive=ExpressiveSpeech()).run(tmp_path)
+
+    make_expressive()
+    found, wanted = (
+        json.loads((folder / "spoken_examples/test.json").read_text(encoding="utf-8")) for folder in (tmp_path, corpus)
+    )
+    tempos = [item.pop("reply_tempo") for item in found]
+    assert found == wanted, "dialogues, queries and names of files do not depend on how replies are spoken"
+    assert len(set(tempos)) > 1 and all(0.7 <= tempo <= 1.4 for tempo in tempos)
+    lengths = [soundfile.info(tmp_path / item["reply_speech"]).duration for item in found]
+    plain = [soundfile.info(corpus / item["reply_speech"]).duration for item in wanted]
+    assert sum(lengths) > sum(plain), "there are pauses"
+    before = contents(tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.wav")}
+    make_expressive()
+    assert contents(tmp_path) == before
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.wav")}, "nothing is spoken again"

@@ -32,6 +32,11 @@ TRAINS = {
     "streamed_talkers": ("talkers.",),
     "distilled_talkers": ("talkers.",),
     "ablation": ("talkers.",),
+    "expressive_codec": ALL,
+    "expressive_recognizer": ALL,
+    "expressive_first_talker": ("talkers.",),
+    "expressive_talkers": ("talkers.",),
+    "expressive_ablation": ("talkers.",),
 }
 FIXED = "thinker.speech_encoder.encoder.embed_positions.weight"  # Whisper's sinusoids
 PIPELINES = [file for file in shipped_files() if read_file(file).get("stages")]
