@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -108,8 +109,23 @@ class Answerer:
         responder.adapters.select(decoding.adapter)
         waveform = torch.from_numpy(query).to(self.model.llm.device)
         text = _LiveText(responder, waveform, lambda so_far: tell_more("text", {"text": so_far}), cancelled)
-        reply, is_first, num_told = SpokenReply(), True, 0
-        for block, samples in enumerate(responder.stream(text, decoding, reply)):
+        reply = SpokenReply()
+        with closing(responder.stream(text, decoding, reply)) as chunks:
+            self._tell_chunks(chunks, reply, index, turn, tell, tell_more, cancelled)
+        tell_more("reply", self._summary(reply))
+
+    def _tell_chunks(
+        self,
+        chunks: Iterator[Tensor],
+        reply: SpokenReply,
+        index: int,
+        turn: int,
+        tell: Tell,
+        tell_more: Callable[[str, Mapping[str, Any]], None],
+        cancelled: threading.Event,
+    ) -> None:
+        is_first, num_told = True, 0
+        for block, samples in enumerate(chunks):
             if cancelled.is_set():
                 raise Cancelled
             if len(samples):
@@ -121,7 +137,6 @@ class Answerer:
             num_told = len(reply.speech_tokens)
             passes = reply.num_forwards[-1]
             tell_more("block", {"block": block, "tokens": tokens, "order": order or None, "passes": passes})
-        tell_more("reply", self._summary(reply))
 
     def _first_chunk(self, reply: SpokenReply) -> dict[str, Any]:
         parts = {name: round(value, 1) for name, value in reply.first_chunk_times.as_milliseconds().items()}
@@ -134,6 +149,10 @@ class Answerer:
             "is_whole": reply.ended,
             "audio_s": round(seconds, 3),
             "rtf": round(reply.times.talker_s / seconds, 4) if seconds else None,
-            "rtf_of_all": round(sum(vars(reply.times).values()) / seconds, 4) if seconds else None,
+            "rtf_of_all": round(reply.timeline.end_s / seconds, 4) if seconds else None,
             "passes_per_block": round(sum(passes) / len(passes), 2) if passes else None,
+            "spans": [
+                [span.stage, span.index, round(1000 * span.start_s, 1), round(1000 * span.end_s, 1)]
+                for span in reply.timeline.spans
+            ],
         }

@@ -15,6 +15,7 @@ from experiments.live.access import Access
 from experiments.live.queries import read_kinds, read_test_queries
 from experiments.live.server import LiveServer
 from experiments.live.system import Limits, LiveSystem
+from lightning_modules.inference.pipelines import Pipeline
 from lightning_modules.number_checks import require_at_least, require_within
 
 
@@ -32,6 +33,7 @@ class LivePage:
         limits: What clients may ask for.
         num_queries: Test queries that the page offers.
         device: Device of the model.
+        pipeline: Whether thinker, talker and vocoder work one after the other or at the same time; the former if None.
 
     Raises:
         UserError: If a number is out of range.
@@ -48,12 +50,14 @@ class LivePage:
         limits: Limits | None = None,
         num_queries: int = 100,
         device: str = "cpu",
+        pipeline: Pipeline | None = None,
     ) -> None:
         require_within(1, 65_535, port=port)
         require_at_least(0, num_queries=num_queries)
         self.from_run, self.vocoder_run = Path(run), vocoder_run
         self.host, self.port, self.token, self.allowed_hosts = host, port, token, allowed_hosts
         self.limits, self.num_queries, self.device = limits or Limits(), num_queries, device
+        self.pipeline = pipeline
 
     def run(self, output_dir: Path) -> None:
         """Serve until SIGINT or SIGTERM.
@@ -66,7 +70,7 @@ class LivePage:
             FileNotFoundError: If the run is missing or has no checkpoint.
             UserError: If it cannot speak, or the port is taken.
         """
-        model = load_speaking_model(self.from_run, self.vocoder_run)
+        model = load_speaking_model(self.from_run, self.vocoder_run, self.pipeline)
         model.llm.to(self.device)
         queries = read_test_queries(model.config, self.num_queries) if self.num_queries else []
         system = LiveSystem(model, queries, read_kinds(model.config), self.limits)

@@ -35,8 +35,8 @@ class Conversation:
     def answer(self, query: Tensor, decoding: Decoding, reply: SpokenReply | None = None) -> Iterator[Tensor]:
         """Speak the answer to a query chunk by chunk, and keep both.
 
-        Whoever stops listening closes the iterator: what was written until then is kept as the answer. A query that
-        got no text for an answer is forgotten.
+        Whoever stops listening closes the iterator: the text that was read for what was spoken until then is kept as
+        the answer. A query that got no text for an answer is forgotten.
 
         Args:
             query: ``(S,) float32`` at 16 kHz.
@@ -52,10 +52,11 @@ class Conversation:
         decoding = self.responder.resolve(decoding)
         text = self.responder.write_text(query, decoding.adapter, self.history)
         self.num_dropped_turns = text.num_dropped_turns
+        reply = reply if reply is not None else SpokenReply()
         try:
             yield from self.responder.stream(text, decoding, reply)
         finally:
-            written = text.decode()
+            written = reply.text  # a thinker may be ahead of what was spoken
             if written.strip():
                 self.turns += [Turn(USER, is_spoken=True), Turn(ASSISTANT, written)]
                 self._speech.append(query)

@@ -1,6 +1,6 @@
 """The whole system as one speaks with it: a spoken query in, a spoken reply out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,7 @@ from lightning_modules.adapters.adapter_set import AdapterSet
 from lightning_modules.dialogue import History
 from lightning_modules.errors import UserError
 from lightning_modules.inference.batched_replies import speak_batch
+from lightning_modules.inference.pipelines import Pipeline, Sequential
 from lightning_modules.inference.spoken_reply import SpokenReply, ThinkerText, stream_spoken_reply
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
@@ -31,6 +32,8 @@ class Responder:
         adapters: LoRA adapters of thinker and talkers, of which each decoding chooses one; there are none if left out.
         packed_talkers: Pack the linear layers of talkers, in place, for few rows on a CPU: the same speech, faster for
             large talkers, for twice the memory; see :func:`prepare_for_decoding`.
+        pipeline: Whether thinker, talker and vocoder work one after the other or at the same time when one listens to
+            the reply; the former if None.
     """
 
     def __init__(
@@ -42,10 +45,11 @@ class Responder:
         max_speech_s: float = 20.0,
         adapters: AdapterSet | None = None,
         packed_talkers: bool = False,
+        pipeline: Pipeline | None = None,
     ) -> None:
         self.thinker, self.talkers, self.vocoder = thinker, dict(talkers), vocoder
         self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
-        self.adapters = adapters or AdapterSet({})
+        self.adapters, self.pipeline = adapters or AdapterSet({}), pipeline or Sequential()
         if packed_talkers:
             for talker in self.talkers.values():
                 prepare_for_decoding(talker)
@@ -88,13 +92,22 @@ class Responder:
         self.adapters.select(adapter)
         return ThinkerText(self.thinker, query, self.max_text_tokens, history)
 
-    def stream(self, text: ThinkerText, decoding: Decoding, reply: SpokenReply | None = None) -> Iterable[Tensor]:
+    def stream(
+        self,
+        text: ThinkerText,
+        decoding: Decoding,
+        reply: SpokenReply | None = None,
+        pipeline: Pipeline | None = None,
+    ) -> Generator[Tensor]:
         """Speak the answer to one query chunk by chunk, under the decoding's adapter, which stays selected.
+
+        Whoever stops listening closes the generator: nothing of the reply runs on then.
 
         Args:
             text: What the thinker answers, from :meth:`write_text`.
             decoding: Which talker speaks, and how.
             reply: Filled in place as the reply grows: text, tokens, samples, times.
+            pipeline: In place of the responder's own.
 
         Yields:
             Samples of each chunk, ``(n,) float32``.
@@ -105,16 +118,17 @@ class Responder:
         decoding = self.resolve(decoding)
         self.adapters.select(decoding.adapter)
         talker = self.talkers[decoding.talker]
-        return stream_spoken_reply(text, talker, self.vocoder, decoding, self._max_blocks_of(talker), reply)
+        max_blocks, pipeline = self._max_blocks_of(talker), pipeline or self.pipeline
+        return stream_spoken_reply(text, talker, self.vocoder, decoding, max_blocks, reply, pipeline)
 
     def _max_blocks_of(self, talker: Talker) -> int:
         samples_per_block = self.vocoder.samples_per_token * talker.block_size
         return max(1, round(self.max_speech_s * self.vocoder.sample_rate / samples_per_block))
 
-    def answer(self, text: ThinkerText, decoding: Decoding) -> SpokenReply:
+    def answer(self, text: ThinkerText, decoding: Decoding, pipeline: Pipeline | None = None) -> SpokenReply:
         """Speak the whole answer to one query, and time it; see :meth:`stream`."""
         reply = SpokenReply()
-        for _ in self.stream(text, decoding, reply):
+        for _ in self.stream(text, decoding, reply, pipeline):
             pass
         return reply
 
@@ -123,7 +137,8 @@ class Responder:
     ) -> dict[str, SpokenReply]:
         """Answer one query with every decoding in turn, so that a change of the machine's speed hits all.
 
-        The thinker writes once under each adapter; its times count for every decoding that has this adapter.
+        The thinker writes once under each adapter; its times count for every decoding that has this adapter, and so
+        parts work one after the other, whatever the responder's own pipeline is.
 
         Args:
             query: ``(S,) float32`` at 16 kHz.
@@ -138,7 +153,7 @@ class Responder:
         texts = {one: self.write_text(query, one, history) for one in {decodings[name].adapter: None for name in names}}
         first = turn % len(names)
         order = names[first:] + names[:first]
-        answers = {name: self.answer(texts[decodings[name].adapter], decodings[name]) for name in order}
+        answers = {name: self.answer(texts[decodings[name].adapter], decodings[name], Sequential()) for name in order}
         return {name: answers[name] for name in names}
 
     def compare_batch(

@@ -1,36 +1,24 @@
 """From a spoken query to a spoken reply, timed part by part."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lightning_modules.dialogue import History
+from lightning_modules.inference.clocks import StopWatch
+from lightning_modules.inference.pipelines import Pipeline, Sequential
+from lightning_modules.inference.stages import run_stages
+from lightning_modules.inference.timeline import SPEECH_ENCODER, THINKER, PartTimes, Timeline
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.streaming import SpeechChunk
 from lightning_modules.thinker.thinker import Thinker, ThinkerToken
 from lightning_modules.vocoder.base import Vocoder
 
-_T = TypeVar("_T")
-
-
-@dataclass
-class PartTimes:
-    """Seconds spent in each part of the system."""
-
-    speech_encoder_s: float = 0.0
-    thinker_s: float = 0.0
-    talker_s: float = 0.0
-    vocoder_s: float = 0.0
-
-    def as_milliseconds(self) -> dict[str, float]:
-        """Give the parts and their total, in ms, under the names of the paper's table."""
-        parts = {name.removesuffix("_s"): 1000 * value for name, value in vars(self).items()}
-        return {**parts, "total": sum(parts.values())}
+Record = Callable[[float, bool], None]
 
 
 @dataclass
@@ -38,18 +26,19 @@ class SpokenReply:
     """What the system answered, and what it cost.
 
     Attributes:
-        text: The thinker's reply.
+        text: The thinker's reply, as far as the talker has read it; all of it in the end.
         speech_tokens: Codes, ``(T,) int64`` on the CPU.
         waveform: Samples, ``(S,) float32`` on the CPU.
         num_forwards: Talker forward passes of each block.
         ended: False if the talker was cut off before it said EOS.
-        times: Seconds until the end of speech.
-        first_chunk_times: Seconds until the first samples, out of ``times``.
+        times: Seconds that each part was at work until the end of speech.
+        first_chunk_times: Seconds until the first samples, divided among the parts; see :meth:`Timeline.parts_until`.
         first_chunk_audio_s: Seconds of audio that the first chunk holds.
         order: Step of its block that revealed each speech token, from 0, ``(T,) int64`` on the CPU; empty if the talker
             reveals them one by one.
         draft: Codes before they were corrected, ``(T,) int64`` on the CPU; empty where
             ``order`` is.
+        timeline: When each part was at work.
     """
 
     text: str = ""
@@ -62,28 +51,12 @@ class SpokenReply:
     first_chunk_audio_s: float = 0.0
     order: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     draft: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    timeline: Timeline = field(default_factory=Timeline)
 
     @property
     def is_timed(self) -> bool:
         """Whether it was spoken alone, and so timed; in a batch nothing is."""
         return self.times.talker_s > 0
-
-
-class _StopWatch:
-    """Times calls on a device whose kernels run asynchronously."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def __call__(self, call: Callable[[], _T]) -> tuple[_T, float]:
-        start = self.now()
-        result = call()
-        return result, self.now() - start
 
 
 class ThinkerText:
@@ -102,9 +75,10 @@ class ThinkerText:
     def __init__(
         self, thinker: Thinker, query: Tensor, max_text_tokens: int = 64, history: History | None = None
     ) -> None:
-        self.thinker, self.watch = thinker, _StopWatch(query.device)
-        with torch.no_grad():
-            prompt, self.speech_encoder_s = self.watch(lambda: thinker.encode(query, history, max_text_tokens))
+        self.thinker, self.watch = thinker, StopWatch(query.device)
+        start_s = self.watch.now()
+        prompt = thinker.encode(query, history, max_text_tokens)
+        self.speech_encoder_s = self.watch.now() - start_s
         self.num_dropped_turns = prompt.num_dropped_turns
         self._stream = thinker.stream(prompt, max_text_tokens)
         self.states: list[ThinkerToken | None] = []
@@ -113,35 +87,40 @@ class ThinkerText:
     @torch.no_grad()
     def write_next(self) -> float:
         """Write one more token, or None behind the last one; gives the seconds that it took."""
-        state, seconds = self.watch(lambda: next(self._stream, None))
-        self.states.append(state)
+        start_s = self.watch.now()
+        state = next(self._stream, None)
+        seconds = self.watch.now() - start_s
         self.token_s.append(seconds)
+        self.states.append(state)
         return seconds
 
-    def decode(self) -> str:
-        """Give what was written so far as text."""
-        return self.thinker.decode([state.token_id for state in self.states if state is not None])
+    def decode(self, num_tokens: int | None = None) -> str:
+        """Give what was written so far as text, or its first tokens."""
+        states = self.states[:num_tokens]
+        return self.thinker.decode([state.token_id for state in states if state is not None])
 
 
 class TextReading(Iterator[ThinkerToken]):
     """Reads a thinker's text from its beginning, and lets it write on where it ends.
 
-    Attributes:
-        thinker_s: Seconds that the thinker took for what was read, now or when it was first read.
-        waited_s: Seconds of these that passed now.
+    Args:
+        text: What is read.
+        record: Told, at each token and at the end of the text, the seconds that the thinker took for it, and whether
+            it was written now.
     """
 
-    def __init__(self, text: ThinkerText) -> None:
-        self.text, self.position = text, 0
-        self.thinker_s = self.waited_s = 0.0
+    def __init__(self, text: ThinkerText, record: Record | None = None) -> None:
+        self.text, self.position, self.record = text, 0, record
 
     def __next__(self) -> ThinkerToken:
         """Give the next token."""
         if self.position and self.text.states[self.position - 1] is None:
             raise StopIteration
-        if self.position == len(self.text.states):
-            self.waited_s += self.text.write_next()
-        self.thinker_s += self.text.token_s[self.position]
+        is_new = self.position == len(self.text.states)
+        if is_new:
+            self.text.write_next()
+        if self.record is not None:
+            self.record(self.text.token_s[self.position], is_new)
         self.position += 1
         state = self.text.states[self.position - 1]
         if state is None:
@@ -157,42 +136,55 @@ def stream_spoken_reply(
     decoding: Decoding,
     max_blocks: int = 32,
     reply: SpokenReply | None = None,
-) -> Iterator[Tensor]:
+    pipeline: Pipeline | None = None,
+) -> Generator[Tensor]:
     """Answer one query, yielding samples while the thinker is still writing.
 
+    Whoever stops listening closes the generator: nothing of the reply runs on then.
+
     Args:
-        text: What the thinker answers. If it was read before, its times count as if it were written now.
+        text: What the thinker answers. If it was read before, its times count as if it were written now, in a
+            sequential pipeline; in others it is there at once.
         talker: Speaks it.
         vocoder: Turns speech tokens into samples.
         decoding: How it does that.
         max_blocks: Where the speech is cut off.
         reply: Filled in place as the reply grows: text, tokens, samples, times.
+        pipeline: Whether thinker, talker and vocoder work one after the other or at the same time; the former if None.
 
     Yields:
         Samples of each chunk, ``(n,) float32``.
     """
     reply = reply if reply is not None else SpokenReply()
-    reply.times.speech_encoder_s = text.speech_encoder_s
-    reading, session, watch = TextReading(text), vocoder.stream(), text.watch
-    chunks = talker.stream(reading, max_blocks, decoding)
-    while True:
-        waited_before = reading.waited_s
-        chunk, seconds = watch(lambda: next(chunks, None))
-        reply.times.thinker_s = reading.thinker_s
-        if chunk is None:
-            break
-        reply.times.talker_s += seconds - (reading.waited_s - waited_before)
-        samples, seconds = watch(lambda chunk=chunk: session.push(chunk.tokens, chunk.is_last))  # type: ignore[misc]
-        reply.times.vocoder_s += seconds
-        _append(reply, chunk, samples)
-        # A vocoder may wait for more tokens than the first block has; a reply of no samples is timed to its end.
-        if not reply.first_chunk_audio_s and (len(samples) or chunk.is_last):
-            reply.first_chunk_times = PartTimes(**vars(reply.times))
-            reply.first_chunk_audio_s = len(samples) / vocoder.sample_rate
-        yield samples
-    for _ in reading:
-        pass  # The talker may end before the text: the rest of it belongs to the reply all the same.
-    reply.times.thinker_s = reading.thinker_s
+    pipeline = pipeline or Sequential()
+    timeline, clock = reply.timeline, pipeline.new_clock(text.speech_encoder_s)
+    timeline.add(SPEECH_ENCODER, 0, (0.0, text.speech_encoder_s))
+
+    def record(seconds: float, is_new: bool) -> None:
+        place = clock.place(seconds) if is_new else clock.replay(seconds)
+        timeline.add(THINKER, reading.position, place)
+
+    reading = TextReading(text, record)
+    blocks = run_stages(
+        reading,
+        lambda states: talker.stream(states, max_blocks, decoding),
+        vocoder.stream(),
+        pipeline,
+        timeline,
+        clock,
+        text.watch,
+    )
+    with closing(blocks):
+        for block in blocks:
+            reply.times = timeline.busy()
+            reply.text = text.decode(block.num_text_tokens)
+            _append(reply, block.chunk, block.samples)
+            # A vocoder may wait for more tokens than the first block has; a reply of no samples is timed to its end.
+            if not reply.first_chunk_audio_s and (len(block.samples) or block.chunk.is_last):
+                reply.first_chunk_times = timeline.parts_until(timeline.deliveries[-1].at_s)
+                reply.first_chunk_audio_s = len(block.samples) / vocoder.sample_rate
+            yield block.samples
+    reply.times = timeline.busy()
     reply.text = text.decode()
 
 

@@ -22,6 +22,7 @@ from lightning_modules.pretrained.loading import (
 from lightning_modules.pretrained.meta_device import is_on_meta
 from lightning_modules.thinker.initialization import initialize_by_fan_in
 from lightning_modules.thinker.logits import score_in_pieces
+from lightning_modules.thinker.writing.caches import FixedCache
 
 OWN_ADAPTER = "default"  # peft's name for an adapter that has none
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -225,6 +226,10 @@ class LanguageModel(nn.Module):
     def new_cache(self) -> Cache:
         """Make an empty cache of keys and values for ``forward``."""
         return DynamicCache(config=self.causal_lm.config)
+
+    def new_fixed_cache(self, num_positions: int) -> Cache:
+        """Make an empty cache of keys and values for so many positions, which lives in buffers of that size."""
+        return FixedCache(config=self.causal_lm.config, max_cache_len=num_positions)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Look up input embeddings: ``(...) int64`` to ``(..., embedding_size)``."""

@@ -23,6 +23,7 @@ from lightning_modules.thinker.outputs import ReplyStates, ThinkerOutput, Thinke
 from lightning_modules.thinker.prompt import ChatPrompt
 from lightning_modules.thinker.speech_encoder import SpeechEncoder
 from lightning_modules.thinker.transcription import best_transcripts, transcription_loss
+from lightning_modules.thinker.writing.writing import Writing, writing_for
 
 
 class Thinker(nn.Module):
@@ -252,27 +253,22 @@ class Thinker(nn.Module):
         prompts = lay_out(self.context, self.language_model.embed, audio, audio_lengths, [reply_tokens], earlier)
         return ThinkerPrompt(torch.stack(prompts.rows), prompts.num_dropped_turns)
 
-    @torch.no_grad()
-    def stream(self, prompt: ThinkerPrompt, max_new_tokens: int) -> Iterator[ThinkerToken]:
+    def stream(
+        self, prompt: ThinkerPrompt, max_new_tokens: int, writing: Writing | None = None
+    ) -> Iterator[ThinkerToken]:
         """Write a reply greedily, with a cache of keys and values.
 
         Args:
             prompt: Result of :meth:`encode`.
             max_new_tokens: Upper limit of tokens.
+            writing: How; the one that is the faster on the prompt's device if None.
 
         Yields:
             Each token as soon as it is known; a token that ends the turn or the text ends the stream, not yielded.
         """
-        cache, stop_ids = self.language_model.new_cache(), self.prompt.stop_ids(self.language_model.end_ids)
-        embeddings = prompt.embeddings
-        for _ in range(max_new_tokens):
-            hidden = self.language_model(embeddings, cache)[:, -1]
-            token_ids = self.language_model.logits(hidden).argmax(dim=-1)
-            token_id = int(token_ids)
-            if token_id in stop_ids:
-                return
-            embeddings = self.language_model.embed(token_ids)[:, None]
-            yield ThinkerToken(token_id, hidden[0], embeddings[0, 0])
+        stop_ids = self.prompt.stop_ids(self.language_model.end_ids)
+        writing = writing or writing_for(prompt.embeddings.device)
+        return writing.write(self.language_model, prompt.embeddings, max_new_tokens, stop_ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Turn the ids of a streamed reply into text."""

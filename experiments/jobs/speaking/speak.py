@@ -17,6 +17,7 @@ from experiments.jobs.speaking.queries import read_query, speak_query
 from experiments.jobs.speaking.speaking_model import load_speaking_model
 from experiments.jobs.speaking.timeline import BlockTimes, lay_out, longest_gap_s, stream_with_times
 from lightning_modules.errors import UserError
+from lightning_modules.inference.pipelines import Pipeline
 from lightning_modules.inference.spoken_reply import SpokenReply
 from lightning_modules.talker.decoding.decoding import Decoding
 
@@ -34,6 +35,7 @@ class Speak:
         voice: Who speaks the text.
         vocoder_run: The run whose vocoder speaks, if ``run`` has none; the comparison beside it if None.
         precision: Precision of passes; the one that the run had if None.
+        pipeline: Whether thinker, talker and vocoder work one after the other or at the same time; the former if None.
 
     Raises:
         UserError: If not just one of query and text is given.
@@ -48,13 +50,14 @@ class Speak:
         voice: Voice | None = None,
         vocoder_run: Path | None = None,
         precision: str | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
         if (query is None) == (text is None):
             given = "there is no query" if text is None else "there are two queries, a file and a text"
             raise UserError(f'{given}; give one, by query=FILE.wav or by text="WORDS"')
         self.from_run, self.query, self.text, self.decoding = Path(run), query, text, decoding
         self.voice, self.vocoder_run = voice or Voice(), vocoder_run
-        self.precision = precision
+        self.precision, self.pipeline = precision, pipeline
 
     @torch.no_grad()
     def run(self, output_dir: Path) -> dict[str, Any]:
@@ -72,7 +75,7 @@ class Speak:
         """
         folder = Path(output_dir)
         query, source = self._hear()
-        model = load_speaking_model(self.from_run, self.vocoder_run)
+        model = load_speaking_model(self.from_run, self.vocoder_run, self.pipeline)
         decoding, responder = model.decoding(self.decoding), model.responder
         query = query.to(model.llm.device)
         reply, blocks = SpokenReply(), []
@@ -93,9 +96,11 @@ class Speak:
             "reply_s": reply_s,
             "first_chunk_ms": reply.first_chunk_times.as_milliseconds()["total"],
             "rtf": reply.times.talker_s / reply_s if reply_s else None,
+            "rtf_of_all": reply.timeline.end_s / reply_s if reply_s else None,
             "longest_gap_ms": 1000 * longest_gap_s(blocks),
         }
         record = {"heard": heard, "text": reply.text, "decoding": self.decoding, "blocks": [*map(asdict, blocks)]}
+        record["spans"] = [*map(asdict, reply.timeline.spans)]
         write_json(folder / "timeline.json", {**record, **metrics})
         write_text(folder / "summary.txt", self._summary(folder, source, heard, decoding, reply, blocks, metrics))
         return metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from experiments.engine.exports import CONFIG_FILE, LOADER, from_export
 from experiments.engine.runs import LATEST, latest_run, read_latest
 from lightning_modules.adapters.adapter_set import TRAINED
 from lightning_modules.errors import UserError
+from lightning_modules.inference.pipelines import Pipeline, Sequential
 from lightning_modules.inference.responder import Responder
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.speech_recognizer import SpeechRecognizer
@@ -43,6 +44,7 @@ class SpeakingModel:
         config: The run's configuration; None for an export.
         transcribe: Writes what is heard in a query, ``(S,) float32`` at 16 kHz; None if nothing here learned to.
         transcribed_by: Which part that is, "thinker" or "recognizer"; empty if there is none.
+        pipeline: Whether thinker, talker and vocoder work one after the other or at the same time.
     """
 
     llm: SpeechLLM
@@ -51,11 +53,14 @@ class SpeakingModel:
     config: dict[str, Any] | None = None
     transcribe: Transcriber | None = None
     transcribed_by: str = ""
+    pipeline: Pipeline = field(default_factory=Sequential)
 
     @property
     def responder(self) -> Responder:
         """The system that answers."""
-        return self.llm.responder
+        responder = self.llm.responder
+        responder.pipeline = self.pipeline
+        return responder
 
     @property
     def sample_rate_hz(self) -> int:
@@ -97,7 +102,9 @@ class SpeakingModel:
         return self.responder.resolve(Decoding(talker, steps, adapter=own_adapter(self.llm)))
 
 
-def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None) -> SpeakingModel:
+def load_speaking_model(
+    path: str | Path, vocoder_run: str | Path | None = None, pipeline: Pipeline | None = None
+) -> SpeakingModel:
     """Load a system that can speak.
 
     Args:
@@ -105,6 +112,7 @@ def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None)
             the newest comparison is taken.
         vocoder_run: A run whose vocoder speaks, if the run has none, as a training has; the comparison beside it if
             None.
+        pipeline: Whether thinker, talker and vocoder work one after the other or at the same time; the former if None.
 
     Raises:
         FileNotFoundError: If a directory is none of these, or a run has no checkpoint.
@@ -123,7 +131,7 @@ def load_speaking_model(path: str | Path, vocoder_run: str | Path | None = None)
     by, transcribe = "", None
     if config is not None:
         by, transcribe = _find_transcriber(config, llm)
-    return SpeakingModel(llm, decodings, source, config, transcribe, by)
+    return SpeakingModel(llm, decodings, source, config, transcribe, by, pipeline or Sequential())
 
 
 def as_speaking(module: Any, source: Path, vocoder_run: Path | None) -> SpeechLLM:

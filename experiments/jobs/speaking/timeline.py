@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from lightning_modules.inference.responder import Responder
 from lightning_modules.inference.spoken_reply import SpokenReply, ThinkerText
+from lightning_modules.inference.timeline import TALKER, THINKER
 from lightning_modules.talker.decoding.decoding import Decoding
 
 
@@ -23,7 +25,7 @@ class BlockTimes:
         num_forwards: Talker passes that it took.
         text_s: When the text was written.
         tokens_s: When the speech tokens were decoded.
-        samples_s: When the samples were there.
+        samples_s: When the samples were handed over.
         audio_start_s: Where the samples begin in the reply.
         audio_end_s: Where they end; a vocoder may give them later than their tokens.
     """
@@ -42,9 +44,7 @@ class BlockTimes:
 def stream_with_times(
     responder: Responder, text: ThinkerText, decoding: Decoding, reply: SpokenReply
 ) -> Iterator[tuple[Tensor, BlockTimes]]:
-    """Speak the answer to one query chunk by chunk, each with its times.
-
-    The times are those of the parts, added up, so that a caller who waits between chunks does not count.
+    """Speak the answer to one query chunk by chunk, each with its times; see :class:`Timeline`.
 
     Args:
         responder: Answers.
@@ -55,28 +55,28 @@ def stream_with_times(
     Yields:
         Samples ``(n,) float32`` and times of each block.
     """
-    thinker, rate = text.thinker, responder.vocoder.sample_rate
-    before, num_texts, num_tokens, num_samples = text.speech_encoder_s, 0, 0, 0
-    thinker_s = talker_s = 0.0
-    for samples in responder.stream(text, decoding, reply):
-        ids = [state.token_id for state in text.states if state is not None]
-        text_s = before + reply.times.thinker_s - thinker_s
-        tokens_s = text_s + reply.times.talker_s - talker_s
-        thinker_s, talker_s = reply.times.thinker_s, reply.times.talker_s
-        before = sum(vars(reply.times).values())
-        times = BlockTimes(
-            text=thinker.decode(ids)[len(thinker.decode(ids[:num_texts])) :],
-            num_text_tokens=len(ids) - num_texts,
-            num_speech_tokens=len(reply.speech_tokens) - num_tokens,
-            num_forwards=reply.num_forwards[-1],
-            text_s=text_s,
-            tokens_s=tokens_s,
-            samples_s=before,
-            audio_start_s=num_samples / rate,
-            audio_end_s=(num_samples + len(samples)) / rate,
-        )
-        num_texts, num_tokens, num_samples = len(ids), len(reply.speech_tokens), num_samples + len(samples)
-        yield samples, times
+    timeline, rate = reply.timeline, responder.vocoder.sample_rate
+    so_far, num_texts, num_tokens, num_samples = "", 0, 0, 0
+    with closing(responder.stream(text, decoding, reply)) as chunks:
+        for block, samples in enumerate(chunks):
+            delivery, talker = timeline.deliveries[block], timeline.of(TALKER)[block]
+            num_new = delivery.num_text_tokens - num_texts
+            # a block without a text of its own waits for nobody
+            text_s = timeline.of(THINKER)[delivery.num_text_tokens - 1].end_s if num_new else talker.start_s
+            times = BlockTimes(
+                text=reply.text[len(so_far) :],
+                num_text_tokens=num_new,
+                num_speech_tokens=len(reply.speech_tokens) - num_tokens,
+                num_forwards=reply.num_forwards[-1],
+                text_s=text_s,
+                tokens_s=talker.end_s,
+                samples_s=delivery.at_s,
+                audio_start_s=num_samples / rate,
+                audio_end_s=(num_samples + len(samples)) / rate,
+            )
+            so_far, num_texts = reply.text, delivery.num_text_tokens
+            num_tokens, num_samples = len(reply.speech_tokens), num_samples + len(samples)
+            yield samples, times
 
 
 def longest_gap_s(blocks: list[BlockTimes]) -> float:

@@ -129,6 +129,7 @@ const handlers = {
     if (message.turn !== turn || !reply) return;
     reply.isWhole = message.is_whole;
     reply.view.setText(message.text);
+    reply.view.setSpans(message.spans);
     reply.view.setClock("rtf", message.rtf?.toFixed(4) ?? "–");
     reply.view.setClock("passes", message.passes_per_block?.toFixed(2) ?? "–");
     complete(reply, "complete");

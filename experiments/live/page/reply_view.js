@@ -29,6 +29,8 @@ export class ReplyView {
     this.stages = make("div", "stages");
     this.stages.setAttribute("aria-hidden", "true");
     this.stageNames = make("div", "stage-names");
+    this.lanes = make("div", "lanes");
+    this.lanes.setAttribute("role", "img");
     this.clocks = make("dl", "clocks");
     this.values = {};
     for (const [key, label] of [
@@ -47,7 +49,7 @@ export class ReplyView {
     this.again = make("button", "", "Play again");
     this.again.type = "button";
     this.again.disabled = true;
-    this.root.append(head, this.answer, this.blocks, legend, this.stages, this.stageNames, this.clocks, this.again);
+    this.root.append(head, this.answer, this.blocks, legend, this.stages, this.stageNames, this.lanes, this.clocks, this.again);
   }
 
   setState(text, isGrowing = false) {
@@ -98,5 +100,23 @@ export class ReplyView {
       this.stageNames.append(make("span", "", `${label} ${Math.round(stages[key])} ms`));
     }
     this.setClock("chunk", `${Math.round(stages.total)} ms`);
+  }
+
+  // When each stage was at work, a lane for each: [stage, number, start, end] in ms from the end of the query.
+  setSpans(spans) {
+    const end = Math.max(1, ...spans.map((span) => span[3]));
+    this.lanes.replaceChildren();
+    for (const [key, label] of Object.entries(STAGES)) {
+      const lane = make("div", "lane");
+      for (const [, number, start, until] of spans.filter((span) => span[0] === key)) {
+        const bar = make("span");
+        bar.style.left = `${(100 * start) / end}%`;
+        bar.style.width = `${(100 * (until - start)) / end}%`;
+        bar.title = `${label} ${number + 1}: ${Math.round(start)} to ${Math.round(until)} ms`;
+        lane.append(bar);
+      }
+      this.lanes.append(lane);
+    }
+    this.lanes.setAttribute("aria-label", `Work of the stages over ${Math.round(end)} ms`);
   }
 }

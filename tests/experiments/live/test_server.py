@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from experiments.live.server import LiveServer, ServerThread
 from experiments.live.system import Limits
 from experiments.live.trials.trial_client import TrialClient, connected
 from lightning_modules.errors import UserError
+from lightning_modules.inference.pipelines import Overlapped
+from lightning_modules.inference.timeline import STAGES
 from tests.experiments.live.small_client import ask
 from tests.experiments.live.tiny import DECODINGS, make_system, serving, talk
 
@@ -57,6 +60,9 @@ def test_two_decodings_of_a_test_query_are_those_of_the_model(server: ServerThre
         assert [one["text"] for one in told["text"] if one["index"] == index][-1] == expected.text
         (first,) = (one for one in told["first_chunk"] if one["index"] == index)
         parts = first["stages_ms"]
+        spans = [span for span in reply["spans"] if span[0] in ("talker", "vocoder")]
+        assert [span[:2] for span in spans if span[0] == "talker"] == [["talker", k] for k in range(len(blocks))]
+        assert len(spans) == 2 * len(blocks) and all(start <= end for _, _, start, end in reply["spans"])
         assert parts["total"] == pytest.approx(sum(parts.values()) - parts["total"], abs=0.3) and parts["talker"] > 0
     assert told["heard"] == [{"type": "heard", "turn": 1, "text": "8000 samples", "by": "thinker"}]
     kinds = [one["type"] for one in messages]
@@ -110,6 +116,32 @@ def test_stop_and_a_new_query_end_what_is_under_way() -> None:
         assert {one["type"] for one in messages} >= {"stopped", "listening"}
         assert "done" not in {one["type"] for one in messages}
         assert len(server.server.system.queue) == 0
+
+
+def test_a_reply_whose_parts_work_at_the_same_time_is_told_alike_and_stops_when_told(server: ServerThread) -> None:
+    async def ask_it(client: TrialClient) -> list[dict]:
+        return await client.ask("test_1", "mdm_4")
+
+    async def stop_and_ask(client: TrialClient) -> list[dict]:
+        await client.send("ask", id="test_0", decodings=["ntp"])
+        await client.read_until("audio")
+        await client.send("stop")
+        await client.read_until("stopped")
+        return await ask_it(client)
+
+    expected = talk(server, ask_it)
+    with serving(pipeline=Overlapped()) as overlapped:
+        found = talk(overlapped, stop_and_ask)
+        assert not {thread.name for thread in threading.enumerate()} & set(STAGES)
+    np.testing.assert_array_equal(samples_of(found, 0), samples_of(expected, 0))
+    for kind, names in (("block", ("block", "tokens", "order", "passes")), ("reply", ("text", "is_whole", "audio_s"))):
+        one, other = (
+            [[message[name] for name in names] for message in messages if message["type"] == kind]
+            for messages in (found, expected)
+        )
+        assert one == other
+    kinds = [one["type"] for one in found]
+    assert kinds.index("first_chunk") < kinds.index("reply") and kinds[::-1].index("text") > kinds[::-1].index("reply")
 
 
 def test_clients_wait_for_each_other_and_know_their_place(server: ServerThread) -> None:

@@ -13,6 +13,7 @@ from experiments.live.queries import QueryKind, ServedQuery
 from experiments.live.server import ServerThread
 from experiments.live.system import Limits, LiveSystem
 from experiments.live.trials.trial_client import TrialClient, connected
+from lightning_modules.inference.pipelines import Pipeline, Sequential
 from lightning_modules.talker.decoding.decoding import Decoding
 from tests.lightning_modules.test_speech_llm import make_llm
 
@@ -20,11 +21,14 @@ T = TypeVar("T")
 DECODINGS = {"ntp": Decoding("ntp", 8), "mdm_4": Decoding("mdm", 4)}
 
 
-def make_system(limits: Limits | None = None, max_speech_s: float = 2.0) -> LiveSystem:
+def make_system(
+    limits: Limits | None = None, max_speech_s: float = 2.0, pipeline: Pipeline | None = None
+) -> LiveSystem:
     """Make a system whose talkers are not trained, so that each speaks until it is cut off."""
     llm = make_llm("ntp", "mdm", decodings=DECODINGS).eval().requires_grad_(False)
     llm.max_speech_s = max_speech_s
-    model = SpeakingModel(llm, llm.decodings, "runs/tiny", None, lambda query: f"{len(query)} samples", "thinker")
+    hear, joined = (lambda query: f"{len(query)} samples"), pipeline or Sequential()
+    model = SpeakingModel(llm, llm.decodings, "runs/tiny", None, hear, "thinker", joined)
     noise = np.random.default_rng(0).normal(0.0, 0.1, (3, 8000)).astype(np.float32)
     queries = [ServedQuery(f"test_{i}", f"Query {i}?", waveform) for i, waveform in enumerate(noise)]
     return LiveSystem(model, queries, [QueryKind("query", ["Query 0?", "Query 1?"])], limits or Limits())

@@ -16,6 +16,7 @@ from experiments.jobs.speaking.speak import Speak
 from experiments.jobs.speaking.speaking_model import load_speaking_model
 from experiments.jobs.speaking.timeline import BlockTimes, longest_gap_s
 from lightning_modules.errors import UserError
+from lightning_modules.inference.pipelines import Overlapped
 from lightning_modules.talker.decoding.decoding import Decoding
 
 
@@ -51,6 +52,29 @@ def test_a_file_is_answered_and_told(runs: Path, tmp_path: Path) -> None:
     summary = (out / "summary.txt").read_text()
     assert "44,100 Hz, 2 channels; 0.50 s" in summary and "mdm_4 (mdm, 4 steps per block)" in summary
     assert summary.count(" to ") >= len(blocks)
+
+
+def test_parts_that_work_at_the_same_time_say_the_same(runs: Path, tmp_path: Path) -> None:
+    query = tone(tmp_path / "query.wav", 16_000)
+    records = []
+    for pipeline in (None, Overlapped()):
+        Speak(runs / "comparison", query=query, decoding="mdm_4", pipeline=pipeline).run(tmp_path)
+        records.append(
+            (json.loads((tmp_path / "timeline.json").read_text()), soundfile.read(tmp_path / "reply.wav")[0])
+        )
+    (one, heard), (other, heard_overlapped) = records
+    np.testing.assert_array_equal(heard, heard_overlapped)
+    told = ("text", "num_text_tokens", "num_speech_tokens", "num_forwards", "audio_end_s")
+    assert one["text"] == other["text"] and len(other["blocks"]) > 1
+    assert [[block[name] for name in told] for block in one["blocks"]] == [
+        [block[name] for name in told] for block in other["blocks"]
+    ]
+    for record in (one, other):
+        assert record["blocks"][0]["samples_s"] == pytest.approx(record["first_chunk_ms"] / 1000)
+        ends = [span["end_s"] for span in record["spans"]]
+        assert max(ends) == pytest.approx(record["rtf_of_all"] * record["reply_s"])
+    added = sum(span["end_s"] - span["start_s"] for span in one["spans"])
+    assert added == pytest.approx(max(span["end_s"] for span in one["spans"])), "one after the other"
 
 
 def test_the_query_is_one_file_or_one_text() -> None:
