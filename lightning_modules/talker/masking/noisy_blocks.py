@@ -30,11 +30,11 @@ class DrawnBlocks:
     """Draws as many noisy blocks for a long reply as for a short one, more of them where the loss is.
 
     With a clean copy of the past each noisy block is a problem of its own, so that there is no need for whole noisy
-    copies: these spend as much on the first block, which is learned soon, as on each later one, and on the padding of
-    short replies. In expectation a reply's block 0 is drawn ``N * w / (w + K - 1)`` times and each other one ``N / (w +
-    K - 1)`` times, for ``K`` blocks and a weight ``w``; its number differs from that by less than 1. The loss is the
-    plain mean over the masked tokens of the blocks that are drawn, and so weighs blocks by these numbers, and replies
-    alike, however long they are.
+    copies, which hold block 0, learned soon, as often as any later one. In expectation a reply's block 0 is drawn
+    ``N * w / (w + K - 1)`` times and each other one ``N / (w + K - 1)`` times, for ``K`` blocks and a weight ``w``; the
+    number differs from that by less than 1. The loss is the plain mean over the masked tokens of the blocks that are
+    drawn: an unbiased estimate of the mean over all with block 0 weighed by ``w``, and with replies of few blocks
+    weighed as those of many.
 
     Args:
         num_blocks: Noisy blocks per reply, ``N``.
