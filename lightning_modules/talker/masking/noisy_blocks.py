@@ -33,7 +33,7 @@ class DrawnBlocks:
     copies, which hold block 0, learned soon, as often as any later one. In expectation a reply's block 0 is drawn
     ``N * w / (w + K - 1)`` times and each other one ``N / (w + K - 1)`` times, for ``K`` blocks and a weight ``w``; the
     number differs from that by less than 1. The loss is the plain mean over the masked tokens of the blocks that are
-    drawn: an unbiased estimate of the mean over all with block 0 weighed by ``w``, and with replies of few blocks
+    drawn: it estimates the mean over all masked tokens with block 0 weighed by ``w``, and with replies of few blocks
     weighed as those of many.
 
     Args:
