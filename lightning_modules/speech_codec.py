@@ -3,90 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric
 from vector_quantize_pytorch import FSQ
 
-from lightning_modules.acoustics.conv_blocks import CausalConv, ResidualConv, Upsample
-from lightning_modules.acoustics.log_mel import HOP_SAMPLES, NUM_MELS, SAMPLE_RATE, LogMel, zero_beyond
+from lightning_modules.acoustics.log_mel import SAMPLE_RATE, LogMel, zero_beyond
+from lightning_modules.codec.mel_autoencoder import (
+    ENCODER_REACH_TOKENS,
+    FRAMES_PER_TOKEN,
+    MAX_LOOKAHEAD_TOKENS,
+    SAMPLES_PER_TOKEN,
+    MelDecoder,
+    TokenEncoder,
+)
+from lightning_modules.codec.objectives.shift_tolerance import ShiftTolerance
+from lightning_modules.codec.objectives.text_reading import TextReading
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_within
+from lightning_modules.talker.losses import LossTerm
 from lightning_modules.token_format import TokenFormat
 from lightning_modules.training.batch_fields import refuse_missing_replies
 from lightning_modules.training.optimization import optimizer_with_warmup_cosine
 from lightning_modules.training.optimizer_settings import check_optimizer_settings
+from lightning_modules.training.reduction import mean_over_ranks
 from lightning_modules.training.seeding import derive_generator
 
 if TYPE_CHECKING:
     from datamodules.batch import SpokenBatch
 
-FRAMES_PER_TOKEN = 4
-SAMPLES_PER_TOKEN = FRAMES_PER_TOKEN * HOP_SAMPLES
-ENCODER_REACH_TOKENS = 2
-MAX_LOOKAHEAD_TOKENS = 6  # what the decoder's convolutions can see
-
-
-class TokenEncoder(nn.Module):
-    """Log-mel at 100 Hz to FSQ coordinates at 25 Hz, each of which sees 8 frames (80 ms) on each side of its token."""
-
-    def __init__(self, channels: Sequence[int], num_coordinates: int) -> None:
-        super().__init__()
-        full, half, quarter = channels
-        self.layers = nn.Sequential(
-            nn.Conv1d(NUM_MELS, full, 5, padding=2),
-            ResidualConv(full, 3),
-            nn.GELU(),
-            nn.Conv1d(full, half, 4, stride=2, padding=1),
-            ResidualConv(half, 3),
-            nn.GELU(),
-            nn.Conv1d(half, quarter, 4, stride=2, padding=1),
-            ResidualConv(quarter, 1),
-            nn.GELU(),
-            nn.Conv1d(quarter, num_coordinates, 1),
-        )
-
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """Map ``(B, 80, 4 T)`` to ``(B, D, T)``."""
-        return self.layers(log_mel)
-
-
-class MelDecoder(nn.Module):
-    """FSQ coordinates at 25 Hz to log-mel at 100 Hz: a causal stack that runs ``lookahead_tokens`` behind its input."""
-
-    def __init__(self, channels: Sequence[int], num_coordinates: int, lookahead_tokens: int) -> None:
-        super().__init__()
-        full, half, quarter = channels
-        self.lookahead_tokens = lookahead_tokens
-        self.layers = nn.Sequential(
-            CausalConv(num_coordinates, quarter, 3),
-            ResidualConv(quarter, 3, causal=True),
-            ResidualConv(quarter, 3, causal=True),
-            nn.GELU(),
-            Upsample(quarter, half, 2),
-            ResidualConv(half, 3, causal=True),
-            nn.GELU(),
-            Upsample(half, full, 2),
-            ResidualConv(full, 3, causal=True),
-            ResidualConv(full, 3, causal=True),
-            nn.GELU(),
-            CausalConv(full, NUM_MELS, 3),
-        )
-
-    @property
-    def left_context_tokens(self) -> int:
-        """Earlier tokens that a frame of token t may depend on (24 + 4 + 6 frames, rounded up)."""
-        return 9 - self.lookahead_tokens
-
-    def forward(self, coordinates: Tensor) -> Tensor:
-        """Map ``(B, D, T)`` to ``(B, 80, 4 T)``."""
-        delay = self.lookahead_tokens
-        return self.layers(F.pad(coordinates, (0, delay)))[:, :, delay * FRAMES_PER_TOKEN :]
+CROP_MARGIN = SAMPLE_RATE // 5  # samples beyond both ends of a reply that crops may reach
+TRAINING_ONLY = ("text_reading", "shift_tolerance")  # arguments that a codec in use does without
 
 
 class SpeechCodec(L.LightningModule):
@@ -104,9 +56,12 @@ class SpeechCodec(L.LightningModule):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         warmup_steps: Steps of linear warm-up before the cosine decay.
+        text_reading: Lets the codes tell the words of whole replies; None leaves them to the sound alone. It is there
+            in training only: a codec that is loaded for use has none.
+        shift_tolerance: Lets the codes of crops stay when these move by less than a token; None does not.
 
     Raises:
-        UserError: If a constructor value is out of its range.
+        UserError: If a constructor value is out of its range, or the reader expects other codes.
 
     Reference: Finite Scalar Quantization, arXiv 2309.15505.
     """
@@ -125,6 +80,8 @@ class SpeechCodec(L.LightningModule):
         learning_rate: float = 6e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 50,
+        text_reading: TextReading | None = None,
+        shift_tolerance: ShiftTolerance | None = None,
     ) -> None:
         super().__init__()
         if not levels or min(levels) < 3:
@@ -137,6 +94,11 @@ class SpeechCodec(L.LightningModule):
         self.crop_tokens = round(crop_s * self.frame_rate_hz)
         if abs(self.crop_tokens - crop_s * self.frame_rate_hz) > 1e-6:
             raise UserError(f"crop_s is {crop_s}; give a multiple of 0.04 s, a token")
+        if text_reading is not None and text_reading.num_coordinates != len(levels):
+            raise UserError(
+                f"num_coordinates of text_reading is {text_reading.num_coordinates}; give {len(levels)}, one for each "
+                f"of levels {list(levels)}"
+            )
         self.levels, self.channels = tuple(levels), tuple(channels)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -147,6 +109,7 @@ class SpeechCodec(L.LightningModule):
         with torch.device("cpu"):  # FSQ reads its codebook size off a tensor, which the meta device does not allow
             self.quantizer = FSQ(list(levels))
         self.decoder = MelDecoder(channels, len(levels), lookahead_tokens)
+        self.text_reading, self.shift_tolerance = text_reading, shift_tolerance
         # Lightning's own weighted means round the weights to whole numbers on several devices.
         self._mel_l1, self._codebook_share = MeanMetric(), MeanMetric()
 
@@ -203,12 +166,9 @@ class SpeechCodec(L.LightningModule):
             raise UserError(f"waveform must be (batch, samples), got shape {tuple(waveform.shape)}")
         if lengths is None:
             lengths = torch.full((waveform.shape[0],), waveform.shape[1], device=waveform.device)
-        margin = ENCODER_REACH_TOKENS * SAMPLES_PER_TOKEN
-        tail = -waveform.shape[1] % SAMPLES_PER_TOKEN
-        heard = F.pad(zero_beyond(waveform, lengths), (margin, margin + tail))
         # Always in float32: a token must not depend on the precision of the caller.
         with torch.autocast(waveform.device.type, enabled=False):
-            _, tokens = self._quantize(self.log_mel(heard))
+            _, tokens = self._quantize_replies(zero_beyond(waveform, lengths))
         token_lengths = self.token_lengths(lengths.to(waveform.device))
         return zero_beyond(tokens, token_lengths), token_lengths
 
@@ -242,26 +202,62 @@ class SpeechCodec(L.LightningModule):
         codes, tokens = self.quantizer(self.encoder(log_mel)[:, :, reach:-reach].transpose(1, 2).float())
         return codes, tokens.long()
 
-    def _crops(self, reply: Tensor, lengths: Tensor) -> Tensor:
-        """Draw one crop with margins from each row of ``(B, S)``; it may reach 0.2 s beyond both ends of the row."""
-        size = (self.crop_tokens + 2 * ENCODER_REACH_TOKENS) * SAMPLES_PER_TOKEN
-        margin = SAMPLE_RATE // 5
-        generator = derive_generator("cpu", self.seed, self.global_step, self.global_rank)
-        share = torch.rand(len(lengths), generator=generator)
-        room = (lengths.cpu() + 2 * margin - size).clamp(min=0)
-        starts = (share * (room + 1)).long().to(reply.device)
-        padded = F.pad(reply, (margin, size + margin))
-        return padded.gather(1, starts[:, None] + torch.arange(size, device=reply.device))
+    def _quantize_replies(self, reply: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize whole replies ``(B, S)``, silent beyond their ends, to codes and tokens of ceil(S / 640)."""
+        margin = ENCODER_REACH_TOKENS * SAMPLES_PER_TOKEN
+        return self._quantize(self.log_mel(F.pad(reply, (margin, margin + -reply.shape[1] % SAMPLES_PER_TOKEN))))
+
+    def _generator(self, *purpose: str) -> torch.Generator:
+        return derive_generator("cpu", self.seed, *purpose, self.global_step, self.global_rank)
+
+    def _crop_starts(self, lengths: Tensor) -> Tensor:
+        """Draw where each crop begins, in samples counted from 0.2 s before its row; it may end 0.2 s after the row."""
+        share = torch.rand(len(lengths), generator=self._generator())
+        room = (lengths.cpu() + 2 * CROP_MARGIN - self._crop_samples).clamp(min=0)
+        return (share * (room + 1)).long()
+
+    @property
+    def _crop_samples(self) -> int:
+        return (self.crop_tokens + 2 * ENCODER_REACH_TOKENS) * SAMPLES_PER_TOKEN
+
+    def _crops(self, reply: Tensor, starts: Tensor) -> Tensor:
+        """Cut one crop with margins out of each row of ``(B, S)``."""
+        padded = F.pad(reply, (CROP_MARGIN, self._crop_samples + CROP_MARGIN))
+        places = starts.to(reply.device)[:, None] + torch.arange(self._crop_samples, device=reply.device)
+        return padded.gather(1, places.clamp(0, padded.shape[1] - 1))
 
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
-        """Compute the L1 between the log-mel of random reply crops and their restoration."""
+        """Compute the L1 between the log-mel of random reply crops and their restoration, and the other objectives."""
         reply, lengths = self._replies(batch)
-        log_mel = self.log_mel(self._crops(zero_beyond(reply, lengths), lengths))
+        reply = zero_beyond(reply, lengths)
+        starts = self._crop_starts(lengths)
+        log_mel = self.log_mel(self._crops(reply, starts))
         codes, _ = self._quantize(log_mel)
         margin = ENCODER_REACH_TOKENS * FRAMES_PER_TOKEN
-        loss = F.l1_loss(self.decoder(codes.transpose(1, 2)).float(), log_mel[:, :, margin:-margin])
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        l1 = F.l1_loss(self.decoder(codes.transpose(1, 2)).float(), log_mel[:, :, margin:-margin])
+        self.log("train/loss", l1, prog_bar=True)
+        terms = [LossTerm(l1, torch.tensor(len(lengths)))]
+        if self.text_reading is not None:
+            terms.append(self._text_term(self.text_reading, reply, lengths, batch.reply_texts))
+        if self.shift_tolerance is not None and self.shift_tolerance.ramp.at(self.global_step):
+            terms.append(self._shift_term(self.shift_tolerance, reply, starts, codes))
+        return mean_over_ranks(terms, self.trainer.world_size)
+
+    def _text_term(self, reading: TextReading, reply: Tensor, lengths: Tensor, texts: Sequence[str]) -> LossTerm:
+        """Let the codes of whole replies be read, from a random phase of the token grid on."""
+        phase = int(torch.randint(SAMPLES_PER_TOKEN, (), generator=self._generator("phase")))
+        codes, _ = self._quantize_replies(F.pad(reply, (phase, 0)))
+        term = reading(codes, self.token_lengths(lengths + phase), texts, self.global_step)
+        self.log("train/text_reading", term.mean)
+        return term
+
+    def _shift_term(self, tolerance: ShiftTolerance, reply: Tensor, starts: Tensor, codes: Tensor) -> LossTerm:
+        """Compare the codes of crops with those of the same crops a little earlier or later."""
+        shifts = tolerance.draw_shifts(len(starts), SAMPLE_RATE, self._generator("shift"))
+        moved, _ = self._quantize(self.log_mel(self._crops(reply, starts + shifts)))
+        term = tolerance(codes, moved, self.global_step)
+        self.log("train/shift_tolerance", term.mean)
+        return term
 
     def validation_step(self, batch: SpokenBatch, batch_idx: int) -> None:
         """Log the L1 over whole replies, all tokens of all devices alike, and the share of the codebook in use."""
@@ -276,6 +272,14 @@ class SpeechCodec(L.LightningModule):
         spoken = tokens[is_inside[:, ::FRAMES_PER_TOKEN]]
         self._codebook_share.update(len(spoken.unique()) / self.codebook_size, len(lengths))
         self.log("val/codebook_share", self._codebook_share)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Outside a training, drop what reads the codes, so that users of the codec neither hold nor export it."""
+        if self._trainer is None and self.text_reading is not None:
+            self.text_reading = None
+            weights = checkpoint["state_dict"]
+            for name in [name for name in weights if name.startswith("text_reading.")]:
+                del weights[name]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make AdamW with warm-up and cosine decay to the trainer's last step."""

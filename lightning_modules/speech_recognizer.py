@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 
 from lightning_modules.acoustics.log_mel import SAMPLE_RATE
 from lightning_modules.errors import UserError
-from lightning_modules.evaluation.text_normalization import normalize_text
+from lightning_modules.evaluation.text_normalization import ALPHABET, normalize_text
 from lightning_modules.evaluation.word_error_rate import word_error_rates
 from lightning_modules.talker.losses import LossTerm
 from lightning_modules.thinker.transcription import best_transcripts
@@ -25,8 +25,6 @@ from lightning_modules.training.seeding import derive_generator
 
 if TYPE_CHECKING:
     from datamodules.batch import SpokenBatch
-
-ALPHABET = " 'abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 class SpeechRecognizer(L.LightningModule):

@@ -64,6 +64,12 @@ MAY_IMPORT = {
         "lightning_modules.codec",
         "lightning_modules.acoustics",
     ),
+    "lightning_modules.codec.objectives": (
+        "lightning_modules.codec.objectives",
+        "lightning_modules.acoustics",
+        "lightning_modules.evaluation.text_normalization",
+        "lightning_modules.talker.losses",
+    ),
     "lightning_modules.acoustics": ("lightning_modules.acoustics",),
     "lightning_modules.training": ("lightning_modules.training", "lightning_modules.talker.losses"),
     "lightning_modules.sharding": (

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from experiments.jobs.model_card import describe_export
 from experiments.jobs.speaking.speaking_model import as_speaking, own_adapter
 from lightning_modules.codec.transformers_codec import TransformersCodec
 from lightning_modules.number_checks import require_positive
+from lightning_modules.speech_codec import TRAINING_ONLY
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.network.anchors import TextStates
@@ -128,6 +130,7 @@ class Exporter:
         if "vocoder" not in arguments:
             assert self.vocoder_run is not None
             arguments["vocoder"] = self_contained_spec(self.vocoder_run, "vocoder")
+        arguments["vocoder"] = _without(TRAINING_ONLY, arguments["vocoder"])
         if isinstance(codec := getattr(llm.vocoder, "codec", None), TransformersCodec):
             spec_of_codec = _spec_of(codec, {"path": f"{PLACE}/{CODEC}", **codec.constructor_arguments()})
             spec_of_codec["class_path"] += ".from_pretrained"
@@ -173,6 +176,13 @@ class Exporter:
 def _spec_of(part: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
     """Describe a part by its class and arguments, whatever files it was read from."""
     return {"class_path": f"{type(part).__module__}.{type(part).__qualname__}", "init_args": arguments}
+
+
+def _without(names: Sequence[str], node: Any) -> Any:
+    """Leave arguments out of a description, wherever they are."""
+    if isinstance(node, dict):
+        return {key: _without(names, value) for key, value in node.items() if key not in names}
+    return [_without(names, value) for value in node] if isinstance(node, list) else node
 
 
 @torch.no_grad()

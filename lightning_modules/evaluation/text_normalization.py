@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 NORMALIZER_NAME = "lower case, letters a-z, digits and apostrophes, single spaces"
+ALPHABET = " 'abcdefghijklmnopqrstuvwxyz0123456789"  # all characters of normalised text
 
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 

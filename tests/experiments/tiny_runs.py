@@ -11,6 +11,7 @@ from experiments.engine.runs import Run, write_config
 from tests.lightning_modules.thinker.tiny import make_tokenizer
 
 SPEECH_LLM = "lightning_modules.speech_llm.SpeechLLM"
+OBJECTIVES = "lightning_modules.codec.objectives"
 
 
 def spec(class_path: str, **init_args: Any) -> dict[str, Any]:
@@ -83,7 +84,15 @@ def make_runs(root: Path) -> Path:
         root / "base",
         spec(SPEECH_LLM, thinker=thinker_spec(root / "tokenizer"), talkers=talkers, thinker_objective=objective),
     )
-    codec = spec("lightning_modules.speech_codec.SpeechCodec", levels=[8, 6, 5], channels=[8, 8, 8])
+    codec = spec(
+        "lightning_modules.speech_codec.SpeechCodec",
+        levels=[8, 6, 5],
+        channels=[8, 8, 8],
+        text_reading=spec(
+            f"{OBJECTIVES}.text_reading.TextReading", num_coordinates=3, ramp={"weight": 0.1}, channels=4
+        ),
+        shift_tolerance=spec(f"{OBJECTIVES}.shift_tolerance.ShiftTolerance", ramp={"weight": 0.1}),
+    )
     write_run(root / "codec", codec, seed=1)
     parts = {
         "thinker": trained(base, "thinker"),

@@ -14,6 +14,8 @@ from lightning_modules.acoustics.conv_speech_encoder import ConvSpeechEncoder
 from lightning_modules.acoustics.log_mel import LogMel
 from lightning_modules.acoustics.speech_augmentation import SpeechAugmentation
 from lightning_modules.acoustics.vocos import Vocos
+from lightning_modules.codec.objectives.ramp import Ramp
+from lightning_modules.codec.objectives.text_reading import TextReading
 from lightning_modules.errors import UserError
 from lightning_modules.neural_vocoder import NeuralVocoder
 from lightning_modules.speech_codec import SpeechCodec
@@ -54,7 +56,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "WhisperLogMel": WhisperLogMel,
     "SpeechAugmentation": SpeechAugmentation,
     "ConvSpeechEncoder": partial(ConvSpeechEncoder, 16),
-    "SpeechCodec": partial(SpeechCodec, channels=(8, 8, 8)),
+    "SpeechCodec": lambda: SpeechCodec(channels=(8, 8, 8), text_reading=TextReading(4, Ramp(0.1))),
     "CodecVocoder": lambda: CodecVocoder(SpeechCodec(channels=(8, 8, 8))),
     "Vocos": partial(Vocos, 8, 1),
     "NeuralVocoder": lambda: NeuralVocoder(Vocos(8, 1), SpeechCodec(channels=(8, 8, 8))),

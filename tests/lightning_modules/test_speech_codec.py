@@ -11,10 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batch import SpokenBatch
+from lightning_modules.codec.objectives.ramp import Ramp
+from lightning_modules.codec.objectives.shift_tolerance import ShiftTolerance
+from lightning_modules.codec.objectives.text_reading import TextReading
 from lightning_modules.errors import UserError
 from lightning_modules.speech_codec import SpeechCodec
 
 TOKEN = 640  # samples
+TEXT, SHIFT = Ramp(0.1, num_steps=3), Ramp(0.1, start_step=1, num_steps=2)
 REACH = 1_600  # samples on each side of a token that it depends on: 100 ms
 
 
@@ -131,13 +135,18 @@ def test_padded_tokens_do_not_sound() -> None:
 def test_crops_are_pieces_of_the_reply_and_a_pure_function_of_seed_and_step() -> None:
     lengths = torch.tensor([40_000, 30_000, 25_601, 100])
     reply = torch.arange(1.0, 40_001.0).repeat(4, 1) * (torch.arange(40_000) < lengths[:, None])
-    crops = make_codec(seed=3)._crops(reply, lengths)
+
+    def draw(seed: int) -> Tensor:
+        codec = make_codec(seed=seed)
+        return codec._crops(reply, codec._crop_starts(lengths))
+
+    crops = draw(seed=3)
     for crop, length in zip(crops, lengths.tolist(), strict=True):
         inside = crop[crop > 0]
         assert torch.equal(inside, torch.arange(inside[0], inside[0] + len(inside)))
         assert inside[-1] <= length and len(inside) >= min(length, len(crop) - 2 * 3_200)
-    assert torch.equal(crops, make_codec(seed=3)._crops(reply, lengths))
-    assert not torch.equal(crops, make_codec(seed=4)._crops(reply, lengths))
+    assert torch.equal(crops, draw(seed=3))
+    assert not torch.equal(crops, draw(seed=4))
 
 
 def test_a_fitted_codec_restores_speech_better_than_silence_or_a_constant(tmp_path: Path) -> None:
@@ -174,6 +183,100 @@ def test_a_fitted_codec_restores_speech_better_than_silence_or_a_constant(tmp_pa
     ]
     errors = [(one - mel).abs().mean(1).flatten() for one, mel in zip(restored, padded, strict=True)]
     assert error == pytest.approx(float(torch.cat(errors).mean()), rel=1e-3)
+
+
+def make_guided(seed: int = 0, text: Ramp = TEXT, shift: Ramp = SHIFT) -> SpeechCodec:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        reading = TextReading(4, text, channels=8)
+    codec = make_codec(crop_s=0.4, text_reading=reading, shift_tolerance=ShiftTolerance(shift), seed=seed)
+    return codec.train()
+
+
+def fit(
+    codec: SpeechCodec, folder: Path, max_steps: int, checkpoint: Path | None = None, stop_after: int = 99
+) -> L.Trainer:
+    trainer = L.Trainer(
+        max_steps=max_steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=[StopAfter(stop_after)],
+    )  # fmt: skip
+    batches = DataLoader([make_batch()] * 2, batch_size=None)  # the same ones, so that no loader has to resume
+    trainer.fit(codec, batches, DataLoader([make_batch()], batch_size=None), ckpt_path=checkpoint, weights_only=True)
+    return trainer
+
+
+class StopAfter(L.Callback):
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        trainer.callback_metrics["loss"] = loss.detach().clone()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:  # type: ignore[override]
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
+def test_objectives_whose_weight_is_nothing_change_nothing(tmp_path: Path) -> None:
+    plain, guided = make_codec(crop_s=0.4).train(), make_guided(text=Ramp(0.0), shift=Ramp(0.0))
+    for codec in (plain, guided):
+        fit(codec, tmp_path, 3)
+    weights = guided.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in plain.state_dict().items())
+
+
+def test_the_loss_is_the_restoration_and_what_the_objectives_weigh(tmp_path: Path) -> None:
+    metrics = fit(make_guided(text=Ramp(0.2), shift=Ramp(0.3)), tmp_path, 1).callback_metrics
+    parts = [float(metrics[name]) for name in ("train/loss", "train/text_reading", "train/shift_tolerance", "loss")]
+    assert min(parts) > 0
+    assert parts[3] == pytest.approx(parts[0] + 0.2 * parts[1] + 0.3 * parts[2], rel=1e-5)
+
+
+def test_a_resumed_training_of_objectives_equals_one_that_never_stopped(tmp_path: Path) -> None:
+    whole, first, rest = make_guided(), make_guided(), make_guided()
+    fit(whole, tmp_path, 4)
+    fit(first, tmp_path, 4, stop_after=2).save_checkpoint(tmp_path / "half.ckpt")
+    assert any(name.startswith("text_reading.") for name in first.state_dict())
+    fit(rest, tmp_path, 4, tmp_path / "half.ckpt")
+    weights = rest.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("shift_ms", [-20.0, 3.0, 17.5])
+def test_codes_that_ignore_where_speech_begins_pay_nothing_for_a_move(shift_ms: float) -> None:
+    codec, reply = make_guided(), speechlike(2, 12_000)
+    shift = torch.full((2,), round(16 * shift_ms))
+    starts = codec._crop_starts(torch.tensor([12_000, 12_000]))
+
+    def cost() -> float:
+        codes = [codec._quantize(codec.log_mel(codec._crops(reply, one)))[0] for one in (starts, starts + shift)]
+        return float(ShiftTolerance(Ramp(1.0))(*codes, 0).mean.detach())
+
+    assert cost() > 0
+    with torch.no_grad():
+        codec.encoder.layers[-1].weight.zero_()  # type: ignore[operator,union-attr]
+    assert cost() == 0.0
+
+
+def test_a_codec_loaded_for_use_has_no_reader_and_speaks_the_same_tokens() -> None:
+    trained, loaded = make_guided().eval(), make_guided(seed=5)
+    checkpoint = {"state_dict": dict(trained.state_dict())}
+    loaded.on_load_checkpoint(checkpoint)
+    assert loaded.text_reading is None and set(loaded.state_dict()) == set(CODEC.state_dict())
+    loaded.load_state_dict(checkpoint["state_dict"])
+    assert torch.equal(loaded.eval().encode(speechlike(2, 8_000))[0], trained.encode(speechlike(2, 8_000))[0])
+
+
+def test_a_checkpoint_from_before_there_were_objectives_still_loads() -> None:
+    old = {"state_dict": dict(CODEC.state_dict())}
+    fresh = make_codec(seed=7)
+    fresh.on_load_checkpoint(old)
+    fresh.load_state_dict(old["state_dict"])
+    assert torch.equal(fresh.encode(speechlike(1, 8_000))[0], CODEC.encode(speechlike(1, 8_000))[0])
+
+
+def test_a_reader_of_other_codes_is_refused() -> None:
+    with pytest.raises(UserError, match="num_coordinates of text_reading is 3; give 4"):
+        SpeechCodec(text_reading=TextReading(3, TEXT))
 
 
 def test_data_without_replies_is_refused_up_front() -> None:

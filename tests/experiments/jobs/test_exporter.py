@@ -122,6 +122,9 @@ def test_a_run_with_a_vocoder_keeps_it(runs: Path, tmp_path: Path) -> None:
     assert type(found) is type(expected)
     weights = expected.state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in found.state_dict().items())
+    assert not any("text_reading" in key for key in weights), "what trained the codec is no part of what speaks"
+    described = (tmp_path / "export" / "config.json").read_text()
+    assert "SpeechCodec" in described and "text_reading" not in described and "shift_tolerance" not in described
 
 
 def test_a_difference_above_the_tolerance_is_told(runs: Path, tmp_path: Path) -> None:
