@@ -22,6 +22,7 @@ from lightning_modules.codec.mel_autoencoder import (
     MelDecoder,
     TokenEncoder,
 )
+from lightning_modules.codec.objectives.rows import draw_rows
 from lightning_modules.codec.objectives.shift_tolerance import ShiftTolerance
 from lightning_modules.codec.objectives.text_reading import TextReading
 from lightning_modules.errors import UserError
@@ -245,17 +246,22 @@ class SpeechCodec(L.LightningModule):
 
     def _text_term(self, reading: TextReading, reply: Tensor, lengths: Tensor, texts: Sequence[str]) -> LossTerm:
         """Let the codes of whole replies be read, from a random phase of the token grid on."""
-        phase = int(torch.randint(SAMPLES_PER_TOKEN, (), generator=self._generator("phase")))
-        codes, _ = self._quantize_replies(F.pad(reply, (phase, 0)))
-        term = reading(codes, self.token_lengths(lengths + phase), texts, self.global_step)
+        generator = self._generator("text")
+        rows = draw_rows(len(lengths), reading.max_rows, generator)
+        phase = int(torch.randint(SAMPLES_PER_TOKEN, (), generator=generator))
+        codes, _ = self._quantize_replies(F.pad(reply[rows], (phase, 0)))
+        numbers = self.token_lengths(lengths[rows] + phase)
+        term = reading(codes, numbers, [texts[row] for row in rows], self.global_step)
         self.log("train/text_reading", term.mean)
         return term
 
     def _shift_term(self, tolerance: ShiftTolerance, reply: Tensor, starts: Tensor, codes: Tensor) -> LossTerm:
         """Compare the codes of crops with those of the same crops a little earlier or later."""
-        shifts = tolerance.draw_shifts(len(starts), SAMPLE_RATE, self._generator("shift"))
-        moved, _ = self._quantize(self.log_mel(self._crops(reply, starts + shifts)))
-        term = tolerance(codes, moved, self.global_step)
+        generator = self._generator("shift")
+        rows = draw_rows(len(starts), tolerance.max_rows, generator)
+        shifts = tolerance.draw_shifts(len(rows), SAMPLE_RATE, generator)
+        moved, _ = self._quantize(self.log_mel(self._crops(reply[rows], starts[rows] + shifts)))
+        term = tolerance(codes[rows], moved, self.global_step)
         self.log("train/shift_tolerance", term.mean)
         return term
 

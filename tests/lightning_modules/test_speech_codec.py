@@ -231,6 +231,17 @@ def test_the_loss_is_the_restoration_and_what_the_objectives_weigh(tmp_path: Pat
     assert parts[3] == pytest.approx(parts[0] + 0.2 * parts[1] + 0.3 * parts[2], rel=1e-5)
 
 
+def test_objectives_look_at_no_more_rows_than_they_are_allowed(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        reading = TextReading(4, Ramp(1.0), channels=8, max_rows=1)
+    codec = make_codec(crop_s=0.4, text_reading=reading, shift_tolerance=ShiftTolerance(Ramp(1.0), max_rows=1)).train()
+    seen: list[int] = []
+    reading.register_forward_hook(lambda _, inputs, output: seen.append(len(inputs[0])))
+    metrics = fit(codec, tmp_path, 1).callback_metrics
+    assert seen == [1] and float(metrics["train/shift_tolerance"]) > 0
+
+
 def test_a_resumed_training_of_objectives_equals_one_that_never_stopped(tmp_path: Path) -> None:
     whole, first, rest = make_guided(), make_guided(), make_guided()
     fit(whole, tmp_path, 4)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.codec.objectives.ramp import Ramp
-from lightning_modules.number_checks import require_positive, require_within
+from lightning_modules.number_checks import require_at_least, require_positive, require_within
 from lightning_modules.talker.losses import LossTerm
 
 
@@ -17,15 +17,17 @@ class ShiftTolerance:
     Args:
         ramp: Its weight in the loss.
         max_shift_ms: Largest move in either direction, in milliseconds.
+        max_rows: Crops of a batch that are moved, drawn at random; all if None.
 
     Raises:
-        UserError: If the move is not positive, or above a second.
+        UserError: If the move is not positive, or above a second, or no row is left.
     """
 
-    def __init__(self, ramp: Ramp, max_shift_ms: float = 20.0) -> None:
+    def __init__(self, ramp: Ramp, max_shift_ms: float = 20.0, max_rows: int | None = None) -> None:
+        require_at_least(1, max_rows=max_rows)
         require_positive(max_shift_ms=max_shift_ms)
         require_within(0, 1_000, max_shift_ms=max_shift_ms)
-        self.ramp, self.max_shift_ms = ramp, max_shift_ms
+        self.ramp, self.max_shift_ms, self.max_rows = ramp, max_shift_ms, max_rows
 
     def draw_shifts(self, count: int, sample_rate: int, generator: torch.Generator) -> Tensor:
         """Draw moves in samples, uniform up to the largest in either direction: ``(count,) int64``."""

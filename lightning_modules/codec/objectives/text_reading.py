@@ -26,6 +26,7 @@ class TextReading(nn.Module):
         ramp: Its weight in the loss.
         channels: Width of the network.
         frames_per_code: Character frames for each code; a reply has more characters than codes.
+        max_rows: Replies of a batch that are read, drawn at random; all if None.
 
     Raises:
         UserError: If a number is below 1, or the weight is not there from the first step on.
@@ -34,15 +35,29 @@ class TextReading(nn.Module):
     trained to recognise speech).
     """
 
-    def __init__(self, num_coordinates: int, ramp: Ramp, channels: int = 128, frames_per_code: int = 2) -> None:
+    def __init__(
+        self,
+        num_coordinates: int,
+        ramp: Ramp,
+        channels: int = 128,
+        frames_per_code: int = 2,
+        max_rows: int | None = None,
+    ) -> None:
         super().__init__()
-        require_at_least(1, num_coordinates=num_coordinates, channels=channels, frames_per_code=frames_per_code)
+        require_at_least(
+            1,
+            num_coordinates=num_coordinates,
+            channels=channels,
+            frames_per_code=frames_per_code,
+            max_rows=max_rows,
+        )
         if ramp.start_step:
             raise UserError(
                 f"start_step of the text reading is {ramp.start_step}; give 0, since its network has to learn first, "
                 "and let num_steps grow instead"
             )
         self.num_coordinates, self.ramp, self.frames_per_code = num_coordinates, ramp, frames_per_code
+        self.max_rows = max_rows
         self.layers = nn.Sequential(
             nn.Conv1d(num_coordinates, channels, 3, padding=1),
             ResidualConv(channels, 3),
