@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
+from lightning_modules.talker.masked_talker import MaskedTalker
 from lightning_modules.talker.network.anchors import TextStates
+from lightning_modules.talker.noisy_batch import NoisyBatch
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ def block_nll(talker: MaskedTalker, text: TextStates, units: Tensor, unit_length
         for first in range(block_size):
             sizes = [size for size in parts if first % size == 0]
             is_masked = (is_in_work[:, None] & (offsets >= first)).flatten()
-            hidden = read(torch.where(is_masked, talker.vocabulary.mask_id, x_0)).unflatten(1, (-1, block_size))
+            hidden = read(torch.where(is_masked, talker.vocabulary.mask_id, x_0))
+            coupled = talker.couple(hidden, x_0).unflatten(1, (-1, block_size))
             scored = slice(first, first + sizes[0])
-            log_probs = talker.head(hidden[:, blocks, scored]).float().log_softmax(dim=-1)
+            log_probs = talker.predict(coupled[:, blocks, scored]).float().log_softmax(dim=-1)
             nll = -log_probs.gather(-1, targets[:, blocks, scored, None])[..., 0].double().cpu()
             nll = nll * is_real[:, blocks, scored]
             for size in sizes:

@@ -44,6 +44,7 @@ class AnchoredTalker(Talker):
     """
 
     vocabulary: SpeechVocabulary
+    embeddings: tuple[str, ...] = ("embed_tokens",)
 
     def __init__(
         self, num_codes: int, anchors: SemanticAnchors, backbone: TalkerBackbone, block_size: int = 16
@@ -129,4 +130,4 @@ class AnchoredTalker(Talker):
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw all weights; see :func:`draw_weights`."""
         residual_writes = ("attention_out.weight", "down.weight")
-        draw_weights(self, generator, ("embed_tokens",), residual_writes, 2 * len(self.backbone.layers))
+        draw_weights(self, generator, self.embeddings, residual_writes, 2 * len(self.backbone.layers))

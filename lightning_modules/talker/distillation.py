@@ -199,7 +199,11 @@ def entropy_where_right(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
 
 def self_distillation_terms(
-    student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, settings: SelfDistillation
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    targets: Tensor,
+    settings: SelfDistillation,
+    clean_logits: Tensor | None = None,
 ) -> tuple[tuple[LossTerm, ...], Tensor]:
     """Weigh the reverse KL against the cross-entropy.
 
@@ -208,6 +212,8 @@ def self_distillation_terms(
         teacher_logits: At the same positions, ``(n, V)``; no gradient flows into them.
         targets: Clean tokens, ``(n,) int64``.
         settings: Weight and temperature.
+        clean_logits: What the student predicts behind clean tokens, ``(n, V)``, if that is not what it predicts behind
+            the teacher's.
 
     Returns:
         The term ``alpha * tau^2 * KL + (1 - alpha) * CE`` and, if it has a weight, that of the entropy of what is
@@ -216,15 +222,16 @@ def self_distillation_terms(
     Reference: arXiv 2602.08607; the factor ``tau^2`` keeps the gradient's scale as ``tau`` changes (arXiv 1503.02531).
     """
     count = torch.tensor(targets.numel())
+    clean_logits = student_logits if clean_logits is None else clean_logits
     if targets.numel() == 0:
-        nothing = student_logits.sum() * 0.0
+        nothing = (student_logits.sum() + clean_logits.sum()) * 0.0
         cross_entropy, mixed = nothing, nothing
     else:
-        cross_entropy = F.cross_entropy(student_logits.float(), targets)
+        cross_entropy = F.cross_entropy(clean_logits.float(), targets)
         divergence = reverse_kl(student_logits, teacher_logits.detach(), settings.temperature).mean()
         mixed = settings.alpha * settings.temperature**2 * divergence + (1.0 - settings.alpha) * cross_entropy
     terms = [LossTerm(mixed, count)]
     if settings.certainty_weight > 0.0:
-        entropy, num_right = entropy_where_right(student_logits, targets)
+        entropy, num_right = entropy_where_right(clean_logits, targets)
         terms.append(LossTerm(entropy, num_right, settings.certainty_weight))
     return tuple(terms), cross_entropy.detach()

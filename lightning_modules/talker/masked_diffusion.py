@@ -10,7 +10,7 @@ from lightning_modules.talker.decoding.filling import BlockFiller
 from lightning_modules.talker.decoding.static.masked_tokens import BlockCausalProgram
 from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
-from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
+from lightning_modules.talker.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.schemes import Masking
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.attention_masks import (
@@ -21,6 +21,7 @@ from lightning_modules.talker.network.attention_masks import (
     mask_from_order,
 )
 from lightning_modules.talker.network.backbone import TalkerBackbone
+from lightning_modules.talker.noisy_batch import NoisyBatch
 
 
 class MaskedDiffusionTalker(MaskedTalker):
@@ -39,6 +40,8 @@ class MaskedDiffusionTalker(MaskedTalker):
         num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own. With clean context they share one clean
             copy, so that two score twice the positions for one and a half times the work of one.
         complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
+        coupling_size: Width of a :class:`TokenCoupling` behind the backbone, through which the masked tokens of a block
+            depend on each other; 0 predicts them independently, as the paper does.
 
     Reference: arXiv 2602.08607; the clean context is that of arXiv 2503.09573.
     """
@@ -53,8 +56,9 @@ class MaskedDiffusionTalker(MaskedTalker):
         clean_context: bool = False,
         num_noisy_copies: int = 1,
         complementary_masks: bool = False,
+        coupling_size: int = 0,
     ) -> None:
-        copies = clean_context, num_noisy_copies, complementary_masks
+        copies = clean_context, num_noisy_copies, complementary_masks, coupling_size
         super().__init__(num_codes, anchors, backbone, masking, block_size, *copies)
 
     def embed(self, tokens: Tensor, anchors: Tensor) -> Tensor:
@@ -149,7 +153,7 @@ class _BlockDecoder(BlockDecoder):
         return 1
 
     def forward(self, embedded: Tensor) -> Tensor:
-        """Run the network on the block in work, committing the pending one on the way: ``(1, block_size, V)``."""
+        """Run the network on the block in work, committing the pending one on the way: ``(1, block_size, width)``."""
         block_size = self.talker.block_size
         if self.pending is None:
             hidden = self.talker.backbone(embedded, self.positions(block_size), None, self.cache)
@@ -160,10 +164,13 @@ class _BlockDecoder(BlockDecoder):
             hidden = self.talker.backbone(both, self.positions(2 * block_size), mask, self.cache)[:, block_size:]
             self.cache.commit(block_size)
             self.pending = None
-        return self.talker.head(hidden)
+        return hidden
 
     def decode_block(self, anchors: Tensor) -> DecodedBlock:
         """Unmask one block; see :class:`BlockDecoder`."""
-        tokens, num_steps, order = self.fill(lambda x_t: self.forward(self.talker.embed(x_t, anchors)))
-        self.pending = self.talker.embed(tokens, anchors)
+        talker = self.talker
+        tokens, num_steps, order = self.fill(
+            lambda x_t: talker.predict_masked(self.forward(talker.embed(x_t, anchors)), x_t)
+        )
+        self.pending = talker.embed(tokens, anchors)
         return DecodedBlock(tokens[0], num_steps, order[0])

@@ -2,17 +2,18 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 from lightning_modules.talker.anchored import AnchoredTalker
-from lightning_modules.talker.base import TalkerOutput
-from lightning_modules.talker.blocks import BlockedSpeech
+from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.static.program import SpeechParts
 from lightning_modules.talker.decoding.unmasking import num_to_reveal, powers_of_two_up_to
 from lightning_modules.talker.distillation import (
     SelfDistillation,
@@ -21,55 +22,13 @@ from lightning_modules.talker.distillation import (
     self_distillation_terms,
     unmasking_trajectory,
 )
-from lightning_modules.talker.losses import LossTerm, masked_cross_entropy, positions_of, token_accuracy
+from lightning_modules.talker.losses import LossTerm, masked_cross_entropy, token_accuracy
 from lightning_modules.talker.masking.schemes import Masking, RowGenerators, check_copies, draw_copies
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.backbone import TalkerBackbone
+from lightning_modules.talker.network.token_coupling import TokenCoupling, coupled_logits
 from lightning_modules.talker.network.transfers import send_to
-
-
-@dataclass(frozen=True)
-class NoisyBatch:
-    """One or more noisy copies of a batch, behind each other or as rows of their own.
-
-    Attributes:
-        text: What the thinker wrote, a row for each of ``x_t``'s.
-        speech: The clean batch, ``(B, L)``.
-        targets: Clean tokens, laid out as ``x_t`` is, ``(R, S) int64``.
-        is_masked: True where a token is to be predicted, ``(R, S) bool``.
-        num_masked: How many these are in each block, ``(R, S / block_size) int64``, on the host.
-        mask_id: The mask.
-        visible: What is read where there is no mask, ``(R, S) int64``: the clean tokens, or a talker's own.
-        starts: Where in the clean reply each block of ``x_t`` begins, ``(R, S / block_size) int64``, if not every block
-            of it stands there as often as any other.
-    """
-
-    text: TextStates
-    speech: BlockedSpeech
-    targets: Tensor
-    is_masked: Tensor
-    num_masked: Tensor
-    mask_id: int
-    visible: Tensor
-    starts: Tensor | None = None
-
-    @property
-    def x_t(self) -> Tensor:
-        """Partly masked tokens, ``(R, S) int64``."""
-        return self.visible.masked_fill(self.is_masked, self.mask_id)
-
-    @property
-    def masked_share(self) -> Tensor:
-        """Share of the real positions that are masked, over all copies."""
-        if self.starts is not None:
-            return self.num_masked.sum() / self.targets.numel()
-        num_copies = self.targets.numel() // self.speech.x_0.numel()
-        return self.num_masked.sum() / (self.speech.is_real.sum() * num_copies)
-
-    @property
-    def masked_positions(self) -> Tensor:
-        """Indices of the masked positions into the flattened ``is_masked``, ``(n,) int64``."""
-        return positions_of(self.is_masked, self.is_masked.device, int(self.num_masked.sum()))
+from lightning_modules.talker.noisy_batch import NoisyBatch
 
 
 class MaskedTalker(AnchoredTalker):
@@ -87,10 +46,15 @@ class MaskedTalker(AnchoredTalker):
             otherwise each is a row of its own.
         num_noisy_copies: Noisy copies ``x_t``, each with a mask of its own.
         complementary_masks: Let each second copy mask what the one before it leaves clean; needs an even number.
+        coupling_size: Width of a :class:`TokenCoupling` behind the backbone; 0 predicts masked tokens independently, as
+            the paper does.
 
     Raises:
         UserError: If there is no noisy copy, or an odd number of complementary ones.
     """
+
+    own_parts = ("coupling.",)
+    embeddings = ("embed_tokens", "coupling.embed")
 
     def __init__(
         self,
@@ -102,8 +66,13 @@ class MaskedTalker(AnchoredTalker):
         clean_context: bool,
         num_noisy_copies: int,
         complementary_masks: bool,
+        coupling_size: int,
     ) -> None:
         super().__init__(num_codes, anchors, backbone, block_size)
+        require_at_least(0, coupling_size=coupling_size)
+        ids = self.vocabulary
+        sizes = backbone.width, ids.size, ids.num_outputs, coupling_size
+        self.coupling = TokenCoupling(*sizes, ids.bos_id) if coupling_size else None
         check_copies(num_noisy_copies, complementary_masks)
         self.masking = self.evaluation_masking = masking
         self.clean_context = clean_context
@@ -117,11 +86,87 @@ class MaskedTalker(AnchoredTalker):
     def check(self, decoding: Decoding) -> None:
         """Refuse refinement, which needs next-token prediction, too; see :class:`Talker`."""
         super().check(decoding)
+        self.check_sampler(decoding)
         if decoding.refinement is not None:
             raise UserError(
                 f"decoding of {decoding.talker}: this talker predicts masked tokens only and cannot refine what it "
                 "drafts; leave refinement out, or train a SetBlockTalker"
             )
+
+    def check_sampler(self, decoding: Decoding) -> None:
+        """Refuse to draw tokens that are coupled.
+
+        Raises:
+            UserError: If tokens are to be drawn, and the talker has a coupling, which predicts each from the most
+                probable ones before it.
+        """
+        if self.coupling is not None and decoding.sampler is not None and decoding.sampler.temperature > 0:
+            raise UserError(
+                f"decoding of {decoding.talker}: its coupling predicts each token from the most probable ones before "
+                f"it, so that none can be drawn; leave the sampler's temperature ({decoding.sampler.temperature:g}) "
+                "out, or train a talker with coupling_size=0"
+            )
+
+    @property
+    def speech_parts(self) -> SpeechParts:
+        """What of this talker decodes."""
+        return replace(super().speech_parts, coupling=self.coupling)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draw all weights; see :class:`Talker`."""
+        super().reset_parameters(generator)
+        if self.coupling is not None:
+            self.coupling.reset_output()
+
+    def copy_weights(self, source: Talker) -> None:
+        """Start from the weights of a trained talker; see :class:`Talker`.
+
+        Raises:
+            UserError: If it predicts masked tokens with the help of a coupling, and this talker has none.
+        """
+        if self.coupling is None and isinstance(source, MaskedTalker) and source.coupling is not None:
+            raise UserError(
+                f"The initial talker couples the tokens of a block: give coupling_size={source.coupling.size} to the "
+                "talker that starts from it, or start from one without a coupling."
+            )
+        super().copy_weights(source)
+
+    def couple(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Give what :meth:`predict` reads where the tokens before each position are known.
+
+        Args:
+            hidden: Hidden states of masked positions, ``(R, S, width)``.
+            tokens: What stands there, ``(R, S) int64``.
+
+        Returns:
+            ``(R, S, n)``: the hidden states, and behind them those of the coupling, if there is one.
+        """
+        if self.coupling is None:
+            return hidden
+        of_blocks = hidden.unflatten(1, (-1, self.block_size)).flatten(0, 1)
+        states = self.coupling(of_blocks, tokens.unflatten(1, (-1, self.block_size)).flatten(0, 1))
+        return torch.cat([hidden, states.view(*hidden.shape[:2], -1)], dim=-1)
+
+    def predict(self, coupled: Tensor) -> Tensor:
+        """Give the logits ``(..., V)`` of what :meth:`couple` gave, ``(..., n)``."""
+        if self.coupling is None:
+            return self.head(coupled)
+        hidden, states = coupled.split([self.backbone.width, self.coupling.size], dim=-1)
+        return self.head(hidden) + self.coupling.predict(states)
+
+    def predict_masked(self, hidden: Tensor, x_t: Tensor) -> Tensor:
+        """Predict masked tokens where those before them are not known, ``(R, S, V)``; see :func:`coupled_logits`.
+
+        Args:
+            hidden: Their hidden states, ``(R, S, width)``.
+            x_t: Partly masked tokens in whole blocks, ``(R, S) int64``.
+        """
+        logits = self.head(hidden)
+        if self.coupling is None:
+            return logits
+        blocks = [one.unflatten(1, (-1, self.block_size)).flatten(0, 1) for one in (hidden, logits, x_t)]
+        coupled = coupled_logits(self.coupling.functions(), blocks[0], blocks[1], blocks[2], self.vocabulary.mask_id)
+        return coupled.view_as(logits)
 
     @abstractmethod
     def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:
@@ -167,7 +212,8 @@ class MaskedTalker(AnchoredTalker):
         """
         hidden, side_terms = self.hidden_and_side_terms(batch)
         num_masked = batch.num_masked.sum()
-        nll, accuracy = masked_cross_entropy(self.head, hidden, batch.targets, batch.is_masked, int(num_masked))
+        coupled = self.couple(hidden, batch.filled)
+        nll, accuracy = masked_cross_entropy(self.predict, coupled, batch.targets, batch.is_masked, int(num_masked))
         terms = (LossTerm(nll, num_masked), *side_terms)
         return TalkerOutput(terms, nll.detach(), accuracy, num_masked, batch.masked_share)
 
@@ -191,19 +237,32 @@ class MaskedTalker(AnchoredTalker):
             batch = self.take_own_steps(batch, settings, generator)
         hidden, side_terms = self.hidden_and_side_terms(batch)
         masked = batch.masked_positions
-        student_logits = self.head(hidden.flatten(0, 1).index_select(0, masked))
         targets = batch.targets.flatten().index_select(0, masked)
         trajectory = teacher.unmask(batch, settings.num_steps)
-        terms, nll = self_distillation_terms(student_logits, trajectory.logits, targets, settings)
-        accuracy = token_accuracy(student_logits, targets)
+
+        def logits_behind(tokens: Tensor) -> Tensor:
+            return self.predict(self.couple(hidden, tokens).flatten(0, 1).index_select(0, masked))
+
+        # A coupled student meets the teacher behind the teacher's tokens, and the clean tokens behind clean ones.
+        clean_logits = logits_behind(batch.filled)
+        student_logits = clean_logits if self.coupling is None else logits_behind(trajectory.tokens)
+        terms, nll = self_distillation_terms(student_logits, trajectory.logits, targets, settings, clean_logits)
+        accuracy = token_accuracy(clean_logits, targets)
         return TalkerOutput((*terms, *side_terms), nll, accuracy, batch.num_masked.sum(), batch.masked_share)
 
     @torch.no_grad()
     def unmask(self, batch: NoisyBatch, num_steps: int, stop_after: int | None = None) -> Trajectory:
         """Fill the masks of a batch step by step; see :func:`unmasking_trajectory`."""
         read = self.reader(batch)
+
+        def predict(x_t: Tensor, wanted: Tensor) -> Tensor:
+            hidden = read(x_t)
+            if self.coupling is None:
+                return self.head(hidden.flatten(0, 1).index_select(0, wanted))
+            return self.predict_masked(hidden, x_t).flatten(0, 1).index_select(0, wanted)
+
         return unmasking_trajectory(
-            lambda x_t, wanted: self.head(read(x_t).flatten(0, 1).index_select(0, wanted)),
+            predict,
             batch.x_t,
             batch.is_masked,
             batch.num_masked,

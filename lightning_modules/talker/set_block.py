@@ -14,7 +14,7 @@ from lightning_modules.talker.decoding.static.masked_tokens import SetBlockProgr
 from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
-from lightning_modules.talker.masked_talker import MaskedTalker, NoisyBatch
+from lightning_modules.talker.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.noisy_blocks import DrawnBlocks
 from lightning_modules.talker.masking.schemes import Masking, RowGenerators
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
@@ -22,6 +22,7 @@ from lightning_modules.talker.network.attention import CausalContextAttention
 from lightning_modules.talker.network.attention_masks import mask_behind_committed
 from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.network.transfers import send_to
+from lightning_modules.talker.noisy_batch import NoisyBatch
 
 
 class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
@@ -43,6 +44,8 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         noisy_blocks: Draws which blocks training predicts, in place of whole noisy copies, which evaluation keeps.
         next_token_weight: Weight of the next-token loss on the clean copy, which costs no pass of its own; 0 leaves
             the output head out.
+        coupling_size: Width of a :class:`TokenCoupling` behind the backbone, through which the masked tokens of a block
+            depend on each other; 0 predicts them independently, as the paper does.
 
     Raises:
         UserError: If there is no noisy copy, or the weight is negative.
@@ -61,8 +64,9 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         complementary_masks: bool = False,
         next_token_weight: float = 1.0,
         noisy_blocks: DrawnBlocks | None = None,
+        coupling_size: int = 0,
     ) -> None:
-        copies = num_noisy_copies, complementary_masks
+        copies = num_noisy_copies, complementary_masks, coupling_size
         super().__init__(num_codes, anchors, backbone, masking, block_size, True, *copies)
         require_at_least(0, next_token_weight=next_token_weight)
         self.next_token_weight, self.noisy_blocks = next_token_weight, noisy_blocks
@@ -147,6 +151,7 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
     def check(self, decoding: Decoding) -> None:
         """Allow every rule: this talker predicts masked tokens and next ones; see :class:`Talker`."""
         AnchoredTalker.check(self, decoding)
+        self.check_sampler(decoding)
 
     def block_program(self, max_blocks: int, decoding: Decoding) -> BlockProgram:
         """Decode a block; see :class:`AnchoredTalker`."""
@@ -180,7 +185,7 @@ class _BlockDecoder(BlockDecoder):
             noisy = self.read(x_t)
             hidden = self.forward(noisy) if uncommitted is None else self.forward_and_commit(uncommitted, noisy)
             uncommitted = None
-            return talker.head(hidden)
+            return talker.predict_masked(hidden, x_t)
 
         draft, num_steps, order = self.fill(predict)
         tokens = draft

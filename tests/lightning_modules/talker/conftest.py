@@ -11,6 +11,7 @@ from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
+from lightning_modules.talker.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.schemes import BlockBernoulli
 from lightning_modules.talker.multi_token import MultiTokenTalker
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
@@ -33,14 +34,22 @@ def build_talker(kind: str, hidden_size: int, embedding_size: int) -> Talker:
         extra_layers = [TalkerBackbone(WIDTH, num_layers=1, num_heads=2) for _ in range(3)]
         return MultiTokenTalker(NUM_CODES, anchors, backbone, extra_layers, block_size=8)
     masking = BlockBernoulli(0.3, 1.0)
-    if kind == "set_block":
-        return SetBlockTalker(NUM_CODES, anchors, backbone, masking, block_size=8)
-    return MaskedDiffusionTalker(NUM_CODES, anchors, backbone, masking, block_size=8, clean_context=True)
+    if kind in ("set_block", "set_block_coupled"):
+        coupling_size = 6 if kind == "set_block_coupled" else 0
+        return SetBlockTalker(NUM_CODES, anchors, backbone, masking, block_size=8, coupling_size=coupling_size)
+    coupling_size = 6 if kind == "coupled" else 0
+    return MaskedDiffusionTalker(
+        NUM_CODES, anchors, backbone, masking, block_size=8, clean_context=True, coupling_size=coupling_size
+    )
 
 
 def make_talker(kind: str) -> Talker:
     talker = build_talker(kind, HIDDEN, EMBEDDING)
-    talker.reset_parameters(torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    talker.reset_parameters(generator)
+    if isinstance(talker, MaskedTalker) and talker.coupling is not None:
+        # A coupling begins without effect; these tests want one that has learned something.
+        torch.nn.init.normal_(talker.coupling.predict.weight, std=1.0, generator=generator)
     return talker.eval()
 
 
@@ -93,7 +102,7 @@ def row_of(text: TextStates, row: int) -> TextStates:
     )
 
 
-@pytest.fixture(params=["ntp", "mtp", "mdm", "set_block"])
+@pytest.fixture(params=["ntp", "mtp", "mdm", "set_block", "coupled", "set_block_coupled"])
 def talker(request: pytest.FixtureRequest) -> AnchoredTalker:
     made = make_talker(request.param)
     assert isinstance(made, AnchoredTalker)

@@ -189,7 +189,7 @@ def test_impossible_settings_are_refused(wrong: dict) -> None:
         SelfDistillation(**wrong)
 
 
-@pytest.mark.parametrize("kind", ["mdm", "set_block"])
+@pytest.mark.parametrize("kind", ["mdm", "set_block", "coupled"])
 @pytest.mark.parametrize("clean_context", [True, False])
 def test_a_student_learns_from_its_teacher_and_the_teacher_from_nobody(kind: str, clean_context: bool) -> None:
     student, teacher = make_talker(kind), make_talker(kind)
@@ -211,7 +211,7 @@ def test_a_student_learns_from_its_teacher_and_the_teacher_from_nobody(kind: str
     assert torch.equal(without.nll, plain.nll) and torch.equal(without.accuracy, plain.accuracy)
 
 
-@pytest.mark.parametrize("kind", ["mdm", "set_block"])
+@pytest.mark.parametrize("kind", ["mdm", "set_block", "set_block_coupled"])
 def test_after_steps_of_its_own_a_student_reads_what_it_said(kind: str) -> None:
     """Its first steps are those of its own trajectory; what is left to predict is masked, the clean targets stay."""
     student = make_talker(kind)

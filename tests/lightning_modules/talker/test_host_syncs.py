@@ -86,6 +86,7 @@ MASKED = [
     for how in DISTILLATIONS
     for masking in MASKINGS.values()
 ]
+MASKED += [("coupled", how, {}) for how in DISTILLATIONS]
 MASKED += [("mdm", how, {"clean_context": False}) for how in DISTILLATIONS]
 MASKED += [("set_block", how, {"noisy_blocks": DrawnBlocks(4, 0.5, 0.3, 0.3)}) for how in DISTILLATIONS]
 STEPS: list[tuple[str, str, dict[str, Any]]] = [("ntp", "plain", {}), ("mtp", "plain", {}), *MASKED]

@@ -12,6 +12,7 @@ from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, SpeechParts
 from lightning_modules.talker.decoding.unmasking import Unmasking, most_confident, num_to_reveal
 from lightning_modules.talker.network.decoding_network import OpenLayer, StaticCache, Window
+from lightning_modules.talker.network.token_coupling import coupled_logits
 
 
 class BlockInWork(NamedTuple):
@@ -51,6 +52,8 @@ class MaskedProgram(BlockProgram):
         draft_steps = self.num_steps if self.refinement is None else self.refinement.draft_steps
         self.draft_steps = min(draft_steps, self.num_steps)
         self.block_offsets = torch.arange(parts.block_size, device=self.device)
+        coupling = parts.coupling
+        self.coupling = None if coupling is None else coupling.functions(self.networks[0].cast_to)
         # A GPU would idle while the host looks; what is done twice changes nothing.
         self.steps_per_look = 1 if self.device.type == "cpu" else 2
 
@@ -118,12 +121,20 @@ class MaskedProgram(BlockProgram):
         num_committed += size * is_settled
         return Block(tokens, order, self.carry_of(tokens, work, is_settled), num_committed, num_forwards, draft)
 
-    def logits(self, tokens: Tensor, work: BlockInWork, step: int) -> Tensor:
-        """Predict the block's tokens, ``(B, block_size, V)``."""
+    def masked_logits(self, tokens: Tensor, work: BlockInWork, step: int) -> Tensor:
+        """Predict the block's masked tokens, ``(B, block_size, V)``."""
+        hidden = self.hidden(tokens, work, step)
+        logits = self.predict(hidden)
+        if self.coupling is None:
+            return logits
+        return coupled_logits(self.coupling, hidden, logits, tokens, self.parts.mask_id)
+
+    def hidden(self, tokens: Tensor, work: BlockInWork, step: int) -> Tensor:
+        """Run the network: the block's hidden states, ``(B, block_size, width)``."""
         size, embedded = self.parts.block_size, self.embed_block(tokens, work)
         if step == 0:
             embedded = torch.cat([work.lead, embedded], dim=1)
-        return self.predict(self.networks[0](embedded, work.rest if step else work.first, work.opened, size))
+        return self.networks[0](embedded, work.rest if step else work.first, work.opened, size)
 
     def unmask(self, work: BlockInWork, noise: NoiseOfSteps | None) -> tuple[Tensor, Tensor, int]:
         """Fill a block of masks: its tokens, the step that revealed each, the steps taken."""
@@ -134,7 +145,7 @@ class MaskedProgram(BlockProgram):
         num_masked, last = tokens.shape[1], self.draft_steps - 1
         for step in range(last):
             drawn = None if noise is None else noise[step]
-            candidates, confidence = self.sampler.choose_with_confidence(self.logits(tokens, work, step), drawn)
+            candidates, confidence = self.sampler.choose_with_confidence(self.masked_logits(tokens, work, step), drawn)
             ranked_by = self.unmasking.disturb(confidence, drawn).masked_fill(is_revealed, -torch.inf)
             num_revealed = num_to_reveal(num_masked, self.draft_steps - step)
             chosen = ranked_by.argsort(dim=-1, descending=True, stable=True).narrow(1, 0, num_revealed)
@@ -142,7 +153,7 @@ class MaskedProgram(BlockProgram):
             order, is_revealed = order.scatter(1, chosen, step), is_revealed.scatter(1, chosen, True)
             num_masked -= num_revealed
         # All that is left is revealed in the last step, however sure the network is of it.
-        candidates = self.sampler.choose(self.logits(tokens, work, last), None if noise is None else noise[last])
+        candidates = self.sampler.choose(self.masked_logits(tokens, work, last), None if noise is None else noise[last])
         tokens, order = torch.where(is_revealed, tokens, candidates), order.masked_fill(~is_revealed, last)
         return tokens, order, self.draft_steps
 
@@ -155,7 +166,7 @@ class MaskedProgram(BlockProgram):
             Tokens, order, steps taken in all, and whether the last one changed nothing in any row.
         """
         for step in range(num_done, self.num_steps):
-            best = self.logits(tokens, work, step).argmax(dim=-1)
+            best = self.predict(self.hidden(tokens, work, step)).argmax(dim=-1)
             wrong = best != tokens
             if self._looks_at(step + 1 - num_done, step + 1) and not bool(wrong.any()):
                 return tokens, order, step + 1, True
@@ -170,7 +181,7 @@ class MaskedProgram(BlockProgram):
         assert threshold is not None
         for step in range(self.draft_steps):
             drawn = None if noise is None else noise[step]
-            candidates, confidence = self.sampler.choose_with_confidence(self.logits(tokens, work, step), drawn)
+            candidates, confidence = self.sampler.choose_with_confidence(self.masked_logits(tokens, work, step), drawn)
             num_revealed = num_to_reveal(is_masked.sum(dim=1, keepdim=True), self.draft_steps - step)
             surest = most_confident(self.unmasking.disturb(confidence, drawn), is_masked, num_revealed)
             revealed = surest | (is_masked & (confidence >= threshold))

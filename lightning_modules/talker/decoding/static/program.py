@@ -13,6 +13,7 @@ from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenSample
 from lightning_modules.talker.network.anchors import SemanticAnchors
 from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.network.decoding_network import DecodingNetwork, StaticCache, Window, as_function
+from lightning_modules.talker.network.token_coupling import TokenCoupling
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class SpeechParts:
         mask_id: The mask.
         eos_id: End of speech.
         num_outputs: Tokens that can be predicted.
+        coupling: Lets masked tokens that are predicted in one pass depend on each other; None if they do not.
     """
 
     anchors: SemanticAnchors
@@ -40,6 +42,7 @@ class SpeechParts:
     mask_id: int
     eos_id: int
     num_outputs: int
+    coupling: TokenCoupling | None = None
 
 
 class Place(NamedTuple):

@@ -28,6 +28,7 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("mdm", 4, {}),
     ("mdm", 1, {}),
     ("set_block", 2, {}),
+    ("coupled", 2, {}),
     ("ntp", 8, SAMPLED),
     ("set_block", 2, SAMPLED | {"unmasking": Unmasking(order_temperature=0.7)}),
 ]

@@ -31,14 +31,17 @@ CASES: list[tuple[str, int | None, dict[str, Any]]] = [
     *((kind, 4, {"unmasking": Unmasking(order_temperature=0.7), "seed": 1}) for kind in ("mdm", "set_block")),
     *((kind, 8, {"unmasking": Unmasking(confidence_threshold=0.3)}) for kind in ("mdm", "set_block")),
     *((kind, 2, {"fused_commit": False}) for kind in ("mdm", "set_block")),
+    *((kind, steps, {}) for kind in ("coupled", "set_block_coupled") for steps in (4, 1)),
+    ("coupled", 8, {"unmasking": Unmasking(confidence_threshold=0.3)}),
+    ("set_block_coupled", 8, {"refinement": Refinement(2)}),
     ("set_block", 8, {"refinement": Refinement(2)}),
     ("set_block", 8, {"refinement": Refinement(1), "unmasking": Unmasking(confidence_threshold=0.3)}),
     ("set_block", 4, {"refinement": Refinement(1), "fused_commit": False}),
 ]
-ONE_FUNCTION = [("ntp", None), ("mtp", 4), ("mdm", 4), ("mdm", 1), ("set_block", 4), ("set_block", 1)]
+ONE_FUNCTION = [("ntp", None), ("mtp", 4), ("mdm", 4), ("mdm", 1), ("set_block", 4), ("set_block", 1), ("coupled", 1)]
 
 
-EOS_GAIN = {"ntp": 1.2, "mtp": 1.2, "mdm": 2.0, "set_block": 1.4}
+EOS_GAIN = {"ntp": 1.2, "mtp": 1.2, "mdm": 2.0, "set_block": 1.4, "coupled": 3.0, "set_block_coupled": 1.6}
 
 
 def exact(kind: str) -> AnchoredTalker:
@@ -147,6 +150,7 @@ MOST_OPERATORS = {
     ("mdm", 1): 109,
     ("set_block", 4): 329,
     ("set_block", 1): 113,
+    ("coupled", 1): 264,
 }
 
 
