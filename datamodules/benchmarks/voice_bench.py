@@ -15,7 +15,7 @@ from datamodules.benchmarks.query import (
     Scoring,
     require_columns,
 )
-from datamodules.formats.parquet_tables import RowPlace, TableRows, open_table
+from datamodules.formats.parquet_tables import RowPlace, TableRows, open_table, read_group
 
 SCORINGS = {
     "alpacaeval": Scoring.OPEN,
@@ -91,7 +91,7 @@ class VoiceBench(Benchmark):
         wanted, row = [column for column in ("prompt", "reference") if column in names], 0
         for group in range(table.num_row_groups):
             num_rows = table.metadata.row_group(group).num_rows
-            texts = table.read_row_group(group, columns=wanted).to_pylist() if wanted else [{}] * num_rows
+            texts = read_group(table, file, group, wanted) if wanted else [{}] * num_rows
             for in_group, values in enumerate(texts):
                 prompt, reference = ((values.get(key) or "").strip() for key in ("prompt", "reference"))
                 yield prompt, reference, RowPlace(row, str(file), group, in_group)

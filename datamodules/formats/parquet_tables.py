@@ -44,6 +44,27 @@ def open_table(path: Path) -> ParquetFile:
         raise UserError(f"{path}: not a readable Parquet table ({error}); fetch it again") from error
 
 
+def read_group(table: ParquetFile, path: Path, group: int, columns: list[str]) -> list[dict[str, Any]]:
+    """Read some columns of a group of rows.
+
+    Args:
+        table: Opened by :func:`open_table`.
+        path: Its file, for errors.
+        group: Number of the group.
+        columns: Their names.
+
+    Returns:
+        The values of each row.
+
+    Raises:
+        UserError: If the group is damaged.
+    """
+    try:
+        return table.read_row_group(group, columns=columns).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise UserError(f"{path}: group {group} of its rows cannot be read ({error}); fetch it again") from error
+
+
 def read_places(folder: Path) -> list[RowPlace]:
     """List the rows of all tables in a folder, without reading their audio.
 
@@ -68,8 +89,8 @@ def read_places(folder: Path) -> list[RowPlace]:
         if "id" not in table.schema_arrow.names:
             raise UserError(f"{path}: has the columns {table.schema_arrow.names}, but no 'id'; add it")
         for group in range(table.num_row_groups):
-            ids = table.read_row_group(group, columns=["id"])["id"].to_pylist()
-            places += [RowPlace(name, str(path), group, row) for row, name in enumerate(ids)]
+            ids = read_group(table, path, group, ["id"])
+            places += [RowPlace(one["id"], str(path), group, row) for row, one in enumerate(ids)]
     return places
 
 

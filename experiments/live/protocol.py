@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.batch import from_pcm, to_pcm
 from lightning_modules.errors import UserError
 
 VERSION = 1
@@ -151,7 +152,7 @@ def parse_audio(data: bytes, samples: str) -> np.ndarray:
     if not data or len(data) % size:
         raise UserError(f"an audio frame has {len(data)} bytes; give a multiple of {size}, the size of a sample")
     if samples == "pcm16":
-        return np.frombuffer(data, "<i2").astype(np.float32) / 32768.0
+        return from_pcm(torch.from_numpy(np.frombuffer(data, "<i2").astype(np.int16))).numpy()
     values = np.frombuffer(data, "<f4")
     if not np.isfinite(values).all():
         raise UserError("an audio frame holds values that are no numbers, or infinite")
@@ -170,5 +171,5 @@ def audio_frame(samples: Tensor, index: int, chunk: int, turn: int) -> bytes:
     Returns:
         Header and PCM16 samples.
     """
-    pcm = (samples.float().clamp(-1.0, 1.0) * 32767).round().to(torch.int16).cpu().numpy()
+    pcm = to_pcm(samples.float()).cpu().numpy()
     return AUDIO_HEADER.pack(AUDIO_KIND, index, chunk % 2**16, turn % 2**32) + pcm.astype("<i2").tobytes()

@@ -14,7 +14,7 @@ class Microphone extends AudioWorkletProcessor {
     for (const value of inputs[0][0] ?? []) {
       const clipped = Math.max(-1, Math.min(1, value));
       this.peak = Math.max(this.peak, Math.abs(clipped));
-      this.frame[this.filled++] = Math.round(clipped * 32767);
+      this.frame[this.filled++] = Math.min(32767, Math.round(clipped * 32768));
       if (this.filled === this.frame.length) {
         const pcm = this.frame.slice().buffer;
         this.port.postMessage({ pcm, peak: this.peak }, [pcm]);

@@ -80,8 +80,7 @@ class LiveTrials:
         if missing or not queries:
             what = f"decodings {missing}" if missing else "test queries"
             raise UserError(f"{model.source} has no {what}; give a comparison whose corpus is there")
-        limits = Limits(max_clients=max(Limits.max_clients, self.num_clients), patience_s=self.patience_s)
-        measured = self.measure(LiveSystem(model, queries, limits=limits))
+        measured = self.measure(LiveSystem(model, queries, limits=self.limits))
         write_json(Path(output_dir) / "results.json", measured)
         lines = [f"{trial}: {_line(values)}" for trial, values in measured.items()]
         failed = failures_of(measured, self.num_clients, self.num_messages)
@@ -90,6 +89,15 @@ class LiveTrials:
         if failed:
             raise UserError(f"{len(failed)} of the trials failed, see {output_dir}/summary.txt: {failed[0]}")
         return {f"{trial}/{name}": value for trial, values in measured.items() for name, value in values.items()}
+
+    @property
+    def limits(self) -> Limits:
+        """What the server allows: all clients at once, none of them sent away."""
+        return Limits(
+            max_clients=max(Limits.max_clients, self.num_clients),
+            max_waiting=max(Limits.max_waiting, self.num_clients),
+            patience_s=self.patience_s,
+        )
 
     def measure(self, system: LiveSystem) -> dict[str, dict[str, float]]:
         """Do all trials on one server.

@@ -130,3 +130,13 @@ def test_audio_that_cannot_be_read_says_where_it_is(tmp_path: Path) -> None:
     table.write_bytes(content[:4] + bytes(40) + content[44:])  # the rows, not the list of columns
     with pytest.raises(UserError, match=r"(?s)test-.*\.parquet, row 0: cannot be read .*fetch the table again"):
         VoiceBench(tmp_path).read().queries[0].audio.read()
+
+
+def test_damaged_rows_of_a_table_are_told(tmp_path: Path) -> None:
+    write_voice_set(tmp_path, "sd-qa", [{"prompt": f"Question {i}", "reference": "R"} for i in range(4)])
+    table = tmp_path / "sd-qa" / "test-00000-of-00001.parquet"
+    content = table.read_bytes()
+    start = content.index(b"Question 2")  # in the second group of rows
+    table.write_bytes(content[: start - 30] + bytes(30) + content[start:])
+    with pytest.raises(UserError, match=r"(?s)test-.*\.parquet: group 1 of its rows cannot be read .*fetch it again"):
+        VoiceBench(tmp_path).read()

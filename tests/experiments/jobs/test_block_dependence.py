@@ -9,6 +9,7 @@ import pytest
 from callbacks.block_dependence import score_batch
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
 from experiments.jobs.block_dependence import BlockDependenceJob
+from lightning_modules.errors import UserError
 from tests.lightning_modules.test_speech_llm import make_batch, make_llm
 
 
@@ -25,3 +26,12 @@ def test_batches_add_up_to_a_table(tmp_path: Path) -> None:
     assert sum(line.startswith("| mdm |") for line in lines) == 1 + len(both.counts)
     assert f"| mdm | all | {int(both.counts.sum())} | {both.per_token(1):.3f} |" in "\n".join(lines)
     assert lines[-1].startswith("nats per token over gold blocks of")
+
+
+def test_without_talkers_or_replies_it_says_so(tmp_path: Path) -> None:
+    llm = make_llm("mdm").eval()
+    none = cast(SpokenDialogueDataModule, SimpleNamespace(setup=lambda stage: None, val_dataloader=lambda: []))
+    with pytest.raises(UserError, match="talkers is empty; name at least one"):
+        BlockDependenceJob(llm, none, [])
+    with pytest.raises(UserError, match="no validation reply to score"):
+        BlockDependenceJob(llm, none, ["mdm"]).run(tmp_path)

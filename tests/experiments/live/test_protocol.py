@@ -108,4 +108,11 @@ def test_chunks_come_back_from_their_frames() -> None:
     frame = audio_frame(samples, 1, 3, 7)
     assert AUDIO_HEADER.unpack_from(frame) == (1, 1, 3, 7)
     found = parse_audio(frame[AUDIO_HEADER.size :], "pcm16")
-    np.testing.assert_allclose(found, samples.clamp(-1, 1), atol=1e-4)
+    np.testing.assert_allclose(found, samples.clamp(-1, 1), atol=2**-15)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=20))
+def test_a_query_that_is_sent_back_keeps_every_sample(values: list[int]) -> None:
+    pcm = np.array(values, "<i2").tobytes()
+    assert audio_frame(torch.from_numpy(parse_audio(pcm, "pcm16")), 0, 0, 1)[AUDIO_HEADER.size :] == pcm

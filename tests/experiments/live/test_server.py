@@ -49,7 +49,7 @@ def test_two_decodings_of_a_test_query_are_those_of_the_model(server: ServerThre
     for index, name in enumerate(("ntp", "mdm_4")):
         query = torch.from_numpy(system.query_of["test_1"].waveform)
         expected = system.model.responder.answer(system.model.responder.write_text(query), DECODINGS[name])
-        np.testing.assert_allclose(samples_of(messages, index), expected.waveform, atol=1e-4)
+        np.testing.assert_allclose(samples_of(messages, index), expected.waveform, atol=2**-15)
         blocks = [one for one in told["block"] if one["index"] == index]
         assert [token for one in blocks for token in one["tokens"]] == expected.speech_tokens.tolist()
         assert [one["passes"] for one in blocks] == expected.num_forwards

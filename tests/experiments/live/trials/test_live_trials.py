@@ -32,6 +32,12 @@ def test_the_server_keeps_working_whatever_clients_do() -> None:
         assert told in failure
 
 
+@pytest.mark.parametrize("num_clients", [20, 100])
+def test_no_client_of_a_trial_is_sent_away(num_clients: int) -> None:
+    limits = LiveTrials("runs/tiny", num_clients=num_clients, patience_s=3.0).limits  # type: ignore[arg-type]
+    assert limits.max_waiting >= num_clients and limits.max_clients >= num_clients and limits.patience_s == 3.0
+
+
 def test_what_cannot_be_tried_is_told() -> None:
     with pytest.raises(UserError, match="name two to compare"):
         LiveTrials("runs/tiny", decodings=["ntp"])  # type: ignore[arg-type]
