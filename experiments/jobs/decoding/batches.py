@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -45,6 +45,11 @@ class BatchThroughput:
         numbers = {"num_blocks": self.num_blocks, "num_rounds": self.num_rounds, "sizes": min(self.sizes)}
         require_at_least(1, **{f"batches.{name}": value for name, value in numbers.items()})
         require_positive(**{"batches.time_budget_s": self.time_budget_s})
+
+    def among(self, names: Sequence[str]) -> "BatchThroughput | None":
+        """Measure only those of some names; None if none of its own is there."""
+        kept = [name for name in self.decodings if name in names]
+        return replace(self, decodings=kept) if kept else None
 
     def measure(
         self,

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from experiments.jobs.decoding.counting import Reads, count_launches, count_read
 from experiments.jobs.decoding.executions import Execution, Stepwise
 from experiments.jobs.decoding.first_chunk import TALKER, FirstChunk
 from experiments.jobs.decoding.machine import CLOCKS, MAIN_MEMORY_BYTES, matrix_rate, processor, read_bandwidth
+from experiments.jobs.decoding.plan import MIN_BLOCKS, Plan, TimeBudget, select
 from experiments.jobs.decoding.replies import Case
 from experiments.jobs.decoding.report.figures import (
     PEAK_ROWS,
@@ -46,14 +47,15 @@ from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 
 DEVICES = ("auto", "cpu", "cuda")
+DEFAULT_FRAME_RATE_HZ = 25.0
 
 
 class DecodingBenchmark:
     """Decodes replies of fixed length with every decoding under every execution in turn, and times them.
 
-    Weights are drawn, unless talkers are given; EOS is banned, see :func:`ban_eos`. After one reply of each that is not
-    timed come rounds, each with one reply of each. All figures stand beside what the machine does at best, measured in
-    the same run on the same number of threads.
+    Weights are drawn, unless talkers are given; EOS is banned, see :func:`ban_eos`. After one reply of each that says
+    how many rounds fit into the time come these rounds, each with one reply of each. All figures stand beside what the
+    machine does at best, measured in the same run on the same number of threads.
 
     Args:
         decodings: Decodings by name; None leaves one out.
@@ -64,17 +66,21 @@ class DecodingBenchmark:
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         clock: "wall", or "process" for the seconds that this process computes: for one thread of a shared CPU.
         baseline: The decoding that others are held against.
-        num_blocks: Blocks of a reply, at least 3.
+        only_decodings: Names of those that are measured; all if None.
+        only_executions: Likewise.
+        num_blocks: Blocks of a reply, at most; at least 3.
         num_rounds: Timed replies of each, at most.
-        min_rounds: Timed replies of each, even if they take more than the budget.
-        time_budget_s: After this time no further round begins.
+        min_rounds: Timed replies of each, at least.
+        max_minutes: Time of the whole run, in which rounds become fewer, then replies shorter, until they fit.
+        frame_rate_hz: Speech tokens per second of audio; the vocoder's if there is one, else 25.
         quality: `results.json` of a comparison, whose word error rates stand beside speeds of the same names.
         first_chunk: What else runs until the first samples; left out, the talker's part alone is shown.
         batches: Which decodings are measured with many replies at once; none if left out.
         seed: Of weights and intervals.
 
     Raises:
-        UserError: If a number is out of range, a name is unknown, or a talker does not know a decoding.
+        UserError: If a number is out of range, a name is unknown, a talker does not know a decoding, or the frame rate
+            is not the vocoder's.
     """
 
     def __init__(
@@ -87,24 +93,27 @@ class DecodingBenchmark:
         device: str = "auto",
         clock: str = "wall",
         baseline: str = "ntp",
+        only_decodings: Sequence[str] | None = None,
+        only_executions: Sequence[str] | None = None,
         num_blocks: int = 6,
         num_rounds: int = 15,
         min_rounds: int = 3,
-        time_budget_s: float = 240.0,
+        max_minutes: float = 9.0,
+        frame_rate_hz: float | None = None,
         quality: Path | None = None,
         first_chunk: FirstChunk | None = None,
         batches: BatchThroughput | None = None,
         seed: int = 0,
     ) -> None:
-        require_at_least(3, num_blocks=num_blocks)
+        require_at_least(MIN_BLOCKS, num_blocks=num_blocks)
         require_at_least(1, num_rounds=num_rounds, min_rounds=min_rounds)
         require_at_least(0, seed=seed)
-        require_positive(time_budget_s=time_budget_s)
+        require_positive(max_minutes=max_minutes, frame_rate_hz=frame_rate_hz)
         for what, value, known in (("dtype", dtype, DTYPES), ("device", device, DEVICES), ("clock", clock, CLOCKS)):
             if value not in known:
                 raise UserError(f"{what} is {value!r}; choose one of {', '.join(known)}")
-        self.executions = {name: one for name, one in executions.items() if one is not None}
-        wanted = {name: one for name, one in decodings.items() if one is not None}
+        self.executions = select("executions", executions, only_executions)
+        wanted = select("decodings", decodings, only_decodings)
         if not self.executions:
             raise UserError("executions: give at least one, by name")
         if baseline not in wanted:
@@ -125,8 +134,13 @@ class DecodingBenchmark:
             raise UserError("clock is 'process', which does not count what a GPU computes; leave it at 'wall'")
         self.clock = clock
         self.dtype, self.seed, self.num_blocks = DTYPES[dtype], seed, num_blocks
-        self.num_rounds, self.min_rounds, self.time_budget_s = num_rounds, min(min_rounds, num_rounds), time_budget_s
-        self.quality, self.first_chunk, self.batches = quality, first_chunk, batches
+        self.num_rounds, self.min_rounds, self.max_minutes = num_rounds, min(min_rounds, num_rounds), max_minutes
+        self.quality, self.first_chunk = quality, first_chunk
+        self.batches = batches if only_decodings is None or batches is None else batches.among(list(wanted))
+        of_vocoder = frame_rate_hz if first_chunk is None else first_chunk.vocoder.frame_rate_hz
+        self.frame_rate_hz = frame_rate_hz or of_vocoder or DEFAULT_FRAME_RATE_HZ
+        if of_vocoder is not None and self.frame_rate_hz != of_vocoder:
+            raise UserError(f"frame_rate_hz is {frame_rate_hz}, the vocoder's {of_vocoder}; leave it out")
 
     def run(self, output_dir: Path) -> dict[str, float]:
         """Write `measured.json`, `summary.txt` and the pictures.
@@ -139,7 +153,7 @@ class DecodingBenchmark:
 
         Raises:
             FileNotFoundError: If there is no such file as `quality`.
-            UserError: If it is no comparison's, or a reply has another length than it should.
+            UserError: If it is no comparison's, a reply has another length than it should, or the time is too short.
         """
         output_dir, start = Path(output_dir), time.perf_counter()
         word_error_rates = None if self.quality is None else read_word_error_rates(self.quality)
@@ -147,14 +161,20 @@ class DecodingBenchmark:
         talkers = self._talkers()
         if self.first_chunk is not None:
             self.first_chunk.move_to(self.device)
-        cases = self._prepare(talkers)
+        budget, cases = self._prepare(talkers, start)
         reads = {name: self._count_reads(talkers[one.talker], one) for name, one in self.decodings.items()}
         launches = {key: count_launches(case.stream, self.device) for key, case in cases.items()}
+        before = time.perf_counter()
         rates = self._measure_machine(reads)
-        first_chunk_ms = self._run_rounds(cases, talkers, start)
+        reserved_s = time.perf_counter() - before + (0.0 if self.batches is None else self.batches.time_budget_s)
+        plan = budget.plan({case.name: case.block_s for case in cases.values()}, reserved_s)
+        print(f"{plan} fit into max_minutes={self.max_minutes:g}", flush=True)
+        first_chunk_ms = self._run_rounds(cases, talkers, plan, budget, reserved_s)
         rates = rates.best_of(self._measure_machine(reads))
         by_name = {
-            one.name: figures_of(one, cases, reads[one.decoding], launches[key], rates, self.reference, self.baseline)
+            one.name: figures_of(
+                one, cases, reads[one.decoding], launches[key], rates, self.frame_rate_hz, self.reference, self.baseline
+            )
             for key, one in cases.items()
         }
         figures = list(by_name.values())
@@ -162,7 +182,7 @@ class DecodingBenchmark:
         if self.batches is not None:
             settings = self.decodings, self.executions, self.dtype, self.device, self.clock
             throughput = self.batches.measure(talkers, *settings)
-        about = self._about(len(next(iter(cases.values())).replies), load_before, start)
+        about = self._about(cases, load_before, start) | {"planned": asdict(plan)}
         measured = {
             "about": about,
             "machine": asdict(rates),
@@ -190,9 +210,14 @@ class DecodingBenchmark:
         ban_eos(talkers)
         return talkers
 
-    def _prepare(self, talkers: Mapping[str, Talker]) -> dict[tuple[str, str], Case]:
-        """Prepare and warm up each case; those that an execution does not know are left out, with a line."""
-        cases = {}
+    def _prepare(self, talkers: Mapping[str, Talker], start_s: float) -> tuple[TimeBudget, dict[tuple[str, str], Case]]:
+        """Prepare and warm up each case; those that an execution does not know are left out, with a line.
+
+        What will not fit into the time is refused as soon as that is known.
+        """
+        cases: dict[tuple[str, str], Case] = {}
+        settings = self.max_minutes, self.num_rounds, self.min_rounds, self.num_blocks
+        budget = TimeBudget(*settings, MIN_BLOCKS, start_s)
         for name, decoding in self.decodings.items():
             talker = talkers[decoding.talker]
             text = draw_text(talker, self.num_blocks, self.dtype, self.device)
@@ -205,10 +230,12 @@ class DecodingBenchmark:
                 case = Case(name, execution, runner, text, self.num_blocks, talker.block_size)
                 if self.first_chunk is not None:
                     case.num_first_blocks = self.first_chunk.num_blocks(case.block_size, self.num_blocks)
-                case.speak(self.device)
+                    budget = replace(budget, min_blocks=max(budget.min_blocks, case.num_first_blocks))
+                case.warm_up(self.device)
                 case.setup_s = time.perf_counter() - start
                 cases[name, execution] = case
-        return cases
+                budget.plan({case.name: case.block_s for case in cases.values()})
+        return budget, cases
 
     def _count_reads(self, talker: Talker, decoding: Decoding) -> Reads:
         runner = Stepwise().prepare(talker, decoding, 3)
@@ -226,13 +253,22 @@ class DecodingBenchmark:
         )
 
     def _run_rounds(
-        self, cases: Mapping[tuple[str, str], Case], talkers: Mapping[str, Talker], start: float
+        self,
+        cases: Mapping[tuple[str, str], Case],
+        talkers: Mapping[str, Talker],
+        plan: Plan,
+        budget: TimeBudget,
+        reserved_s: float,
     ) -> dict[str, dict[str, float]]:
         """Time replies round by round; give the medians of the stages of the first chunk, in ms, by case."""
         stages_ms: dict[str, dict[str, list[float]]] = {case.name: {} for case in cases.values()}
-        for turn in tqdm(range(self.num_rounds), "rounds", unit="round"):
-            if turn >= self.min_rounds and time.perf_counter() - start > self.time_budget_s:
+        for case in cases.values():
+            case.num_blocks = plan.num_blocks
+        longest_s = 0.0
+        for turn in tqdm(range(plan.num_rounds), "rounds", unit="round"):
+            if not budget.has_time_for(turn, longest_s, reserved_s):
                 break
+            start = time.perf_counter()
             taken: dict[tuple[int, int], dict[str, float]] = {}
             for key in order_of_turn(list(cases), turn):
                 case = cases[key]
@@ -247,12 +283,15 @@ class DecodingBenchmark:
                     own |= taken[needs]
                 for stage, value in own.items():
                     stages_ms[case.name].setdefault(stage, []).append(value)
+            longest_s = max(longest_s, time.perf_counter() - start)
         return {
             name: {stage: spread_of(values).median for stage, values in own.items()} for name, own in stages_ms.items()
         }
 
-    def _about(self, num_rounds: int, load_before: float, start: float) -> dict[str, Any]:
-        is_gpu = self.device.type == "cuda"
+    def _about(self, cases: Mapping[tuple[str, str], Case], load_before: float, start: float) -> dict[str, Any]:
+        is_gpu, some = self.device.type == "cuda", next(iter(cases.values()))
+        # On a GPU the count begins again at each reply, so that the last one's would be that of one row alone.
+        peaks = [one.peak_memory_gb for one in cases.values() if one.peak_memory_gb is not None]
         return {
             **describe_environment(),
             "processor": processor(),
@@ -263,9 +302,11 @@ class DecodingBenchmark:
             "sizes": asdict(self.sizes),
             "decodings": {name: asdict(one) for name, one in self.decodings.items()},
             "executions": {name: repr(one) for name, one in self.executions.items()},
-            "num_blocks": self.num_blocks,
-            "num_rounds": num_rounds,
+            "num_blocks": some.num_blocks,
+            "num_rounds": len(some.replies),
+            "max_minutes": self.max_minutes,
+            "frame_rate_hz": self.frame_rate_hz,
             "load": [load_before, os.getloadavg()[0]],
-            "peak_memory_gb": peak_memory_gb(self.device),
+            "peak_memory_gb": max([*peaks, peak_memory_gb(self.device)]),
             "seconds": time.perf_counter() - start,
         }

@@ -15,7 +15,13 @@ from lightning_modules.talker.decoding.static.batch import decode_batch
 from lightning_modules.talker.decoding.static.captured import CapturedRunner
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
 from lightning_modules.talker.decoding.static.program import BlockProgram
-from lightning_modules.talker.decoding.static.runners import BlockRunner, CompiledRunner, EagerRunner, has_compiler
+from lightning_modules.talker.decoding.static.runners import (
+    BlockRunner,
+    CompiledRunner,
+    EagerRunner,
+    cpp_compiler,
+    has_compiler,
+)
 from lightning_modules.talker.decoding.streaming import AnchorReader, SpeechChunk, TextState, stream_blocks
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.prepared import prepare_for_decoding
@@ -116,7 +122,10 @@ class Compiled(Static):
 
     def new_runner(self, program: BlockProgram, batch_size: int) -> BlockRunner | None:
         """Compile; see :class:`Static`."""
-        return CompiledRunner(program) if program.is_one_function and has_compiler() else None
+        if not has_compiler():
+            print(f"no C++ compiler ({cpp_compiler()}): nothing is compiled", flush=True)
+            return None
+        return CompiledRunner(program) if program.is_one_function else None
 
 
 @dataclass(frozen=True)

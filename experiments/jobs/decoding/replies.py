@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 
@@ -42,7 +43,8 @@ class Case:
         block_size: Tokens of a block.
         num_first_blocks: Blocks that the first samples need.
         setup_s: Seconds until it was prepared and warm: compilation, capture, packed weights, one reply.
-        peak_memory_gb: Most memory of PyTorch during a reply; None on a CPU.
+        block_s: Seconds of a block, as the warm-up took.
+        peak_memory_gb: Most memory of PyTorch during a reply, all talkers' weights included; None on a CPU.
         replies: The replies that were timed.
     """
 
@@ -54,6 +56,7 @@ class Case:
     block_size: int
     num_first_blocks: int = 1
     setup_s: float = 0.0
+    block_s: float = 0.0
     peak_memory_gb: float | None = None
     replies: list[Reply] = field(default_factory=list)
 
@@ -71,6 +74,12 @@ class Case:
         """Start a reply."""
         return self.runner(self.text)
 
+    def warm_up(self, device: torch.device) -> None:
+        """Decode a reply that does not count, and see how long a block takes behind those of the first samples."""
+        reply, num_behind = self.speak(device), self.num_blocks - self.num_first_blocks
+        behind_s = reply.seconds - reply.first_chunk_s
+        self.block_s = behind_s / num_behind if num_behind else reply.seconds / self.num_blocks
+
     def speak(self, device: torch.device, clock: str = "wall") -> Reply:
         """Decode one reply, and time it by one of `CLOCKS`.
 
@@ -82,7 +91,7 @@ class Case:
             torch.cuda.reset_peak_memory_stats(device)
         now, chunks, first_chunk_s = CLOCKS[clock], [], 0.0
         start = now()
-        for chunk in self.stream():
+        for chunk in islice(self.stream(), self.num_blocks):
             chunks.append(chunk)
             if len(chunks) == self.num_first_blocks:
                 wait_for(device)
@@ -90,7 +99,7 @@ class Case:
         wait_for(device)
         seconds = now() - start
         if device.type == "cuda":
-            self.peak_memory_gb = peak_memory_gb(device)
+            self.peak_memory_gb = max(self.peak_memory_gb or 0.0, peak_memory_gb(device))
         tokens = tuple(token for chunk in chunks for token in chunk.tokens.tolist())
         if len(tokens) != self.num_tokens:
             raise UserError(

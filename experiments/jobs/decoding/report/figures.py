@@ -11,7 +11,6 @@ from experiments.jobs.decoding.replies import Case
 from experiments.jobs.decoding.statistics import paired_ratio, spread_of
 from lightning_modules.errors import UserError
 
-FRAME_RATE_HZ = 25.0
 PEAK_ROWS = 256
 
 
@@ -70,7 +69,7 @@ def rows_per_pass(reads: Reads) -> int:
 
 def figures_of(
     case: Case, cases: Mapping[tuple[str, str], Case], reads: Reads, launches: Launches, rates: MachineRates,
-    reference: str, baseline: str,
+    frame_rate_hz: float, reference: str, baseline: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Give all figures of one case.
 
@@ -80,6 +79,7 @@ def figures_of(
         reads: What a block reads.
         launches: What a block asks of the device.
         rates: What the machine can do.
+        frame_rate_hz: Speech tokens per second of audio.
         reference: The execution that others are held against.
         baseline: The decoding that others are held against.
 
@@ -101,7 +101,8 @@ def figures_of(
         "decoding": case.decoding,
         "execution": case.execution,
         "tokens_per_s": per_second,
-        "rtf": FRAME_RATE_HZ / per_second.median,
+        "num_rounds": len(seconds),
+        "rtf": frame_rate_hz / per_second.median,
         "passes_per_block": passes,
         "counted_passes_per_block": reads.num_passes,
         "tokens_per_pass": case.block_size / passes,

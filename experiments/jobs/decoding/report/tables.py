@@ -10,15 +10,16 @@ from experiments.jobs.decoding.statistics import Spread
 def speed_table(figures: Sequence[Mapping[str, Any]], baseline: str, reference: str) -> str:
     """Give speeds and ratios, a row per decoding and execution."""
     head = (
-        "decoding", "execution", "passes per block", "tokens/s (10th to 90th percentile)", "ms per pass", "RTF",
-        "first chunk, ms", f"against {baseline}, same execution", f"against {reference}, same decoding",
-        "same tokens",
+        "decoding", "execution", "passes per block", "rounds", "tokens/s (10th to 90th percentile)",
+        "ms per pass", "RTF", "first chunk, ms", f"against {baseline}, same execution",
+        f"against {reference}, same decoding", "same tokens",
     )  # fmt: skip
     rows = []
     for one in figures:
         rows.append((
-            one["decoding"], one["execution"], f"{one['passes_per_block']:.4g}", _spread(one["tokens_per_s"]),
-            _number(one["ms_per_pass"][0]), f"{one['rtf']:.3g}", _number(one["first_chunk_ms"][0]),
+            one["decoding"], one["execution"], f"{one['passes_per_block']:.4g}", str(one["num_rounds"]),
+            _spread(one["tokens_per_s"]), _number(one["ms_per_pass"][0]), f"{one['rtf']:.3g}",
+            _number(one["first_chunk_ms"][0]),
             _ratio(one["against_baseline"]), _ratio(one["against_reference"]),
             _share(one["same_tokens_as_reference"]) if one["execution"] != reference else "",
         ))  # fmt: skip

@@ -1,6 +1,5 @@
 """How a program is run: as it is, or compiled."""
 
-import logging
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -148,13 +147,3 @@ def cpp_compiler() -> str:
 def has_compiler() -> bool:
     """Tell whether there is a C++ compiler."""
     return shutil.which(cpp_compiler()) is not None
-
-
-def runner_of(program: BlockProgram, is_compiled: bool) -> BlockRunner:
-    """Give what runs a program: as it is, with one line that says so, if it cannot be compiled here."""
-    if is_compiled and not has_compiler():
-        logging.getLogger(__name__).warning(
-            "no C++ compiler (%s): the talker decodes without torch.compile, more slowly", cpp_compiler()
-        )
-        is_compiled = False
-    return CompiledRunner(program) if is_compiled else EagerRunner(program)

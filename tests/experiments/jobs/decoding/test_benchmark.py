@@ -114,14 +114,20 @@ def test_each_decoding_is_timed_under_each_execution_in_turn(
     assert "| mdm_1 | slower | 1.667 |" in table and "float32" in table
 
 
-def test_trained_talkers_within_a_time_budget(tmp_path: Path) -> None:
-    """They stand in for drawn ones, in the precision of the benchmark; the least number of rounds is kept."""
+def test_trained_talkers_within_a_time_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They stand in for drawn ones, in the precision of the benchmark; as many rounds as fit are measured."""
     wide = TalkerSizes(32, 48, 2, num_layers=2, num_codes=50, hidden_size=8)
     given = draw_talkers(wide, {"ntp"}, torch.float64, torch.device("cpu"), 3)
-    settings = {"decodings": {"ntp": Decoding("ntp")}, "time_budget_s": 1e-6, "num_rounds": 9, "min_rounds": 2}
-    measured = measure(tmp_path, talkers=given, clock="process", executions={"waits": Slower(0.2)}, **settings)
-    assert max(measured["cases"]["ntp, waits"]["rounds_s"]) < 0.6, "waiting takes no seconds of the process"
-    assert measured["about"]["num_rounds"] == 2
+    executions = {"waits": Slower(0.15), "left_out": Stepwise()}
+    settings: dict[str, Any] = {"talkers": given, "executions": executions, "only_decodings": ["ntp"], "min_rounds": 2}
+    settings |= {"only_executions": ["waits"], "clock": "process", "num_blocks": 3, "frame_rate_hz": 12.5}
+    measured = measure(tmp_path, num_rounds=2, **settings)
+    assert list(measured["cases"]) == ["ntp, waits"]
+    one, about = measured["cases"]["ntp, waits"], measured["about"]
+    assert max(one["rounds_s"]) < 0.45, "waiting takes no seconds of the process"
+    assert one["num_rounds"] == about["num_rounds"] == about["planned"]["num_rounds"] == 2
+    assert one["rtf"] == pytest.approx(12.5 / one["tokens_per_s"][0])
+    assert "2 rounds of 3 blocks, about " in capsys.readouterr().out
     assert next(given["ntp"].parameters()).dtype == torch.float32
     assert measured["cases"]["ntp, waits"]["weight_bytes_per_block"] > 16 * 4 * 2 * 4 * 32 * 32
     assert measured["first_chunk_ms"]["ntp, waits"].keys() == {"talker"} and not (tmp_path / "pareto.png").exists()
@@ -144,6 +150,13 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             build(**settings)
+    with pytest.raises(UserError, match="only_decodings: 'mdm_9' is none of the decodings; name some of"):
+        build(only_decodings=["ntp", "mdm_9"])
+    with pytest.raises(UserError, match=r"max_minutes is 0.0001, .* select rows by only_decodings=.* ntp, stepwise"):
+        build(sizes=SMALL, max_minutes=1e-4, device="cpu").run(tmp_path)
+    with pytest.raises(UserError, match="frame_rate_hz is 50.0, the vocoder's 25"):
+        parts = make_speech_encoder(), Adaptor(32, 32, 64), make_language_model(), CodecVocoder(SpeechCodec(), 15)
+        build(first_chunk=FirstChunk(*parts), frame_rate_hz=50.0)
     with pytest.raises(FileNotFoundError, match=r"quality: there is no file .*nothing.json; give the results.json"):
         build(quality=tmp_path / "nothing.json").run(tmp_path)
     with pytest.raises(UserError, match="is not the results.json of a comparison"):

@@ -64,6 +64,14 @@ def test_executions_leave_out_what_they_do_not_know() -> None:
     assert Stepwise().prepare_batch(mdm, in_steps(4), 3, 2) is None
 
 
+def test_without_a_compiler_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert Compiled().prepare(make_talker("mdm"), in_steps(4), 3) is None
+    assert capsys.readouterr().out == "no C++ compiler (no-such-compiler): nothing is compiled\n"
+
+
 def test_throughput_is_measured_by_size() -> None:
     talkers = {"mdm": make_talker("mdm")}
     ban_eos(talkers)
@@ -76,6 +84,8 @@ def test_throughput_is_measured_by_size() -> None:
     }
     (axes,) = draw_throughput(rates).axes
     assert [container.lines[0].get_xdata().tolist() for container in axes.containers] == [[1, 4], [1, 4]]
+    among = BatchThroughput(["mdm_4", "mdm_1"]).among(["ntp", "mdm_1"])
+    assert among is not None and among.decodings == ["mdm_1"] and among.among(["ntp"]) is None
     short = BatchThroughput(["mdm_1"], [1, 4], num_blocks=1, num_rounds=1, time_budget_s=1e-9).measure(*settings)
     assert list(short["mdm_1, static"]) == [1]
     with pytest.raises(UserError, match="'ntp' is none of the decodings; name some of"):

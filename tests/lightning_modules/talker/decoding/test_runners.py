@@ -16,7 +16,6 @@ from lightning_modules.talker.decoding.static.runners import (
     CompiledRunner,
     EagerRunner,
     bucket_of,
-    runner_of,
 )
 from lightning_modules.talker.decoding.unmasking import Unmasking
 from tests.lightning_modules.talker.conftest import WIDTH, make_talker
@@ -94,15 +93,6 @@ def test_no_graph_is_captured_on_a_cpu() -> None:
     program, _ = programs_of("mdm", 4, {})
     with pytest.raises(UserError, match="CUDA device"):
         CapturedRunner(program)
-
-
-def test_without_a_compiler_it_runs_as_it_is_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    program, _ = programs_of("mdm", 4, {})
-    assert isinstance(runner_of(program, is_compiled=True), EagerRunner)
-    assert len(caplog.records) == 1 and "no-such-compiler" in caplog.text
 
 
 @pytest.mark.gpu
