@@ -238,9 +238,25 @@ def _describe(kept: Sequence[KeptResults], against: str) -> str:
         f"WER against {reference}, by {kept[0].content['normalizer']}; intervals over {over} {numbers} test dialogues"
         + (f", {shared}" if len(kept) > 1 else "")
         + "; a difference that is none shown would be shown in 4 of 5 repetitions if it were as large as told. "
-        f"Commit {commits}; {machines}; variant {kept[0].content['variant']}; from "
+        f"{_describe_seeds(kept)}Commit {commits}; {machines}; variant {kept[0].content['variant']}; from "
         + ", ".join(one.path.name for one in kept)
     )
+
+
+def _describe_seeds(kept: Sequence[KeptResults]) -> str:
+    """Say which stages all seeds share, and which are made again for each; nothing of one seed."""
+    if len(kept) == 1:
+        return ""
+    runs: dict[str, set[str]] = {}
+    for one in kept:
+        for run in one.content["config"]:
+            runs.setdefault(_RUN_NAME.sub("", run), set()).add(run)
+    runs.pop(kept[0].content["stage"], None)
+    shared = ", ".join(name for name, own in runs.items() if len(own) == 1)
+    varied = ", ".join(name for name, own in runs.items() if len(own) > 1)
+    first = f"One run for all seeds: {shared}; made again for each: {varied}" if shared else "Each seed makes all again"
+    too_small = 100 * (1 - ((len(kept) - 1) / len(kept)) ** 0.5)
+    return f"{first}. The spread between {len(kept)} seeds is drawn {too_small:.0f} % too small. "
 
 
 def _machine(environment: dict[str, Any]) -> str:

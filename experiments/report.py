@@ -31,13 +31,14 @@ COLUMNS = (
 Rows = dict[str, dict[str, Any]]
 
 
-def write_page(names: Sequence[str], overrides: list[str], seeds: Sequence[int]) -> str:
+def write_page(names: Sequence[str], overrides: list[str], seeds: Sequence[int], key: str = "seed") -> str:
     """Lay out the results of experiments that were run with several seeds.
 
     Args:
         names: Experiments, each a shipped one or a file.
         overrides: `key=value` texts that they were run with, beside the seed.
         seeds: Seeds that they were run with.
+        key: What they were given as.
 
     Returns:
         Markdown: for each experiment what it is, the command, and a table for each of its comparisons.
@@ -48,11 +49,12 @@ def write_page(names: Sequence[str], overrides: list[str], seeds: Sequence[int])
     """
     given = "".join(f" {override}" for override in overrides)
     command = f"python experiments/report.py {' '.join(names)}{given} --seeds {','.join(map(str, seeds))}"
+    command += "" if key == "seed" else f" --key {key}"
     parts = ["# Results", f"Made from finished runs by `{command}`."]
     for name in names:
         file = config.find_file(name, Path.cwd())
-        plans = [make_plan(file, [*overrides, f"seed={seed}"]) for seed in seeds]
-        commands = [f"python experiments/run.py {name}{given} seed={seed}" for seed in seeds]
+        plans = [make_plan(file, [*overrides, f"{key}={seed}"]) for seed in seeds]
+        commands = [f"python experiments/run.py {name}{given} {key}={seed}" for seed in seeds]
         for plan, one in zip(plans, commands, strict=True):
             unfinished = [planned.stage.name for planned in plan.stages if not planned.run.is_finished]
             if unfinished:
@@ -157,11 +159,12 @@ def main(arguments: list[str]) -> int:
     what = "experiments that are finished with these seeds, and the overrides that they were run with"
     parser.add_argument("words", nargs="+", metavar="FILE or key=value", help=what)
     parser.add_argument("--seeds", default=[1], type=read_seeds, help="seeds, separated by commas (1 if left out)")
+    parser.add_argument("--key", default="seed", help="what the seeds were given as: seed or talker_seed")
     try:
         parsed = parser.parse_intermixed_args(arguments)
         names = [word for word in parsed.words if "=" not in word]
         overrides = [word for word in parsed.words if "=" in word]
-        print(write_page(names, overrides, parsed.seeds))
+        print(write_page(names, overrides, parsed.seeds, parsed.key))
     except Exception as error:
         return report_mistake(error)
     return 0

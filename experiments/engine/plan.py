@@ -21,7 +21,7 @@ from experiments.engine.configuration.schema import check_keys, without_empty
 from experiments.engine.runs import Run, fingerprint_of, fingerprint_of_path, latest_run
 from lightning_modules.errors import UserError
 
-WITHOUT_INFLUENCE = ("description", "name", "runs_dir", "threads", "checkpoint")
+WITHOUT_INFLUENCE = ("description", "name", "runs_dir", "threads", "checkpoint", "seed_group")
 # Where a training runs, which may change when it is resumed; the number of examples per step may change with it.
 PLACE_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar")
 INPUT_OF_STAGE = "stage:"

@@ -92,8 +92,8 @@ MISTAKES = [
     ("quickstart", f"{DECODINGS}.mdm_4.num_step=4", f"{DECODINGS}.mdm_4.num_step", "did you mean num_steps?"),
     (
         "quickstart",
-        f"{DECODINGS}.mdm_4_threshold.unmasking.confidence_threshold=1.5",
-        f"{DECODINGS}.mdm_4_threshold.unmasking",
+        f"{DECODINGS}.mdm_16_refined.unmasking.confidence_threshold=1.5",
+        f"{DECODINGS}.mdm_16_refined.unmasking",
         "1.5",
     ),
     ("quickstart", "stages.comparison.module.init_args.vocoder=null", "stages.comparison.module", "vocoder"),

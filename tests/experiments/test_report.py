@@ -42,6 +42,21 @@ def test_means_and_spreads_over_seeds(experiment: Path, capsys: pytest.CaptureFi
     assert "| mdm_4 | mdm | 4 | - | 10.00 (5.0 to 15.0) | 10.00 | 90.0 | 100 | 4.0 |" in capsys.readouterr().out
 
 
+def test_seeds_may_be_those_of_a_group(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grouped = (
+        COMPARISON.replace("  comparison:\n", "  comparison:\n    seed_group: toys\n")
+        + "aliases: {toy_seed: {key: seeds.toys}}\n"
+    )
+    experiment.write_text(grouped.replace("RATES", "{original audio: 0.01, mdm_4: 0.1}"))
+    for seed in (1, 3):
+        assert run.main([str(experiment), f"toy_seed={seed}"]) == 0
+    assert capsys.readouterr().out.count("first: reused") == 1
+    assert report.main([str(experiment), "--seeds", "1,3", "--key", "toy_seed"]) == 0
+    page = capsys.readouterr().out
+    assert "| original audio | - | - | - | 2.00 ± 1.41 |" in page and f"run.py {experiment} toy_seed=3" in page
+    assert "--seeds 1,3 --key toy_seed`" in page
+
+
 def test_overrides_lead_to_the_runs_made_with_them(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     override = "stages.comparison.job.init_args.factor=2"
     assert run.main([str(experiment), override]) == 0

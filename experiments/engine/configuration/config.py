@@ -27,7 +27,7 @@ from experiments.engine.configuration.schema import (
 
 EXPERIMENTS_DIR = Path(__file__).resolve().parents[2]
 STAGES_DIR, PAPER_DIR = "stages", "paper"
-NOT_OF_STAGES = ("base", "aliases")
+NOT_OF_STAGES = ("base", "aliases", "seeds")
 HEAD_KEYS = ("name", "description", "runs_dir", "seed")
 
 
@@ -199,6 +199,7 @@ def compose(file: Path, overrides: list[str]) -> Pipeline:
     name = head.get("name") or file.stem
     description, runs_dir = head.get("description") or "", Path(head.get("runs_dir") or "runs").expanduser()
     if content.get("stages") is None:
+        _check_groups(content, [])
         return Pipeline(name, description, runs_dir, [Stage(name, "", _complete(content))], is_single=True)
     for key in content:
         if key not in PIPELINE_KEYS:
@@ -210,7 +211,16 @@ def compose(file: Path, overrides: list[str]) -> Pipeline:
     ]
     if not stages:
         raise ConfigError("stages", "the pipeline has no stage; name at least one")
+    _check_groups(content, stages)
     return Pipeline(name, description, runs_dir, stages, is_single=False)
+
+
+def _check_groups(content: dict[str, Any], stages: list[Stage]) -> None:
+    """Refuse seeds of groups that no stage is in."""
+    groups = {stage.config["seed_group"] for stage in stages} - {None}
+    for group in content.get("seeds") or {}:
+        if group not in groups:
+            raise ConfigError(f"seeds.{group}", f"no stage has this seed_group; {did_you_mean(group, groups)}")
 
 
 def _compose_stage(name: str, own: Any, pipeline: dict[str, Any]) -> Stage:
@@ -223,6 +233,8 @@ def _compose_stage(name: str, own: Any, pipeline: dict[str, Any]) -> Stage:
     if merged.get("stages") is not None:
         raise ConfigError(f"{path}.base", "a stage cannot be a pipeline itself")
     inherited = {key: pipeline[key] for key in INHERITED_BY_STAGES if key in pipeline}
+    if (own_seed := (pipeline.get("seeds") or {}).get(own.get("seed_group", merged.get("seed_group")))) is not None:
+        inherited["seed"] = own_seed
     declared = {**(merged.get("inputs") or {}), **(own.get("inputs") or {})}
     inherited["inputs"] = {key: value for key, value in (pipeline.get("inputs") or {}).items() if key in declared}
     for key in PIPELINE_ONLY_KEYS:

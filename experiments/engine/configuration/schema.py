@@ -12,9 +12,21 @@ from experiments.engine.configuration.errors import join
 from lightning_modules.number_checks import MAX_SEED
 
 PIPELINE_KEYS = (
-    *("base", "description", "name", "seed", "threads", "runs_dir", "inputs", "checkpoint", "stages", "aliases"),
+    *(
+        "base",
+        "description",
+        "name",
+        "seed",
+        "seeds",
+        "threads",
+        "runs_dir",
+        "inputs",
+        "checkpoint",
+        "stages",
+        "aliases",
+    ),
 )
-PIPELINE_ONLY_KEYS = ("name", "runs_dir", "stages")
+PIPELINE_ONLY_KEYS = ("name", "runs_dir", "stages", "seeds")
 INHERITED_BY_STAGES = ("seed", "threads", "checkpoint")
 
 
@@ -50,13 +62,16 @@ class Alias:
 class Experiment:
     """The keys of an experiment; any other key is an error.
 
-    An experiment is one of three: a `job`, a `module` with its `datamodule`, or a pipeline of `stages`.
+    An experiment is one of three: a `job`, a `module` with its `datamodule`, or a pipeline of `stages`. The
+    `seeds` of a pipeline take the place of its `seed` for the stages whose `seed_group` they name; null takes none.
     """
 
     base: list[str] | str | None = None
     description: str = ""
     name: str | None = None
     seed: int = limited(0, lambda seed: 0 <= seed <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
+    seed_group: str | None = None
+    seeds: dict[str, int | None] = field(default_factory=dict)
     threads: int | None = limited(None, lambda threads: threads > 0, "a positive number, or null for all cores")
     runs_dir: str = "runs"
     inputs: dict[str, str | None] = field(default_factory=dict)

@@ -91,6 +91,24 @@ def test_pipeline_values_reach_stages_that_do_not_set_their_own(tmp_path: Path) 
     assert [stage.config["seed"] for stage in overridden.stages] == [4, 9]
 
 
+def test_a_group_of_stages_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "part.yaml", "seed_group: talkers\njob: {class_path: a.B}\n")
+    pipeline = write(
+        tmp_path / "p.yaml",
+        "seed: 3\naliases: {talker_seed: {key: seeds.talkers}}\nstages:\n  one: {base: part.yaml}\n"
+        "  two: {base: part.yaml, seed: 5}\n  three: {job: {class_path: a.B}}\n"
+        "  four: {base: part.yaml, seed_group: null}\n",
+    )
+
+    def seeds(*overrides: str) -> list[int]:
+        return [stage.config["seed"] for stage in compose(pipeline, list(overrides)).stages]
+
+    assert seeds() == seeds("seeds.talkers=null") == [3, 5, 3, 3]
+    assert seeds("talker_seed=8") == seeds("seeds.talkers=8") == [8, 5, 3, 3]
+    assert seeds("seed=4", "talker_seed=0") == [0, 5, 4, 4]
+    assert "seeds" not in compose(pipeline, ["talker_seed=8"]).stages[0].config
+
+
 def test_stages_of_a_parent_keep_their_own_parents(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     write(tmp_path / "sub" / "part.yaml", "job: {class_path: a.B, init_args: {x: 1}}\n")
@@ -135,6 +153,10 @@ MISTAKES = [
     ("stages: {a: {job: {class_path: a.B}}}\n", ["stages.b.seed=1"], r"^stages.b: there is no such stage; known: a$"),
     ("stages: {a: {job: {class_path: a.B}}}\nfit: true\n", [], r"^fit: a pipeline has stages instead"),
     ("stages: {a: {runs_dir: x}}\n", [], r"^stages.a.runs_dir: a stage has no runs_dir of its own"),
+    ("seeds: {a: 3}\njob: {class_path: a.B}\n", [], r"^seeds.a: no stage has this seed_group; check"),
+    ("stages: {a: {seed_group: b}}\n", ["seeds.c=3"], r"^seeds.c: no stage has this seed_group; known: b$"),
+    ("stages: {a: {seed_group: b}}\n", ["seeds.b=-3"], r"^stages.a.seed: expected a whole number"),
+    ("stages: {a: {seeds: {b: 3}}}\n", [], r"^stages.a.seeds: a stage has no seeds of its own"),
     ("stages: {a: 3}\n", [], r"^stages.a: expected the keys of an experiment, got 3$"),
     ("stages: {}\n", [], r"^stages: the pipeline has no stage"),
     ("stages: {a: {base: p.yaml}}\n", [], r"^stages.a.base: a stage cannot be a pipeline itself$"),
