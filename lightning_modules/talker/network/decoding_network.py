@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_modules.talker.network.backbone import DecoderLayer, TalkerBackbone
-from lightning_modules.talker.network.packed_linear import PackedLinear
+from lightning_modules.talker.network.packed_linear import FixedProduct, PackedLinear
 from lightning_modules.talker.network.weight_versions import WeightVersion
 
 # Weights in the precision of autocast, by weight: a pass under autocast would convert all of them again.
@@ -213,17 +213,21 @@ def as_function(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Ten
 
 
 def as_product(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor], Tensor]:
-    """Give what :func:`as_function` does, for inputs of two dimensions: by one operator less where that is known."""
+    """Give what :func:`as_function` does, for inputs of two dimensions: by one operator where that is known."""
+    fixed = _fixed_product(module, cast_to)
+    if fixed is not None:
+        return fixed
     weight = _plain_weight(module, cast_to)
-    if weight is None or cast_to is not None:
-        return as_function(module, cast_to)
-    return partial(_multiply, weight.t())
+    return as_function(module, cast_to) if weight is None else partial(_multiply, weight.t())
 
 
 def as_sum(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor, Tensor], Tensor]:
     """Give the sum of a first input and what :func:`as_product` makes of a second one."""
+    fixed = _fixed_product(module, cast_to)
+    if fixed is not None:
+        return fixed.plus
     weight = _plain_weight(module, cast_to)
-    if weight is None or cast_to is not None:
+    if weight is None:
         return partial(_apply_and_add, as_function(module, cast_to))
     return partial(_multiply_and_add, weight.t())
 
@@ -246,10 +250,14 @@ class _CastWeight(NamedTuple):
     values: Tensor
 
 
+def _fixed_product(module: nn.Module, cast_to: torch.dtype | None) -> FixedProduct | None:
+    return module.as_fixed() if isinstance(module, PackedLinear) and cast_to is None else None
+
+
 def _plain_weight(module: nn.Module, cast_to: torch.dtype | None) -> Tensor | None:
-    """Give the weight of a plain linear layer without bias; None of any other module."""
+    """Give the weight of a plain linear layer without bias that needs no conversion; None of any other module."""
     is_plain = type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
-    return module.weight if is_plain and module.bias is None else None
+    return module.weight if is_plain and module.bias is None and cast_to is None else None
 
 
 def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:

@@ -49,6 +49,36 @@ class _Pack:
 _PACKS: WeakValueDictionary[tuple[int, torch.dtype], _Pack] = WeakValueDictionary()
 
 
+class FixedProduct:
+    """Products with a small weight as it was when this was made, by one operator each, for inputs of two dimensions.
+
+    Args:
+        pack: Copies of the weight.
+    """
+
+    def __init__(self, pack: _Pack) -> None:
+        self.weight, self.packed = pack.version.values, pack.packed
+        self.plain = pack.version.values.t()
+        self.transposed = self.plain if pack.transposed is None else pack.transposed
+        self.max_rows_transposed = 0 if pack.transposed is None else _MAX_ROWS_TRANSPOSED
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Give ``x @ weight.T``."""
+        if len(x) <= self.max_rows_transposed:
+            return torch.mm(x, self.transposed)
+        if torch.compiler.is_compiling():
+            return torch.mm(x, self.plain)
+        return _packed_product(x, self.packed, None)
+
+    def plus(self, x: Tensor, y: Tensor) -> Tensor:
+        """Give ``x + y @ weight.T``."""
+        if len(y) <= self.max_rows_transposed:
+            return torch.addmm(x, y, self.transposed)
+        if torch.compiler.is_compiling():
+            return torch.addmm(x, y, self.plain)
+        return torch.ops.mkldnn._linear_pointwise.binary(y, x, self.packed, None, "add")
+
+
 class PackedLinear(nn.Linear):
     """A linear layer with a second copy of its weight, packed for products with few rows on a CPU.
 
@@ -86,6 +116,12 @@ class PackedLinear(nn.Linear):
         if self._can_pack(dtype) and not self._forward_hooks and not self._forward_pre_hooks:
             return partial(self._multiply, dtype)
         return self if dtype == self.weight.dtype else partial(self._call_under_autocast, dtype)
+
+    def as_fixed(self) -> FixedProduct | None:
+        """Give the products with the weight as it is now; None with a bias, hooks, or a weight that is large."""
+        is_plain = self.bias is None and not self._forward_hooks and not self._forward_pre_hooks
+        is_small, dtype = self.weight.numel() < _MIN_SIZE_TO_FILL_UP, self.weight.dtype
+        return FixedProduct(self._pack(dtype)) if is_plain and is_small and self._can_pack(dtype) else None
 
     def as_plain(self) -> nn.Linear:
         """Give a plain layer that shares weight and bias."""

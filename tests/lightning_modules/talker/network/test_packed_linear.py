@@ -109,6 +109,32 @@ def test_as_a_function_it_keeps_hooks_and_the_precision_asked_for() -> None:
         assert distance(packed.as_function(torch.bfloat16)(x).float(), expected) < PRECISION[torch.bfloat16]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fixed_products_are_those_of_the_layer(dtype: torch.dtype) -> None:
+    layer = make_layer(bias=False, dtype=dtype)
+    fixed = PackedLinear(layer).as_fixed()
+    assert fixed is not None
+    compiled, plus = (torch.compile(one, fullgraph=True, backend="eager") for one in (fixed, fixed.plus))
+    with torch.no_grad():
+        for num_rows in (1, 2, 3, 17):
+            x, other = draw(num_rows, 24, dtype=dtype), draw(num_rows, 17, dtype=dtype)
+            for function, sum_of in ((fixed, fixed.plus), (compiled, plus)):
+                assert distance(function(x), layer(x)) <= PRECISION[dtype]
+                assert distance(sum_of(other, x), other + layer(x)) <= PRECISION[dtype]
+
+
+@pytest.mark.usefixtures("is_large")
+def test_large_layers_are_filled_up_rather_than_fixed() -> None:
+    assert PackedLinear(make_layer(bias=False)).as_fixed() is None
+
+
+def test_layers_with_bias_or_hooks_are_not_fixed() -> None:
+    hooked = PackedLinear(make_layer(bias=False))
+    assert hooked.as_fixed() is not None and PackedLinear(make_layer(bias=True)).as_fixed() is None
+    hooked.register_forward_hook(lambda module, args, output: output + 1)
+    assert hooked.as_fixed() is None
+
+
 def test_a_compiled_function_multiplies_as_the_plain_layer() -> None:
     packed, x = PackedLinear(make_layer()), draw(3, 24)
     with torch.no_grad():
