@@ -18,8 +18,8 @@ LENGTHS = torch.tensor([30, 7, 17])  # 4, 1 and 3 blocks
 TEXT = make_text([6, 2, 4])
 
 
-def make_set_block(draw: DrawnBlocks | None = None) -> SetBlockTalker:
-    talker = make_talker("set_block")
+def make_set_block(draw: DrawnBlocks | None = None, kind: str = "set_block") -> SetBlockTalker:
+    talker = make_talker(kind)
     assert isinstance(talker, SetBlockTalker)
     talker.noisy_blocks = draw
     return talker
@@ -87,8 +87,9 @@ def test_a_block_reads_the_tokens_before_it_and_the_anchors_known_where_it_begin
         assert torch.equal(hidden(TextStates(changed, text.embedding, text.lengths), x_0), told) == is_unread, token
 
 
-def test_training_scores_the_masked_tokens_of_the_drawn_blocks_alike() -> None:
-    talker = make_set_block(DrawnBlocks(5, 0.5, off_grid_share=0.4, fully_masked_share=0.3)).train()
+@pytest.mark.parametrize("kind", ["set_block", "set_block_coupled"])
+def test_training_scores_the_masked_tokens_of_the_drawn_blocks_alike(kind: str) -> None:
+    talker = make_set_block(DrawnBlocks(5, 0.5, off_grid_share=0.4, fully_masked_share=0.3), kind).train()
     batch = talker.corrupt(TEXT, make_units(), LENGTHS, torch.Generator().manual_seed(3))
     assert batch.starts is not None
     output = talker.score(batch)
@@ -102,8 +103,9 @@ def test_training_scores_the_masked_tokens_of_the_drawn_blocks_alike() -> None:
                 TEXT.hidden[row : row + 1], TEXT.embedding[row : row + 1], TEXT.lengths[row : row + 1]
             )
             hidden = talker.hidden(row_text, x_t, clean, batch.starts[row : row + 1, index : index + 1])[0]
-            nll = F.cross_entropy(talker.head(hidden[0]), clean[0, start : start + SIZE], reduction="none")
-            nlls.append(nll[is_masked])
+            own = clean[:, start : start + SIZE]
+            logits = talker.predict(talker.couple(hidden, own))
+            nlls.append(F.cross_entropy(logits[0], own[0], reduction="none")[is_masked])
     expected = torch.cat(nlls)
     torch.testing.assert_close(output.nll, expected.mean().detach(), rtol=1e-4, atol=1e-5)
     assert int(output.num_scored_tokens) == len(expected) == int(batch.is_masked.sum())
