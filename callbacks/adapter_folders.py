@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 
+from lightning_modules.adapted_codec import AdaptedCodec
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.speech_llm import SpeechLLM
 
@@ -29,14 +30,15 @@ class AdapterFolders(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the adapter as it is in this checkpoint."""
-        assert isinstance(pl_module, SpeechLLM)
+        assert isinstance(pl_module, SpeechLLM | AdaptedCodec)
+        is_split = isinstance(pl_module, SpeechLLM) and pl_module.is_split
         folder = Path(trainer.default_root_dir) / "adapters"
         step = folder / f"step_{trainer.global_step:06d}"
         partial = folder / f".{step.name}.tmp"
         is_new = trainer.strategy.broadcast(not step.is_dir())
         if is_new and trainer.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
-        if is_new and (trainer.is_global_zero or pl_module.is_split):  # split matrices are gathered on all devices
+        if is_new and (trainer.is_global_zero or is_split):  # split matrices are gathered on all devices
             pl_module.save_adapter(partial)
         if not trainer.is_global_zero:
             return

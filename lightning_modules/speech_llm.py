@@ -128,6 +128,7 @@ class SpeechLLM(TokenAgreement, TrainedParts):
             if initial_talker is not None:
                 talker.copy_weights(initial_talker)
         parts = thinker.adaptable_parts() | {f"talkers.{name}": talker for name, talker in present.items()}
+        parts |= {} if vocoder is None else vocoder.adaptable_parts()
         adapted = {part: one for part, one in (lora or {}).items() if one is not None}
         if adapted:
             refuse_unadapted(adapted, self.run_names)

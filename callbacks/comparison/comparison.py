@@ -101,7 +101,7 @@ class Comparison(L.Callback):
         vocoder = pl_module.vocoder
         assert vocoder is not None and batch.units is not None and batch.unit_lengths is not None
         token_rate_hz = vocoder.frame_rate_hz
-        queries = batch.queries()
+        queries, resyntheses = batch.queries(), resynthesis_rows(pl_module)
         for row, (example_id, gold) in enumerate(zip(batch.ids, batch.reply_texts, strict=True)):
             units = batch.units[row, : int(batch.unit_lengths[row])]
             spoken: list[Sample] = []
@@ -109,9 +109,11 @@ class Comparison(L.Callback):
                 original = batch.reply[row, : int(batch.reply_lengths[row])].cpu()
                 reference = Record.of_reference(ORIGINAL, example_id, gold, units, token_rate_hz)
                 spoken.append(Sample(reference, original, SAMPLE_RATE_HZ))
-            resynthesis = vocoder(units).float().cpu()
-            reference = Record.of_reference(RESYNTHESIS, example_id, gold, units, token_rate_hz)
-            spoken.append(Sample(reference, resynthesis, vocoder.sample_rate))
+            for name, adapter in resyntheses.items():
+                pl_module.adapters.select(adapter)
+                resynthesis = vocoder(units).float().cpu()
+                reference = Record.of_reference(name, example_id, gold, units, token_rate_hz)
+                spoken.append(Sample(reference, resynthesis, vocoder.sample_rate))
             for name, reply in outputs[row].items():
                 decoding = pl_module.decodings[name]
                 record = Record.of_reply(name, decoding, example_id, gold, units, reply, token_rate_hz)
@@ -169,6 +171,13 @@ class Comparison(L.Callback):
         write_json(folder / "system.json", describe_system(pl_module, trainer))
         page = write_page([folder], folder / "comparison.html")
         write_text(folder / "summary.txt", f"{format_table(self.rows)}\n{how_to_look(page)}\n")
+
+
+def resynthesis_rows(pl_module: SpeechLLM) -> dict[str, str | None]:
+    """Name the rows of resynthesis, each with its adapter: the base's, and one per adapter that changes the vocoder."""
+    adapters = pl_module.adapters
+    changed = [name for name in adapters.names if any(one.startswith("vocoder.") for one in adapters.parts_of(name))]
+    return {RESYNTHESIS: None, **{f"{RESYNTHESIS} by {name}": name for name in changed}}
 
 
 def how_to_look(page: Path) -> str:

@@ -13,6 +13,7 @@ from typing import cast
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.autograd.graph import increment_version
@@ -38,12 +39,13 @@ class LoraSettings:
         alpha: Scale; twice the rank if None.
         dropout: Dropout before the matrices.
         targets: Layers that get matrices: "all-linear" (all but the head of a language model), names of layers or
-            endings of their dotted names, or one regular expression that matches whole dotted names.
+            endings of their dotted names, or one regular expression that matches whole dotted names; none if only
+            modules_to_save are to train.
         modules_to_save: Names of modules that train in full instead, for instance embeddings and heads of tokens that
             the base hardly knew; each adapter has a copy of its own. A head that is tied to one stays tied.
 
     Raises:
-        UserError: If a number is out of range or there are no targets.
+        UserError: If a number is out of range, or there are neither targets nor modules_to_save.
 
     Reference: arXiv 2106.09685.
     """
@@ -59,7 +61,7 @@ class LoraSettings:
         require_at_least(1, lora_rank=self.rank)
         require_positive(lora_alpha=self.alpha)
         require_below_one(lora_dropout=self.dropout)
-        if not self.targets:
+        if not self.targets and not self.modules_to_save:
             raise UserError(f"lora_targets is {self.targets!r}; name layers, or write {ALL_LINEAR}")
 
 
@@ -256,6 +258,8 @@ def _resolve_modules_to_save(module: nn.Module, names: Sequence[str]) -> list[st
 
 def _resolve_targets(module: nn.Module, targets: str | Sequence[str], to_save: Sequence[str]) -> str | list[str]:
     """Give what peft is to match, and refuse what matches nothing."""
+    if not targets:
+        return DUMMY_TARGET_MODULES  # peft's word for an adapter without matrices
     linear = [
         name.replace(".base_layer", "")
         for name, layer in module.named_modules()

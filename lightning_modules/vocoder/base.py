@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from lightning_modules.token_format import TokenFormat
 
+CODEC_PART = "vocoder.codec"  # the embedded codec inside a vocoder, as adapters name it
+
 
 class VocoderStream(ABC):
     """Streaming of one utterance; the outputs of pushes of any sizes, concatenated, are the waveform of the whole."""
@@ -49,6 +51,10 @@ class Vocoder(nn.Module, ABC):
     def codebook_size(self) -> int | None:
         """Number of distinct tokens; None if it takes any."""
         return None if self.token_format is None else self.token_format.codebook_size
+
+    def adaptable_parts(self) -> dict[str, nn.Module]:
+        """Give the modules that adapters may change, by name, to let another voice speak; none unless told."""
+        return {}
 
     @abstractmethod
     def stream(self) -> VocoderStream:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
 from lightning_modules.token_format import TokenFormat
-from lightning_modules.vocoder.base import Vocoder, VocoderStream
+from lightning_modules.vocoder.base import CODEC_PART, Vocoder, VocoderStream
 from lightning_modules.vocoder.griffin_lim import GriffinLim
 
 
@@ -94,6 +94,10 @@ class CodecVocoder(Vocoder):
         """Seconds by which the output lags behind the pushed tokens once they fill a block."""
         lag = self.codec.lookahead_tokens * self.samples_per_token + self.ahead_frames * self.griffin_lim.hop_samples
         return lag / self.sample_rate
+
+    def adaptable_parts(self) -> dict[str, nn.Module]:
+        """Give the codec, whose decoder has the voice."""
+        return {CODEC_PART: self.codec} if isinstance(self.codec, nn.Module) else {}
 
     def stream(self) -> VocoderStream:
         """Open a streaming session for one utterance."""

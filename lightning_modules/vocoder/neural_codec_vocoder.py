@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
-from lightning_modules.vocoder.base import Vocoder, VocoderStream
+from lightning_modules.vocoder.base import CODEC_PART, Vocoder, VocoderStream
 from lightning_modules.vocoder.codec_vocoder import MelCodec
 
 
@@ -66,6 +66,10 @@ class NeuralCodecVocoder(Vocoder):
         """Seconds by which the output lags behind the pushed tokens once they fill a block."""
         lag = self.codec.lookahead_tokens * self.samples_per_token
         return (lag + self.network.lookahead_frames * self.network.hop_samples) / self.sample_rate
+
+    def adaptable_parts(self) -> dict[str, nn.Module]:
+        """Give the codec, whose decoder has the voice."""
+        return {CODEC_PART: self.codec} if isinstance(self.codec, nn.Module) else {}
 
     def stream(self) -> VocoderStream:
         """Open a streaming session for one utterance."""

@@ -46,11 +46,14 @@ def test_an_adapter_is_trained_and_compared_with_its_base(tmp_path: Path) -> Non
     assert sorted(found) == PARTS
     for comparison in COMPARISONS:
         rows = {row["name"]: row for row in json.loads((run_of[comparison] / "results.json").read_text())}
-        assert {"ntp", "mdm_16_refined", "ntp_voice", "mdm_16_refined_voice", "mdm_16_refined_thinker_alone"} <= set(
+        assert {"ntp", "mdm_16_refined"} <= set(rows)
+        assert {"ntp_voice", "mdm_16_refined_voice", "mdm_16_refined_names", "mdm_16_refined_thinker_alone"} <= set(
             rows
         )
+        assert {"codec resynthesis", "codec resynthesis by voice"} <= set(rows)
         for row in rows.values():
             assert sum(row["voices"].values()) == pytest.approx(1.0) and row["wer_gold_micro"] is not None
     llm = load_trained(run_of["new_names_comparison"])
-    assert llm.adapters.names == ["voice", "thinker_alone"]
-    assert llm.adapters.parts_of("voice") == PARTS and llm.adapters.parts_of("thinker_alone") == PARTS[2:]
+    assert llm.adapters.names == ["voice", "names", "thinker_alone"]
+    assert llm.adapters.parts_of("voice") == [*PARTS, "vocoder.codec"] and llm.adapters.parts_of("names") == PARTS
+    assert llm.adapters.parts_of("thinker_alone") == PARTS[2:]

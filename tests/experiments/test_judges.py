@@ -11,7 +11,10 @@ from datamodules.synthetic.lexicon import NAMES, NEW_NAMES
 from experiments.engine.artifacts import load_trained
 from experiments.run import main
 
-CORPORA = ("corpus", "new_voice_corpus", "old_names_test", "new_names_test", "judging_old_voice", "judging_new_voice")
+CORPORA = (
+    *("corpus", "new_names_corpus", "old_names_test", "new_names_test", "judging_old_voice"),
+    *("new_voice_corpus", "new_voice_test", "judging_new_voice"),
+)
 FITS = ("codec", "adapted_codec", "recognizer_of_voices", "voice_classifier")
 
 
@@ -33,8 +36,9 @@ def test_corpora_are_disjoint_and_judges_and_codec_can_be_loaded(tmp_path: Path)
 
     said = {name: replies(run_of[name]) for name in CORPORA}
     assert said["judging_old_voice"] == said["judging_new_voice"], "a voice cannot be told by what it says"
-    for number, name in enumerate(CORPORA[:-1]):
-        for other in CORPORA[number + 1 : -1]:
+    assert said["new_names_corpus"] == said["new_voice_corpus"] and said["new_names_test"] == said["new_voice_test"]
+    for number, name in enumerate(CORPORA[:-3]):
+        for other in CORPORA[number + 1 : -3]:
             assert not set(said[name].values()) & set(said[other].values()), (name, other)
     assert all(any(name in reply for name in NEW_NAMES) for reply in said["new_names_test"].values())
     assert all(any(name in reply for name in NAMES) for reply in said["old_names_test"].values())

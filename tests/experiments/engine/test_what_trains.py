@@ -22,7 +22,7 @@ TRAINS = {
     "recognizer": ALL,
     "recognizer_of_voices": ALL,
     "voice_classifier": ALL,
-    "adapted_codec": ("decoder.",),
+    "adapted_codec": ("decoder.modules_to_save.trained.",),
     "neural_vocoder": ("network.",),
     "thinker_pretraining": ("thinker.",),
     "thinker": ("thinker.",),

@@ -121,6 +121,19 @@ def test_a_head_that_trains_in_full_is_not_a_hidden_matrix() -> None:
     assert any(one is head for one in others)
 
 
+def test_an_adapter_of_copies_alone_has_no_matrices(tmp_path: Path) -> None:
+    trained = make_talker("ntp")
+    add_adapter(trained, "a", LoraSettings(targets=(), modules_to_save=["head"]))
+    assert [name for name, one in trained.named_parameters() if one.requires_grad] == ["head.modules_to_save.a.weight"]
+    draw(trained)
+    save_adapter(trained, "a", tmp_path)
+    loaded, base = make_talker("ntp"), logits(make_talker("ntp"))
+    load_adapter(loaded, "b", tmp_path)
+    assert torch.equal(logits(loaded), logits(trained)) and not torch.equal(logits(loaded), base)
+    merge_adapters(loaded, [])
+    assert torch.equal(logits(loaded), base)
+
+
 def test_an_unknown_module_is_refused() -> None:
     with pytest.raises(UserError, match=r"there are no \['embedings'\] here; choose among .*'embed_tokens'"):
         add_adapter(make_talker("ntp"), "a", LoraSettings(2, modules_to_save=["embedings"]))
