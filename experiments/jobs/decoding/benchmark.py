@@ -11,7 +11,6 @@ import torch
 from tqdm import tqdm
 
 from callbacks.runtime.training_cost import peak_memory_gb
-from datamodules.formats.atomic_files import write_text
 from experiments.engine.environment import describe_environment
 from experiments.engine.runs import write_json
 from experiments.jobs.decoding.batches import BatchThroughput
@@ -19,6 +18,7 @@ from experiments.jobs.decoding.counting import Reads, count_launches, count_read
 from experiments.jobs.decoding.executions import Execution, Stepwise
 from experiments.jobs.decoding.first_chunk import TALKER, FirstChunk
 from experiments.jobs.decoding.machine import CLOCKS, MAIN_MEMORY_BYTES, matrix_rate, processor, read_bandwidth
+from experiments.jobs.decoding.overlap import PipelineRounds
 from experiments.jobs.decoding.plan import MIN_BLOCKS, Plan, TimeBudget, select
 from experiments.jobs.decoding.replies import Case
 from experiments.jobs.decoding.report.figures import (
@@ -29,8 +29,7 @@ from experiments.jobs.decoding.report.figures import (
     read_word_error_rates,
     rows_per_pass,
 )
-from experiments.jobs.decoding.report.pictures import draw_pareto, draw_throughput, draw_waterfall
-from experiments.jobs.decoding.report.tables import batch_table, cost_table, introduction, speed_table
+from experiments.jobs.decoding.report.report import write_report
 from experiments.jobs.decoding.statistics import order_of_turn, spread_of
 from experiments.jobs.decoding.talkers import (
     DTYPES,
@@ -76,6 +75,8 @@ class DecodingBenchmark:
         quality: `results.json` of a comparison, whose word error rates stand beside speeds of the same names.
         first_chunk: What else runs until the first samples; left out, the talker's part alone is shown.
         batches: Which decodings are measured with many replies at once; none if left out.
+        pipelines: Which replies are spoken whole, their parts one after the other and at the same time, by the wall
+            clock; none if left out. It needs ``first_chunk``.
         seed: Of weights and intervals.
 
     Raises:
@@ -103,6 +104,7 @@ class DecodingBenchmark:
         quality: Path | None = None,
         first_chunk: FirstChunk | None = None,
         batches: BatchThroughput | None = None,
+        pipelines: PipelineRounds | None = None,
         seed: int = 0,
     ) -> None:
         require_at_least(MIN_BLOCKS, num_blocks=num_blocks)
@@ -141,6 +143,7 @@ class DecodingBenchmark:
         self.frame_rate_hz = frame_rate_hz or of_vocoder or DEFAULT_FRAME_RATE_HZ
         if of_vocoder is not None and self.frame_rate_hz != of_vocoder:
             raise UserError(f"frame_rate_hz is {frame_rate_hz}, the vocoder's {of_vocoder}; leave it out")
+        self.pipelines = pipelines if clock == "wall" else None  # a process's seconds do not tell what overlaps
 
     def run(self, output_dir: Path) -> dict[str, float]:
         """Write `measured.json`, `summary.txt` and the pictures.
@@ -166,7 +169,8 @@ class DecodingBenchmark:
         launches = {key: count_launches(case.stream, self.device) for key, case in cases.items()}
         before = time.perf_counter()
         rates = self._measure_machine(reads)
-        reserved_s = time.perf_counter() - before + (0.0 if self.batches is None else self.batches.time_budget_s)
+        behind_s = (0.0 if one is None else one.time_budget_s for one in (self.batches, self.pipelines))
+        reserved_s = time.perf_counter() - before + sum(behind_s)
         plan = budget.plan({case.name: case.block_s for case in cases.values()}, reserved_s)
         print(f"{plan} fit into max_minutes={self.max_minutes:g}", flush=True)
         first_chunk_ms = self._run_rounds(cases, talkers, plan, budget, reserved_s)
@@ -177,11 +181,13 @@ class DecodingBenchmark:
             )
             for key, one in cases.items()
         }
-        figures = list(by_name.values())
         throughput = {}
         if self.batches is not None:
             settings = self.decodings, self.executions, self.dtype, self.device, self.clock
             throughput = self.batches.measure(talkers, *settings)
+        whole_replies = {}
+        if self.pipelines is not None:
+            whole_replies = self.pipelines.measure(self.first_chunk, list(cases.values()))
         about = self._about(cases, load_before, start) | {"planned": asdict(plan)}
         measured = {
             "about": about,
@@ -189,18 +195,11 @@ class DecodingBenchmark:
             "first_chunk_ms": first_chunk_ms,
             "word_error_rates": word_error_rates,
             "tokens_per_s_of_batches": throughput,
+            "whole_replies": whole_replies,
             "cases": by_name,
         }
         write_json(output_dir / "measured.json", measured)
-        tables = [speed_table(figures, self.baseline, self.reference), cost_table(figures)]
-        tables += [batch_table(throughput)] if throughput else []
-        write_text(output_dir / "summary.txt", "\n".join([introduction(about, rates), *tables]))
-        draw_pareto(figures).savefig(output_dir / "speed_over_passes.png", dpi=120)
-        if word_error_rates is not None:
-            draw_pareto(figures, word_error_rates).savefig(output_dir / "pareto.png", dpi=120)
-        if throughput:
-            draw_throughput(throughput).savefig(output_dir / "batches.png", dpi=120)
-        draw_waterfall(first_chunk_ms).savefig(output_dir / "waterfall.png", dpi=120)
+        write_report(output_dir, measured, rates, self.baseline, self.reference)
         return {f"{name}/tokens_per_s": one["tokens_per_s"].median for name, one in by_name.items()}
 
     def _talkers(self) -> dict[str, Talker]:

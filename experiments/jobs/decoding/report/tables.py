@@ -73,6 +73,20 @@ def introduction(about: Mapping[str, Any], rates: MachineRates) -> str:
     )
 
 
+def pipeline_table(replies: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Lay out how soon the first and the last samples of whole replies come, under each pipeline."""
+    head = ["reply", "pipeline", "first samples ms", "against the first", "last samples ms", "against the first"]
+    rows = []
+    for case, own in replies.items():
+        for name, one in own.items():
+            row = [case, name]
+            for what in ("first_chunk_s", "seconds"):
+                against = one[f"{what.removesuffix('_s')}_against_first"]
+                row += [_spread([1000 * value for value in one[what]]), _ratio(against)]
+            rows.append(row)
+    return markdown(head, rows)
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out a table."""
     lines = [head, ["---"] * len(head), *rows]

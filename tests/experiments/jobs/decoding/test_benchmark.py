@@ -15,6 +15,7 @@ from experiments.jobs.decoding import benchmark, machine
 from experiments.jobs.decoding.benchmark import DecodingBenchmark
 from experiments.jobs.decoding.executions import BatchRunner, Runner, Stepwise
 from experiments.jobs.decoding.first_chunk import STAGES, FirstChunk
+from experiments.jobs.decoding.overlap import PipelineRounds
 from experiments.jobs.decoding.talkers import TalkerSizes, draw_talkers
 from lightning_modules.errors import UserError
 from lightning_modules.speech_codec import SpeechCodec
@@ -87,6 +88,7 @@ def test_each_decoding_is_timed_under_each_execution_in_turn(
     write_json(tmp_path / "results.json", quality)
     measured = measure(
         tmp_path, executions={"stepwise": Stepwise(), "slower": slower}, first_chunk=FirstChunk(*parts, query_s=0.5),
+        pipelines=PipelineRounds(["mdm_4"], num_rounds=2),
         quality=tmp_path / "results.json",
     )  # fmt: skip
     cases = measured["cases"]
@@ -94,8 +96,9 @@ def test_each_decoding_is_timed_under_each_execution_in_turn(
     assert list(cases) == [f"{name}, {how}" for name in both for how in ("stepwise", "slower")] + ["vocalnet, stepwise"]
     assert "vocalnet: not known to the execution slower" in capsys.readouterr().out
     in_order = ["ntp_16", "mdm_4", "mdm_1", "mdm_4"]
-    # after a reply to warm up and one that is profiled come the rounds, each second one backwards
-    assert slower.begun[8:] == 2 * [*in_order, *in_order[::-1]]
+    # after a reply to warm up and one that is profiled come the rounds, each second one backwards, and whole replies:
+    # of two pipelines one to warm up and two rounds
+    assert slower.begun[8:] == 2 * [*in_order, *in_order[::-1]] + 2 * 3 * ["mdm_4"]
     assert all(len(one["rounds_s"]) == measured["about"]["num_rounds"] == 4 for one in cases.values())
     for name, passes, counted in (("ntp", 16, 16), ("mdm_4", 4, 4), ("mdm_1", 5 / 3, 2), ("adaptive", 1, 1)):
         one = cases[f"{name}, stepwise"]
@@ -108,6 +111,7 @@ def test_each_decoding_is_timed_under_each_execution_in_turn(
     assert fast["weight_bytes_per_block"] > 4 * 4 * 16 * 1000, "four times the output head"
     waterfall = measured["first_chunk_ms"]["mdm_4, slower"]
     assert list(sorted(waterfall)) == sorted(STAGES) and waterfall["talker"] >= 20.0
+    assert list(measured["whole_replies"]) == ["mdm_4, slower"] and (tmp_path / "whole_replies.png").exists()
     assert measured["word_error_rates"] == {"mdm_4": 0.25, "original audio": 0.01}
     assert {"pareto.png", "speed_over_passes.png", "waterfall.png"} <= {file.name for file in tmp_path.iterdir()}
     table = (tmp_path / "summary.txt").read_text()
