@@ -65,6 +65,9 @@ class PrefixReader:
 class PrefixDecoder:
     """Caches of all layers, and the tokens so far.
 
+    There is no static path as other talkers have one: the text prefix grows ahead of speech, so that a block attends to
+    two caches of changing length, and the layers are those of transformers, as in the released decoder.
+
     Args:
         parts: What decodes.
         decoding: How to; its number of steps is given.
