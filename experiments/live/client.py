@@ -15,6 +15,7 @@ import numpy as np
 from aiohttp import WSMsgType, web
 
 from datamodules.batch import SAMPLE_RATE_HZ
+from experiments.jobs.speaking.queries import prepared_query
 from experiments.live.access import Access
 from experiments.live.answering import Cancelled, Tell
 from experiments.live.listening import QueryRecorder
@@ -135,7 +136,7 @@ class Client:
         if recorder is None:
             raise UserError("there is no query to end; begin one with a message 'listen'")
         self._tell({"type": "query_end", "turn": self._turn, "why": why})
-        waveform = recorder.finish()
+        waveform = prepared_query(recorder.finish())
         await self._begin(lambda: waveform, recorder.settings.decodings, None, is_new=False)
 
     async def _stop(self) -> None:

@@ -20,6 +20,7 @@ from datamodules.formats.released_layout import ReleasedLayout
 from datamodules.query_augmentation import QueryAugmentation
 from datamodules.synthetic.espeak import EspeakSynthesizer, Voice
 from experiments.engine.artifacts import load_trained
+from experiments.jobs.speaking.queries import prepared_query
 from lightning_modules.errors import UserError
 from lightning_modules.evaluation.bootstrap import Estimate, estimate_difference, estimate_rate
 from lightning_modules.evaluation.word_error_rate import count_word_errors
@@ -72,6 +73,8 @@ class HearingTrial:
         set_name: The folder of the set inside the corpus.
         max_examples: Uses only the first ones of each split.
         batch_size: Queries at a time.
+        prepare: Cut silence off each query and bring it to the level of the corpora first, as `speak` does with a file
+            and the live page with its microphone.
         transcribe: Also count the word errors of what the adaptor heard; False for a thinker that never learned to.
         seed: Of what the transforms draw.
 
@@ -89,6 +92,7 @@ class HearingTrial:
         max_examples: int | None = None,
         batch_size: int = 25,
         transcribe: bool = True,
+        prepare: bool = False,
         seed: int = 0,
     ) -> None:
         require_at_least(1, max_examples=max_examples, batch_size=batch_size, num_splits=len(splits))
@@ -100,7 +104,7 @@ class HearingTrial:
         self.from_run, self.corpus, self.set_name = Path(run), Path(corpus), set_name
         self.conditions = {AS_RECORDED: HearingCondition(), **present}
         self.splits, self.max_examples, self.batch_size = list(splits), max_examples, batch_size
-        self.transcribe, self.seed = transcribe, seed
+        self.transcribe, self.prepare, self.seed = transcribe, prepare, seed
 
     def run(self, output_dir: Path) -> dict[str, float]:
         """Hear all queries in every condition.
@@ -170,6 +174,8 @@ class HearingTrial:
         if condition.transforms:
             change = QueryAugmentation(condition.transforms, self.seed)
             queries = [change(query, 0, number) for number, query in enumerate(queries)]
+        if self.prepare:
+            queries = [torch.from_numpy(prepared_query(query.numpy())) for query in queries]
         return queries
 
     @torch.no_grad()

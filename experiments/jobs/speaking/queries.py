@@ -17,6 +17,11 @@ from lightning_modules.errors import UserError
 SHORTEST_S, LONGEST_S = 0.2, 30.0
 SILENCE = 1e-4  # a peak below it, -80 dB, is no speech
 
+# The queries of the synthetic corpora: their mean level, the spread around it, and the silence left around them.
+LEVEL_DB, SPREAD_DB, MARGIN_S = -20.4, 3.0, 0.04
+FRAME_S = 0.02
+RANGE_DB = 40.0  # a frame that lies further below the loudest one is silence
+
 
 def read_query(file: Path) -> tuple[Tensor, str]:
     """Read a spoken query from a file of any sample rate and number of channels.
@@ -84,6 +89,32 @@ def checked_query(samples: np.ndarray, what: str) -> Tensor:
     if np.abs(samples).max() < SILENCE:
         raise UserError(f"query: {what} is silent; record it louder")
     return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+
+
+def prepared_query(samples: np.ndarray) -> np.ndarray:
+    """Bring a query to what thinkers are trained on: without silence around it, and neither quiet nor loud.
+
+    A thinker that only ever heard one level and queries that begin at once hears nothing else well.
+
+    Args:
+        samples: ``(S,) float32`` at 16 kHz.
+
+    Returns:
+        ``(S',) float32``; the samples as they are if they begin and end with speech of about the level of the corpora.
+    """
+    size = round(FRAME_S * SAMPLE_RATE_HZ)
+    frames = np.pad(samples, (0, -len(samples) % size)).reshape(-1, size).astype(np.float64)
+    power = np.square(frames).mean(axis=1)
+    if not power.any():
+        return samples
+    loud = np.flatnonzero(power > power.max() * 10 ** (-RANGE_DB / 10))
+    margin = round(MARGIN_S * SAMPLE_RATE_HZ)
+    speech = samples[max(0, loud[0] * size - margin) : (loud[-1] + 1) * size + margin]
+    gain_db = LEVEL_DB - 10 * np.log10(np.square(speech, dtype=np.float64).mean())
+    if abs(gain_db) <= SPREAD_DB:
+        return speech
+    gain = min(10 ** (gain_db / 20), 1.0 / float(np.abs(speech).max()))  # no sample is clipped
+    return (gain * speech).astype(np.float32)
 
 
 def _refuse_length(what: str, seconds: float) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.batch import SAMPLE_RATE_HZ
 from datamodules.formats.atomic_files import write_json, write_text
 from datamodules.synthetic.espeak import Voice
-from experiments.jobs.speaking.queries import read_query, speak_query
+from experiments.jobs.speaking.queries import prepared_query, read_query, speak_query
 from experiments.jobs.speaking.speaking_model import load_speaking_model
 from experiments.jobs.speaking.timeline import BlockTimes, lay_out, longest_gap_s, stream_with_times
 from lightning_modules.errors import UserError
@@ -108,7 +108,7 @@ class Speak:
     def _hear(self) -> tuple[Tensor, str]:
         if self.query is not None:
             query, source = read_query(self.query)
-            return query, f"{self.query}, {source}"
+            return torch.from_numpy(prepared_query(query.numpy())), f"{self.query}, {source}"
         assert self.text is not None
         voice = f"{self.voice.name}, {self.voice.rate_wpm} words per minute"
         return speak_query(self.text, self.voice), f"{self.text!r}, spoken by eSpeak NG {voice}"
