@@ -1,6 +1,11 @@
 """The page Custom Scalars of TensorBoard: which curves are drawn over each other, under which headings."""
 
-from torch.utils.tensorboard import SummaryWriter
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what only looks at a training, or speaks, need not load TensorBoard
+    from torch.utils.tensorboard import SummaryWriter
 
 Layout = dict[str, dict[str, list[str | list[str]]]]
 

@@ -4,8 +4,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from librosa.filters import mel
 from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
 
 from lightning_modules.errors import UserError
 
@@ -34,9 +34,10 @@ class LogMel(nn.Module):
         super().__init__()
         # On the CPU even under torch.device("meta"): constants are computed from them, here and in the vocoder.
         window = torch.hann_window(WINDOW_SAMPLES, device="cpu")
-        filters = mel(sr=SAMPLE_RATE, n_fft=WINDOW_SAMPLES, n_mels=NUM_MELS, fmin=0.0, norm=None)
+        bins = WINDOW_SAMPLES // 2 + 1
+        filters = mel_filter_bank(bins, NUM_MELS, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, mel_scale="slaney").T
         self.register_buffer("window", window, persistent=False)
-        self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
+        self.register_buffer("filters", torch.from_numpy(filters).float().contiguous(), persistent=False)
         self.magnitude_scale = 2.0 / float(window.sum())
 
     def magnitude(self, waveform: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from librosa import mel_frequencies
 from torch import Tensor, nn
+from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 from lightning_modules.acoustics.log_mel import HOP_SAMPLES, LOG_STD, NUM_MELS, SAMPLE_RATE, SILENCE
 from lightning_modules.number_checks import require_at_least, require_within
@@ -181,9 +182,15 @@ class Vocos(nn.Module):
         return samples[:, self.lookahead_frames * HOP_SAMPLES :]
 
 
+def band_centres_hz() -> Tensor:
+    """Give the frequency in Hz at which each mel band is widest open, ``(80,) float32``."""
+    mels = np.linspace(0.0, hertz_to_mel(SAMPLE_RATE / 2, "slaney"), NUM_MELS + 2)[1:-1]
+    return torch.from_numpy(mel_to_hertz(mels, "slaney")).float()
+
+
 def envelope_matrix(num_bins: int) -> Tensor:
     """Interpolate mel bands to bins: ``(num_bins, 80) float32`` whose rows add up to 1."""
-    centres = torch.from_numpy(mel_frequencies(NUM_MELS + 2, fmin=0.0, fmax=SAMPLE_RATE / 2)[1:-1]).float()
+    centres = band_centres_hz()
     bins = torch.linspace(0.0, SAMPLE_RATE / 2, num_bins, device="cpu")
     upper = torch.searchsorted(centres, bins).clamp(1, NUM_MELS - 1)
     share = ((bins - centres[upper - 1]) / (centres[upper] - centres[upper - 1])).clamp(0.0, 1.0)

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.batch import SpokenBatch
 from lightning_modules.acoustics.conv_speech_encoder import ConvSpeechEncoder
-from lightning_modules.acoustics.log_mel import NUM_MELS
+from lightning_modules.acoustics.log_mel import NUM_MELS, WINDOW_SAMPLES, LogMel
+from lightning_modules.acoustics.vocos import band_centres_hz
 from lightning_modules.errors import UserError
 from lightning_modules.speech_recognizer import SpeechRecognizer
 from lightning_modules.training.seeding import derive_seed
@@ -146,6 +147,14 @@ def test_it_states_the_rate_of_the_speech_that_it_takes() -> None:
     band = int(recognizer.encoder.log_mel(tone[None])[0].mean(1).argmax())
     edges_hz = librosa.mel_frequencies(NUM_MELS + 2, fmin=0.0, fmax=recognizer.sample_rate / 2)
     assert edges_hz[band] < 1000 < edges_hz[band + 2]
+
+
+def test_bands_are_those_of_librosa_bit_by_bit() -> None:
+    """Codecs were trained on librosa's bands, which take seconds to import; these are computed elsewhere."""
+    bands = librosa.filters.mel(sr=16_000, n_fft=WINDOW_SAMPLES, n_mels=NUM_MELS, fmin=0.0, norm=None)
+    assert torch.equal(LogMel().filters, torch.from_numpy(bands).float())
+    centres_hz = torch.from_numpy(librosa.mel_frequencies(NUM_MELS + 2, fmin=0.0, fmax=8_000.0)[1:-1]).float()
+    assert torch.equal(band_centres_hz(), centres_hz)
 
 
 def test_errors_say_how_to_fix_them() -> None:
