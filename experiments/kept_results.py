@@ -25,6 +25,7 @@ if not __package__:
 from callbacks.comparison.page.run_files import read_optional  # noqa: E402
 from datamodules.formats.atomic_files import write_text  # noqa: E402
 from experiments.engine.configuration.errors import report_mistake  # noqa: E402
+from experiments.jobs.budgets.choices import CHOICE  # noqa: E402
 from experiments.transcripts import read_records  # noqa: E402
 from lightning_modules.errors import UserError  # noqa: E402
 from lightning_modules.evaluation.over_seeds import (  # noqa: E402
@@ -110,6 +111,8 @@ def keep(run: Path, into: Path = RESULTS) -> Path:
         "variant": _digest_without_seeds(stages),
         "environment": {key: environment.get(key) for key in KEPT_OF_ENVIRONMENT},
         "commits": {name: read_optional(run.parent / name / "environment.json").get("commit") for name in stages},
+        # Which learning rate and stopping point each talker was given, if a stage chose them.
+        "choices": {name: found for name in stages if (found := read_optional(run.parent / name / CHOICE))},
         "normalizer": NORMALIZER_NAME,
         "dialogues": dialogues,
         "decodings": decodings,

@@ -67,6 +67,11 @@ def load_trained(run: Path, attribute: str | None = None) -> Any:
     return copy.deepcopy(planned.parts[run, attribute])  # whoever gets a part may change it
 
 
+def is_planning() -> bool:
+    """Tell whether parts are built without weights now, before the stages that make these have run."""
+    return _planned.get() is not None
+
+
 @contextlib.contextmanager
 def without_weights(planned: Mapping[Path, Config]) -> Iterator[None]:
     """Within this context, let `load_trained` read no weights.

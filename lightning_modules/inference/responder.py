@@ -174,11 +174,16 @@ class Responder:
             texts = [self.write_text(query, adapter, history) for query, history in queries]
             for name, decoding in resolved.items():
                 if decoding.adapter == adapter:
-                    talker = self.talkers[decoding.talker]
-                    spoken = speak_batch(texts, talker, self.vocoder, decoding, self._max_blocks_of(talker))
-                    for of_query, reply in zip(replies, spoken, strict=True):
+                    for of_query, reply in zip(replies, self.speak(texts, decoding), strict=True):
                         of_query[name] = reply
         return [{name: of_query[name] for name in decodings} for of_query in replies]
+
+    def speak(self, texts: Sequence[ThinkerText], decoding: Decoding) -> list[SpokenReply]:
+        """Speak texts side by side: what :meth:`answer` says of each, sooner and without times."""
+        decoding = self.resolve(decoding)
+        self.adapters.select(decoding.adapter)
+        talker = self.talkers[decoding.talker]
+        return speak_batch(texts, talker, self.vocoder, decoding, self._max_blocks_of(talker))
 
     def warm_up(self, decodings: Mapping[str, Decoding], device: torch.device) -> None:
         """Decode once with every decoding, so that none pays for lazy initialisation in timed runs."""

@@ -68,6 +68,13 @@ def test_a_run_is_kept_small_and_read_back(tmp_path: Path, capsys: pytest.Captur
     assert '"errors": [1,1,0]' in file.read_text()
 
 
+def test_what_was_chosen_for_talkers_is_kept(tmp_path: Path) -> None:
+    run = write_run(tmp_path, 1, GOLD)
+    write_json(tmp_path / "talkers-00000001" / "choice.json", {"talkers": {"ntp": {"learning_rate": 0.1}}})
+    kept = read(keep(run, tmp_path / "results"))
+    assert kept.content["choices"] == {"talkers-00000001": {"talkers": {"ntp": {"learning_rate": 0.1}}}}
+
+
 def test_seeds_add_up_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = [["one two three", "one two", "one two three four"], ["one two three", "", "one two three four"]]
     files = [keep(write_run(tmp_path, seed, heard), tmp_path) for seed, heard in enumerate(wrong, start=1)]

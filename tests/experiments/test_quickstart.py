@@ -35,7 +35,12 @@ DECODINGS = [
 def tiny_overrides(runs: Path, fits: tuple[str, ...] = FITS, speaks: str = "comparison") -> list[str]:
     corpus = {"num_train": 24, "num_validation": 2, "num_test": 2, "num_workers": 0}
     overrides = [f"stages.corpus.job.init_args.{key}={value}" for key, value in corpus.items()]
-    if speaks in ("comparison", "decoding", "neural_comparison"):  # the others have no test dialogues beside the corpus
+    if speaks in (
+        "comparison",
+        "decoding",
+        "neural_comparison",
+        "fair_comparison",
+    ):  # the others have no test dialogues beside the corpus
         overrides += [f"stages.test_corpus.job.init_args.{key}" for key in ("num_test=2", "num_workers=0")]
     for stage in fits:
         overrides += [f"stages.{stage}.trainer.max_steps=2", f"stages.{stage}.trainer.val_check_interval=2"]
@@ -164,6 +169,26 @@ def test_experiments_on_the_quickstart_reuse_its_stages(
     rows = json.loads((plan.stages[-1].run.directory / "results.json").read_text())
     assert decodings <= {row["name"] for row in rows}
     assert "codec resynthesis" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_each_talker_is_compared_at_the_best_of_its_trials(runs: Path) -> None:
+    trials = ("trial_1", "trial_2", "trial_3")
+    overrides = tiny_overrides(runs, (*FITS[:5], *trials), "fair_comparison")
+    plan = make_plan(EXPERIMENTS_DIR / "fair_budgets.yaml", overrides)
+    made = [planned.stage.name for planned in plan.stages if planned.state != "reuse"]
+    assert made == [*trials, "rate_choice", "fair_comparison"]
+    execute(plan)
+    run_of_stage = {planned.stage.name: planned.run.directory for planned in plan.stages}
+    choice = json.loads((run_of_stage["rate_choice"] / "choice.json").read_text())
+    compared = load_trained(run_of_stage["fair_comparison"])
+    assert list(choice["talkers"]) == ["ntp", "mtp", "mdm", "paper_mdm", "paper_mdm_clean"]
+    for name, one in choice["talkers"].items():
+        weights = torch.load(run_of_stage["rate_choice"].parent / one["weights"], weights_only=True)["state_dict"]
+        for key, weight in compared.talkers[name].state_dict().items():
+            assert torch.equal(weight, weights[f"talkers.{name}.{key}"])
+    names = {row["name"] for row in json.loads((run_of_stage["fair_comparison"] / "results.json").read_text())}
+    assert names >= {"ntp", "mtp_2_tokens", "mdm_4", "paper_mdm_4", "paper_mdm_clean_1"}
 
 
 @pytest.mark.slow
