@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,7 @@ def _describe(kept: Sequence[KeptResults], against: str) -> str:
     dialogues = {tuple(one.content["dialogues"]) for one in kept}
     numbers = " or ".join(sorted({str(len(one)) for one in dialogues}))
     seeds = ", ".join(str(one.content["seed"]) for one in kept)
-    commits = ", ".join(sorted({str(one.content["environment"]["commit"])[:8] for one in kept}))
+    code = ", ".join(sorted({_code(one.content["environment"]) for one in kept}))
     machines = "; ".join(sorted({_machine(one.content["environment"]) for one in kept}))
     reference = "the thinker's own text" if against == "text" else "the gold reply"
     shared = "the same for all" if len(dialogues) == 1 else "of each its own"
@@ -241,9 +241,15 @@ def _describe(kept: Sequence[KeptResults], against: str) -> str:
         f"WER against {reference}, by {kept[0].content['normalizer']}; intervals over {over} {numbers} test dialogues"
         + (f", {shared}" if len(kept) > 1 else "")
         + "; a difference that is none shown would be shown in 4 of 5 repetitions if it were as large as told. "
-        f"{_describe_seeds(kept)}Commit {commits}; {machines}; variant {kept[0].content['variant']}; from "
+        f"{_describe_seeds(kept)}Code: {code}; {machines}; variant {kept[0].content['variant']}; from "
         + ", ".join(one.path.name for one in kept)
     )
+
+
+def _code(environment: Mapping[str, Any]) -> str:
+    """Name the code of a run: its commit, or the digest of its sources where there was no repository."""
+    commit = environment["commit"]
+    return f"commit {commit[:8]}" if commit else f"sources {str(environment.get('sources'))[:8]}"
 
 
 def _describe_seeds(kept: Sequence[KeptResults]) -> str:

@@ -6,6 +6,7 @@ import librosa
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 from callbacks.comparison.rows import ComparisonRow
@@ -97,6 +98,10 @@ def draw_pareto(rows: Sequence[ComparisonRow]) -> Figure:
     axes.set(
         xscale="log", xlabel="real-time factor of the talker", ylabel="WER (%)", title="steps per block at each point"
     )
+    # Labels at 1, 2 and 5 of each decade: more of them would run into each other.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rtf, _: f"{rtf:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))  # beside the points, not over them

@@ -85,7 +85,8 @@ def test_seeds_add_up_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert lines[3].startswith("| mdm_4 | 4 | threshold 0.7 | 20.0 (") and "| 10.0, 30.0 | 4.5 | +20.0 (" in lines[3]
     said = lines[-1]
     assert (
-        "over seeds 1, 2 and 3 test dialogues, the same for all" in said and "Commit abcdef12; 2 cores, no GPU" in said
+        "over seeds 1, 2 and 3 test dialogues, the same for all" in said
+        and "Code: commit abcdef12; 2 cores, no GPU" in said
     )
     assert (
         "One run for all seeds: codec; made again for each: talkers. The spread between 2 seeds is drawn 29 %" in said
@@ -121,3 +122,10 @@ def test_what_does_not_add_up_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "old.json").write_text('{"format_version": 0}')
     with pytest.raises(UserError, match="format 0, this code reads 1"):
         read(tmp_path / "old.json")
+
+
+def test_code_without_a_commit_is_named_by_its_sources(tmp_path: Path) -> None:
+    run = write_run(tmp_path, 1, ["one two three", "one two", "one two three four"])
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    write_json(run / "environment.json", {**environment, "commit": None, "sources": "feedbeef" * 8})
+    assert "Code: sources feedbeef; 2 cores" in tabulate([read(keep(run, tmp_path))])
