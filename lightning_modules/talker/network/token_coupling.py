@@ -13,20 +13,22 @@ from lightning_modules.talker.network.decoding_network import as_function, cast_
 
 
 class CouplingFunctions(NamedTuple):
-    """What the layers of a :class:`TokenCoupling` do, as they are or in another precision.
+    """What the layers of a :class:`TokenCoupling` do, in the precision of decoding.
 
     Attributes:
+        dtype: The precision.
         read: Gives what hidden states add to the gates, ``(..., width)`` to ``(..., 3 * size)``.
-        embed: Gives what the tokens before add to them, ``(...) int64`` to ``(..., 3 * size)``.
-        recur: Gives what the states before add to them, ``(..., size)`` to ``(..., 3 * size)``.
-        predict: Gives what states add to the logits, ``(..., size)`` to ``(..., V)``.
+        embed: Gives what the tokens before add to them, ``(n,) int64`` to ``(n, 3 * size)``.
+        recur: Gives what the states before add to them, ``(n, size)`` to ``(n, 3 * size)``.
+        predict: Adds what states say to logits, ``(n, V)`` and ``(n, size)`` to ``(n, V)``.
         begin_id: Stands ahead of a block's first token.
     """
 
+    dtype: torch.dtype
     read: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
     recur: Callable[[Tensor], Tensor]
-    predict: Callable[[Tensor], Tensor]
+    predict: Callable[[Tensor, Tensor], Tensor]
     begin_id: int
 
 
@@ -66,10 +68,21 @@ class TokenCoupling(nn.Module):
         self.predict = nn.Linear(size, num_outputs, bias=False)
 
     def functions(self, cast_to: torch.dtype | None = None) -> CouplingFunctions:
-        """Give what its layers do; in another precision, as autocast would, if one is named."""
-        read, recur, predict = (as_function(layer, cast_to) for layer in (self.read, self.recur, self.predict))
-        table = self.embed.weight if cast_to is None else cast_weight(self.embed.weight, cast_to)
-        return CouplingFunctions(read, partial(F.embedding, weight=table), recur, predict, self.begin_id)
+        """Give what its layers do.
+
+        Args:
+            cast_to: Another precision than that of the weights. A CPU keeps to the weights': products of one row are
+                twice as slow there in bfloat16 as in float32.
+        """
+        table = self.embed.weight
+        cast_to = None if table.device.type == "cpu" else cast_to
+        read, recur = as_function(self.read, cast_to), as_function(self.recur, cast_to)
+        if type(self.predict) is nn.Linear and cast_to is None:
+            predict = partial(_add_product, self.predict.weight.t())
+        else:
+            predict = partial(_add_result, as_function(self.predict, cast_to))
+        table = table if cast_to is None else cast_weight(table, cast_to)
+        return CouplingFunctions(table.dtype, read, partial(F.embedding, weight=table), recur, predict, self.begin_id)
 
     def reset_output(self) -> None:
         """Let it add nothing to the logits."""
@@ -115,26 +128,37 @@ def next_state(gates: Tensor, recurrent_gates: Tensor, state: Tensor) -> Tensor:
     return torch.lerp(new, state, update)
 
 
-def coupled_logits(functions: CouplingFunctions, hidden: Tensor, logits: Tensor, x_t: Tensor, mask_id: int) -> Tensor:
+def coupled_logits(
+    functions: CouplingFunctions, hidden: Tensor, logits: Tensor, x_t: Tensor | None, mask_id: int
+) -> Tensor:
     """Predict the masked tokens of blocks from left to right, each behind the most probable ones before it.
 
     Args:
         functions: Of a :class:`TokenCoupling`.
         hidden: ``(n, block_size, width)``.
         logits: What they predict without a coupling, ``(n, block_size, V)``.
-        x_t: Partly masked blocks, ``(n, block_size) int64``; what is revealed is read as it is.
+        x_t: Partly masked blocks, ``(n, block_size) int64``; what is revealed is read as it is. None if all is masked.
         mask_id: The mask.
 
     Returns:
         ``(n, block_size, V)``.
     """
-    gates, state, coupled = functions.read(hidden), None, []
-    previous = torch.full_like(x_t[:, 0], functions.begin_id)
-    for gates_here, logits_here, x_here in zip(gates.unbind(1), logits.unbind(1), x_t.unbind(1), strict=True):
-        of_inputs = gates_here + functions.embed(previous)
-        # Under autocast the sum has the precision of the embeddings, and so has the state.
-        state = of_inputs.new_zeros(len(of_inputs), of_inputs.shape[1] // 3) if state is None else state
-        state = next_state(of_inputs, functions.recur(state), state)
-        coupled.append(logits_here + functions.predict(state))
-        previous = torch.where(x_here == mask_id, coupled[-1].argmax(dim=-1), x_here)
+    gates, all_logits = functions.read(hidden.to(functions.dtype)), logits.to(functions.dtype)
+    previous = torch.full(hidden.shape[:1], functions.begin_id, device=hidden.device)
+    state = gates.new_zeros(len(gates), gates.shape[-1] // 3, dtype=functions.dtype)
+    coupled: list[Tensor] = []
+    for place, (gates_here, logits_here) in enumerate(zip(gates.unbind(1), all_logits.unbind(1), strict=True)):
+        state = next_state(gates_here + functions.embed(previous), functions.recur(state), state)
+        coupled.append(functions.predict(logits_here, state))
+        previous = coupled[-1].argmax(dim=-1)
+        if x_t is not None:
+            previous = torch.where(x_t[:, place] == mask_id, previous, x_t[:, place])
     return torch.stack(coupled, dim=1)
+
+
+def _add_product(transposed_weight: Tensor, logits: Tensor, state: Tensor) -> Tensor:
+    return torch.addmm(logits, state, transposed_weight)
+
+
+def _add_result(layer: Callable[[Tensor], Tensor], logits: Tensor, state: Tensor) -> Tensor:
+    return logits + layer(state)

@@ -127,7 +127,8 @@ class MaskedProgram(BlockProgram):
         logits = self.predict(hidden)
         if self.coupling is None:
             return logits
-        return coupled_logits(self.coupling, hidden, logits, tokens, self.parts.mask_id)
+        # Before the first step nothing is revealed.
+        return coupled_logits(self.coupling, hidden, logits, tokens if step else None, self.parts.mask_id)
 
     def hidden(self, tokens: Tensor, work: BlockInWork, step: int) -> Tensor:
         """Run the network: the block's hidden states, ``(B, block_size, width)``."""

@@ -150,7 +150,7 @@ MOST_OPERATORS = {
     ("mdm", 1): 109,
     ("set_block", 4): 329,
     ("set_block", 1): 113,
-    ("coupled", 1): 264,
+    ("coupled", 1): 230,
 }
 
 

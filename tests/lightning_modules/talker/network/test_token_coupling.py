@@ -53,6 +53,9 @@ def test_each_token_is_predicted_from_those_before_it(block_size: int, seed: int
     known = logits + coupling.predict(coupling(hidden, tokens))
     stepwise = coupled_logits(coupling.functions(), hidden, logits, tokens, MASK)
     torch.testing.assert_close(stepwise, known)
+    masks = torch.full_like(tokens, MASK)
+    told = coupled_logits(coupling.functions(), hidden, logits, None, MASK)
+    assert torch.equal(told, coupled_logits(coupling.functions(), hidden, logits, masks, MASK))
     place = seed % block_size
     changed = tokens.clone()
     changed[:, place] = (changed[:, place] + 1) % NUM_OUTPUTS
@@ -81,9 +84,10 @@ def test_under_autocast_it_predicts_nearly_the_same() -> None:
         states = coupling(hidden, tokens)
         rough = coupled_logits(coupling.functions(), hidden, logits, tokens, MASK)
     assert states.dtype == torch.float32, "the state keeps the precision of the weights"
-    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.05)
     converted = coupled_logits(coupling.functions(torch.bfloat16), hidden.bfloat16(), logits.bfloat16(), tokens, MASK)
-    torch.testing.assert_close(converted.float(), exact, rtol=0.1, atol=0.1)
+    assert converted.dtype == torch.float32, "products of one row are faster in float32 on a CPU"
+    torch.testing.assert_close(converted, exact, rtol=0.1, atol=0.1)
 
 
 def test_it_learns_that_a_block_is_one_of_two() -> None:
