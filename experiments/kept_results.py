@@ -142,10 +142,11 @@ def _stages(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _digest_without_seeds(stages: dict[str, Any]) -> str:
     """Digest what was run but for the seed: equal for runs that differ in nothing else."""
+    left_out = ("seed", "seed_group", "fingerprint", "runs_dir")
 
     def plain(node: Any) -> Any:
         if isinstance(node, dict):
-            kept = {key: plain(value) for key, value in node.items() if key not in ("seed", "fingerprint", "runs_dir")}
+            kept = {key: plain(value) for key, value in node.items() if key not in left_out}
             return {_RUN_NAME.sub("", key): value for key, value in kept.items()}
         if isinstance(node, list):
             return [plain(value) for value in node]

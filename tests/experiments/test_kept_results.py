@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.engine.runs import write_config, write_json
 from experiments.kept_results import keep, main, read, tabulate
@@ -129,3 +130,15 @@ def test_code_without_a_commit_is_named_by_its_sources(tmp_path: Path) -> None:
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     write_json(run / "environment.json", {**environment, "commit": None, "sources": "feedbeef" * 8})
     assert "Code: sources feedbeef; 2 cores" in tabulate([read(keep(run, tmp_path))])
+
+
+def test_what_seeds_name_makes_no_other_variant(tmp_path: Path) -> None:
+    """A run of before a stage had a group of seeds adds up with one of after."""
+    files = []
+    for seed, group in ((1, None), (2, "talkers")):
+        run = write_run(tmp_path, seed, ["one two three", "one two", "one two three four"])
+        config = OmegaConf.load(run / "config.yaml")
+        config.seed_group = group
+        OmegaConf.save(config, run / "config.yaml")
+        files.append(keep(run, tmp_path))
+    assert "intervals over seeds 1, 2" in tabulate([read(file) for file in files])

@@ -14,6 +14,11 @@ from lightning_modules.token_format import TokenFormat
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 TALKERS = ("first_talker", "talkers", "distilled_talkers")
+# What reads the codes has one input for each of their coordinates.
+LEVELS = (
+    "stages.codec.module.init_args.levels=[8, 6, 5]",
+    "stages.codec.module.init_args.text_reading.init_args.num_coordinates=3",
+)
 SIZE = "module.init_args.talkers.{}.init_args.num_codes={}"
 
 
@@ -55,7 +60,7 @@ def make_thinker() -> Any:
 
 def test_talkers_follow_a_codec_that_is_still_to_be_trained(tmp_path: Path) -> None:
     assert sizes(quickstart(tmp_path)) == dict.fromkeys(TALKERS, {1000})
-    plan = quickstart(tmp_path, "stages.codec.module.init_args.levels=[8, 6, 5]", check=True)
+    plan = quickstart(tmp_path, *LEVELS, check=True)
     assert sizes(plan) == dict.fromkeys(TALKERS, {240})
     assert [path for planned in plan.stages for path in planned.unchecked] == []
 
@@ -76,7 +81,7 @@ def test_a_given_size_is_checked_before_anything_runs(tmp_path: Path) -> None:
 def test_shards_have_the_codec_of_the_tokens_that_they_are_converted_from(tmp_path: Path) -> None:
     plan = make_plan(
         EXPERIMENTS / "streaming.yaml",
-        [f"runs_dir={tmp_path}", "stages.codec.module.init_args.levels=[8, 6, 5]"],
+        [f"runs_dir={tmp_path}", *LEVELS],
         check=False,
     )
     assert sizes(plan) == {"first_talker": {240}, "streamed_talkers": {240}}

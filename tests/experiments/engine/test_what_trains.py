@@ -39,7 +39,7 @@ TRAINS = {
     "expressive_recognizer": ALL,
     "expressive_first_talker": ("talkers.",),
     "expressive_talkers": ("talkers.",),
-    "expressive_ablation": ("talkers.",),
+    "expressive_variants": ("talkers.",),
 }
 FIXED = "thinker.speech_encoder.encoder.embed_positions.weight"  # Whisper's sinusoids
 PIPELINES = [file for file in shipped_files() if read_file(file).get("stages")]
