@@ -218,7 +218,7 @@ def as_product(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tens
     if fixed is not None:
         return fixed
     weight = _plain_weight(module, cast_to)
-    return as_function(module, cast_to) if weight is None else partial(_multiply, weight.t())
+    return as_function(module, cast_to) if weight is None else partial(_multiply, weight.detach().t())
 
 
 def as_sum(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor, Tensor], Tensor]:
@@ -229,7 +229,7 @@ def as_sum(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor, 
     weight = _plain_weight(module, cast_to)
     if weight is None:
         return partial(_apply_and_add, as_function(module, cast_to))
-    return partial(_multiply_and_add, weight.t())
+    return partial(_multiply_and_add, weight.detach().t())
 
 
 def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.errors import UserError
-from lightning_modules.talker.network.decoding_network import as_function, cast_weight
+from lightning_modules.talker.network.decoding_network import as_function, as_sum, cast_weight
 
 
 class CouplingFunctions(NamedTuple):
@@ -77,12 +77,10 @@ class TokenCoupling(nn.Module):
         table = self.embed.weight
         cast_to = None if table.device.type == "cpu" else cast_to
         read, recur = as_function(self.read, cast_to), as_function(self.recur, cast_to)
-        if type(self.predict) is nn.Linear and cast_to is None:
-            predict = partial(_add_product, self.predict.weight.t())
-        else:
-            predict = partial(_add_result, as_function(self.predict, cast_to))
         table = table if cast_to is None else cast_weight(table, cast_to)
-        return CouplingFunctions(table.dtype, read, partial(F.embedding, weight=table), recur, predict, self.begin_id)
+        return CouplingFunctions(
+            table.dtype, read, partial(F.embedding, weight=table), recur, as_sum(self.predict, cast_to), self.begin_id
+        )
 
     def reset_output(self) -> None:
         """Let it add nothing to the logits."""
@@ -154,11 +152,3 @@ def coupled_logits(
         if x_t is not None:
             previous = torch.where(x_t[:, place] == mask_id, previous, x_t[:, place])
     return torch.stack(coupled, dim=1)
-
-
-def _add_product(transposed_weight: Tensor, logits: Tensor, state: Tensor) -> Tensor:
-    return torch.addmm(logits, state, transposed_weight)
-
-
-def _add_result(layer: Callable[[Tensor], Tensor], logits: Tensor, state: Tensor) -> Tensor:
-    return logits + layer(state)
