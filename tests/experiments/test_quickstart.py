@@ -137,11 +137,11 @@ def test_the_distilled_talker_starts_from_the_trained_one(runs: Path) -> None:
     ("name", "made", "decodings"),
     [
         pytest.param(
-            *("ablation", ("ablation",), {"bernoulli_4", "bernoulli_distilled_1", "two_rounds_4"}),
+            *("ablation", ("talkers", "ablation"), {"bernoulli_4", "bernoulli_distilled_1", "two_rounds_4"}),
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            *("decoding", ("decoding",), {"mdm_16", "mdm_16_threshold", "mdm_4_sampled", "mdm_2_drafted_in_1"}),
+            *("decoding", ("decoding",), {"mdm_16", "mdm_16_threshold", "mdm_4_order_noise", "mdm_2_drafted_in_1"}),
             marks=pytest.mark.slow,
         ),
         pytest.param(
