@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
@@ -40,7 +39,7 @@ def find_kept(run: Path) -> dict[int, Path]:
     Raises:
         FileNotFoundError: If there are none.
     """
-    files: dict[int, Any] = {int(file.stem.removeprefix("step_")): file for file in (run / FOLDER).glob("step_*.ckpt")}
+    files = {int(file.stem.removeprefix("step_")): file for file in (run / FOLDER).glob("step_*.ckpt")}
     if not files:
         raise FileNotFoundError(f"{run} kept no weights; train it with the callback callbacks.kept_weights.KeptWeights")
     return dict(sorted(files.items()))

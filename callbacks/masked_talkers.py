@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
 
 
 def find_masked_talkers(module: LightningModule, names: Sequence[str], setting: str) -> dict[str, MaskedTalker]:

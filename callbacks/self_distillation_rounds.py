@@ -18,8 +18,8 @@ from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.base import TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.streaming import states_of_row
-from lightning_modules.talker.distillation import SelfDistillation
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.distillation import SelfDistillation
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.schedule import read_levels
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.training.reduction import gather_over_ranks

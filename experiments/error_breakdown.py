@@ -9,14 +9,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from callbacks.comparison.page.run_files import locate  # noqa: E402
 from datamodules.synthetic.espeak import EspeakSynthesizer, Voice  # noqa: E402
-from datamodules.synthetic.expressive_speech import Phrase, mean_tempo  # noqa: E402
+from datamodules.synthetic.expressive_speech import Phrase, groups_by_tempo, mean_tempo  # noqa: E402
 from experiments.engine.artifacts import load_trained, read_config  # noqa: E402
 from experiments.engine.configuration.errors import report_mistake  # noqa: E402
 from experiments.transcripts import Records, read_records  # noqa: E402
@@ -93,12 +91,9 @@ def tempos_of(plan: Mapping[str, Mapping[str, Any]], records: Records) -> list[s
     phrases = [phrases_of(plan[record["id"]]) for record in records]
     if not all(phrases):
         raise UserError("the replies of this corpus draw no tempo; give a comparison on an expressive one")
-    tempos = np.array([mean_tempo(own) for own in phrases])
-    names = [""] * len(tempos)
-    for number, members in enumerate(np.array_split(np.argsort(tempos, kind="stable"), NUM_TEMPO_GROUPS), start=1):
-        for member in members:
-            names[member] = f"{number}: {tempos[members].min():.2f} to {tempos[members].max():.2f}"
-    return names
+    groups = groups_by_tempo([mean_tempo(own) for own in phrases], NUM_TEMPO_GROUPS)
+    names = {member: f"{number}: {tempos}" for number, (own, tempos) in enumerate(groups, start=1) for member in own}
+    return [names[member] for member in range(len(records))]
 
 
 def break_down(run: Path, by: str, decodings: Sequence[str] = ()) -> dict[str, ErrorBreakdown]:

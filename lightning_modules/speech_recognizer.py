@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lightning_modules.acoustics.character_loss import character_loss
 from lightning_modules.acoustics.log_mel import SAMPLE_RATE
 from lightning_modules.errors import UserError
 from lightning_modules.evaluation.text_normalization import ALPHABET, normalize_text
@@ -166,19 +166,7 @@ class SpeechRecognizer(L.LightningModule):
 
     def _loss(self, log_probs: Tensor, frame_lengths: Tensor, texts: Sequence[str]) -> LossTerm:
         """Compute the CTC loss in nats per character; a row whose text does not fit into its frames counts as 0."""
-        targets = [self.encode_text(text) for text in texts]
-        target_lengths = torch.tensor([len(target) for target in targets])
-        flat = torch.tensor([index for target in targets for index in target])
-        losses = F.ctc_loss(
-            log_probs.transpose(0, 1),
-            flat.to(log_probs.device),
-            frame_lengths,
-            target_lengths.to(log_probs.device),
-            reduction="none",
-            zero_infinity=True,
-        )
-        num_characters = target_lengths.sum()
-        return LossTerm(losses.sum() / num_characters.clamp(min=1), num_characters)
+        return LossTerm(*character_loss(log_probs, frame_lengths, [self.encode_text(text) for text in texts]))
 
     def training_step(self, batch: SpokenBatch, batch_idx: int) -> Tensor:
         """Compute the CTC loss on augmented speech."""

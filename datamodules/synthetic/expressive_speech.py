@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lightning_modules.errors import UserError
-from lightning_modules.number_checks import require_at_least, require_positive
+from lightning_modules.number_checks import require_within
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,7 @@ class ExpressiveSpeech:
             found = getattr(self, name)
             if len(found) != 2 or not low <= found[0] <= found[1]:
                 raise UserError(f"{name}={list(found)}: give the lowest and the highest, of at least {low}")
-        require_at_least(0, pause_share=self.pause_share)
-        require_positive(slowest=self.tempo_percent[0])
-        if self.pause_share > 1:
-            raise UserError(f"pause_share is {self.pause_share}; give a share from 0 to 1")
+        require_within(0, 1, pause_share=self.pause_share)
 
     def draw(self, text: str, generator: random.Random) -> tuple[Phrase, ...]:
         """Draw how a text is spoken.
@@ -99,6 +98,17 @@ def mean_tempo(phrases: Sequence[Phrase]) -> float:
     counts = [len(phrase.text.split()) for phrase in phrases]
     taken = sum(count * 100 / phrase.tempo_percent for count, phrase in zip(counts, phrases, strict=True))
     return sum(counts) / taken
+
+
+def groups_by_tempo(tempos: Sequence[float], num_groups: int) -> list[tuple[list[int], str]]:
+    """Divide replies into groups of equally many, from slow to fast; of equal tempos the earlier one comes first.
+
+    Returns:
+        The places of each group's replies, and their range of tempos in words; no group is empty, if replies are few.
+    """
+    found = np.asarray(tempos)
+    groups = np.array_split(np.argsort(found, kind="stable"), num_groups)
+    return [(own.tolist(), f"{found[own].min():.2f} to {found[own].max():.2f}") for own in groups if len(own)]
 
 
 def to_ssml(phrases: Sequence[Phrase]) -> str:

@@ -132,10 +132,7 @@ def load_weights(module: Any, run: Run, prefix: str = "") -> bool:
         raise FileNotFoundError(f"there is no checkpoint {file}; train that run first, or give another run")
     if not isinstance(module, nn.Module):
         return True
-    if sharded_files.is_sharded(file):
-        checkpoint = sharded_files.read_whole(file, prefix)
-    else:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = read_checkpoint(file, prefix)
     if not prefix and isinstance(module, LightningModule):
         module.on_load_checkpoint(checkpoint)
     weights = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
@@ -148,6 +145,13 @@ def load_weights(module: Any, run: Run, prefix: str = "") -> bool:
     refuse_other_weights(expected, found, f"{file} does not fit its module", "train that run again")
     module.load_state_dict(weights, strict=False)
     return True
+
+
+def read_checkpoint(file: Path, prefix: str = "") -> dict[str, Any]:
+    """Read a checkpoint on the CPU, whether it is one file or in shards; of shards, the weights with a prefix alone."""
+    if sharded_files.is_sharded(file):
+        return sharded_files.read_whole(file, prefix)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _has_lora(names: Iterable[str]) -> bool:

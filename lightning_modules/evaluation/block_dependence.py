@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.noisy_batch import NoisyBatch
 from lightning_modules.talker.network.anchors import TextStates
-from lightning_modules.talker.noisy_batch import NoisyBatch
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ class WordErrorRates:
     interval: tuple[float, float]
     normalizer: str = NORMALIZER_NAME
 
+    def in_percent(self) -> str:
+        """Give ``micro`` and its interval in words."""
+        low, high = self.interval
+        return f"{100 * self.micro:.2f} ({100 * low:.1f} to {100 * high:.1f})"
+
 
 def word_error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrorRates:
     """Compare what was said with what was heard, word by word, after :func:`normalize_text`.

@@ -10,7 +10,8 @@ from lightning_modules.talker.decoding.filling import BlockFiller
 from lightning_modules.talker.decoding.static.masked_tokens import BlockCausalProgram
 from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.noisy_batch import NoisyBatch
 from lightning_modules.talker.masking.schemes import Masking
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.attention_masks import (
@@ -21,7 +22,6 @@ from lightning_modules.talker.network.attention_masks import (
     mask_from_order,
 )
 from lightning_modules.talker.network.backbone import TalkerBackbone
-from lightning_modules.talker.noisy_batch import NoisyBatch
 
 
 class MaskedDiffusionTalker(MaskedTalker):

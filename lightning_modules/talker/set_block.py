@@ -14,7 +14,8 @@ from lightning_modules.talker.decoding.static.masked_tokens import SetBlockProgr
 from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.noisy_batch import NoisyBatch
 from lightning_modules.talker.masking.noisy_blocks import DrawnBlocks
 from lightning_modules.talker.masking.schemes import Masking, RowGenerators
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
@@ -22,7 +23,6 @@ from lightning_modules.talker.network.attention import CausalContextAttention
 from lightning_modules.talker.network.attention_masks import mask_behind_committed
 from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.network.transfers import send_to
-from lightning_modules.talker.noisy_batch import NoisyBatch
 
 
 class SetBlockTalker(MaskedTalker, AutoregressiveTalker):

@@ -21,7 +21,7 @@ from callbacks.self_distillation_rounds import SelfDistillationRounds
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
 from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
 from tests import two_ranks
 from tests.datamodules.tiny_corpus import write_split
 from tests.lightning_modules.talker.conftest import NUM_CODES

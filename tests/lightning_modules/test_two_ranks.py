@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from callbacks.self_distillation_rounds import SelfDistillationRounds
 from datamodules.batch import SpokenBatch
 from lightning_modules.speech_llm import SpeechLLM
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.schemes import BlockBernoulli
 from lightning_modules.thinker.objective import ThinkerObjective
 from tests.lightning_modules.test_speech_llm import make_batch, make_llm

@@ -12,19 +12,8 @@ from experiments.engine.configuration.errors import join
 from lightning_modules.number_checks import MAX_SEED
 
 PIPELINE_KEYS = (
-    *(
-        "base",
-        "description",
-        "name",
-        "seed",
-        "seeds",
-        "threads",
-        "runs_dir",
-        "inputs",
-        "checkpoint",
-        "stages",
-        "aliases",
-    ),
+    *("base", "description", "name", "seed", "seeds", "threads"),
+    *("runs_dir", "inputs", "checkpoint", "stages", "aliases"),
 )
 PIPELINE_ONLY_KEYS = ("name", "runs_dir", "stages", "seeds")
 INHERITED_BY_STAGES = ("seed", "threads", "checkpoint")

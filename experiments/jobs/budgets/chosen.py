@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from experiments.engine.artifacts import is_planning, load_trained
+from experiments.engine.artifacts import is_planning, load_trained, read_checkpoint
 from experiments.jobs.budgets.choices import read_choice
 from lightning_modules.errors import UserError
 from lightning_modules.pretrained.matching_weights import refuse_other_weights
@@ -49,10 +48,10 @@ def load_talker_weights(talker: nn.Module, file: Path, name: str) -> None:
         FileNotFoundError: If there is no such file.
         UserError: If the weights are not those of the talker.
     """
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"there are no kept weights {file}; train that trial again with --force")
     prefix = f"talkers.{name}."
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    state = read_checkpoint(file, prefix)["state_dict"]
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     expected = {key: value.shape for key, value in talker.state_dict().items()}
     found = {key: value.shape for key, value in weights.items()}

@@ -36,7 +36,6 @@ def draw_curves(points: Sequence[Point], chosen: Mapping[str, Point]) -> Figure:
             axes.grid(alpha=0.3, which="both")
         of_row[0].set_ylabel("WER % on validation dialogues")
         of_row[0].legend(fontsize="small")
-    all_axes[0][1].set_xscale("log")
     for of_row in all_axes:
         of_row[1].set_xscale("log")
     return figure

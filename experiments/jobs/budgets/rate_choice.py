@@ -147,7 +147,10 @@ class RateChoice:
         return points
 
     def _as_record(self, points: Sequence[Point], chosen: Mapping[str, Point]) -> dict[str, Any]:
-        kept = {trial.name: find_kept(trial) for trial in self.trials}
+        kept = {
+            trial.name: {step: file.relative_to(trial.parent) for step, file in find_kept(trial).items()}
+            for trial in self.trials
+        }
         return {
             "rule": RULE,
             "num_trials": len(self.trials),
@@ -159,16 +162,13 @@ class RateChoice:
                     "learning_rate": one.learning_rate,
                     "step": one.step,
                     "flops": one.flops,
-                    "weights": f"{one.trial}/{kept[one.trial][one.step].relative_to(self._folder_of(one.trial))}",
+                    "weights": str(kept[one.trial][one.step]),
                     "wer": [one.wer.value, one.wer.low, one.wer.high],
                     "at_edge": edges_of(points, one),
                 }
                 for name, one in chosen.items()
             },
         }
-
-    def _folder_of(self, trial: str) -> Path:
-        return next(one for one in self.trials if one.name == trial)
 
 
 def _replies_per_step(config: Mapping[str, Any]) -> int:

@@ -139,9 +139,9 @@ class DecodingBenchmark:
         self.num_rounds, self.min_rounds, self.max_minutes = num_rounds, min(min_rounds, num_rounds), max_minutes
         self.quality, self.first_chunk = quality, first_chunk
         self.batches = batches if only_decodings is None or batches is None else batches.among(list(wanted))
-        of_vocoder = frame_rate_hz if first_chunk is None else first_chunk.vocoder.frame_rate_hz
+        of_vocoder = None if first_chunk is None else first_chunk.vocoder.frame_rate_hz
         self.frame_rate_hz = frame_rate_hz or of_vocoder or DEFAULT_FRAME_RATE_HZ
-        if of_vocoder is not None and self.frame_rate_hz != of_vocoder:
+        if of_vocoder not in (None, self.frame_rate_hz):
             raise UserError(f"frame_rate_hz is {frame_rate_hz}, the vocoder's {of_vocoder}; leave it out")
         self.pipelines = pipelines if clock == "wall" else None  # a process's seconds do not tell what overlaps
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -77,12 +77,7 @@ class ResynthesisFloor:
         count = 0
         for corpus, folder in self.corpora.items():
             index = Path(folder) / self.set_name / f"{self.split}.json"
-            layout = ReleasedLayout(index, folder, fields=("reply",), max_examples=self.max_examples)
-            examples = [layout[position] for position in range(len(layout))]
-            texts, replies = (
-                [one.reply_text for one in examples],
-                [one.reply for one in examples if one.reply is not None],
-            )
+            texts, replies = read_replies(index, Path(folder), self.max_examples)
             count += len(texts)
             speech: dict[str, tuple[list[Tensor], float]] = {ORIGINAL: (replies, 0.0)}
             speech |= {name: resynthesize(vocoder, replies) for name, vocoder in self.vocoders.items()}
@@ -93,20 +88,37 @@ class ResynthesisFloor:
                     f"{corpus}/{name}/own_voice": share,
                     f"{corpus}/{name}/mel_l1": mel_l1,
                 }
-                low, high = rates.interval
-                interval = f"{100 * rates.micro:.2f} ({100 * low:.1f} to {100 * high:.1f})"
-                lines.append(f"| {corpus} | {name} | {interval} | {100 * share:.1f} | {mel_l1:.3f} |")
+                lines.append(f"| {corpus} | {name} | {rates.in_percent()} | {100 * share:.1f} | {mel_l1:.3f} |")
         lines += ["", f"{count} replies of the {self.split} splits; WER by {rates.normalizer}, against the gold reply"]
         write_text(Path(output_dir) / "results.md", "\n".join(lines) + "\n")
         return metrics
 
     def _judge(self, voice: str, texts: list[str], waveforms: list[Tensor]) -> tuple[WordErrorRates, float]:
-        heard: list[str] = []
-        voices: list[str] = []
-        for start in range(0, len(waveforms), BATCH):
-            heard += self.recognizer.transcribe(waveforms[start : start + BATCH])
-            voices += self.voice_classifier.classify(waveforms[start : start + BATCH])
+        heard = in_batches(self.recognizer.transcribe, waveforms)
+        voices = in_batches(self.voice_classifier.classify, waveforms)
         return word_error_rates(texts, heard), voices.count(voice) / len(voices)
+
+
+def read_replies(index: Path, root: Path, max_examples: int | None) -> tuple[list[str], list[Tensor]]:
+    """Read the gold replies of a split.
+
+    Args:
+        index: Its list of dialogues.
+        root: What the list's files are relative to.
+        max_examples: How many, from the first on; all if None.
+
+    Returns:
+        Texts, and speech, each ``(S,) float32``.
+    """
+    layout = ReleasedLayout(index, root, fields=("reply",), max_examples=max_examples)
+    examples = [layout[position] for position in range(len(layout))]
+    return [one.reply_text for one in examples], [one.reply for one in examples if one.reply is not None]
+
+
+def in_batches(judge: Callable[[list[Tensor]], list[str]], waveforms: list[Tensor]) -> list[str]:
+    """Let a judge hear all waveforms, some at a time."""
+    starts = range(0, len(waveforms), BATCH)
+    return [said for start in starts for said in judge(waveforms[start : start + BATCH])]
 
 
 @torch.no_grad()

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
 from datamodules.formats.atomic_files import write_text
 from datamodules.formats.released_items import read_entries
-from datamodules.formats.released_layout import ReleasedLayout
-from experiments.jobs.vocoders.resynthesis_floor import ORIGINAL, resynthesize
+from datamodules.synthetic.expressive_speech import groups_by_tempo
+from experiments.jobs.vocoders.resynthesis_floor import ORIGINAL, in_batches, read_replies, resynthesize
 from lightning_modules.errors import UserError
 from lightning_modules.evaluation.word_error_rate import word_error_rates
 from lightning_modules.number_checks import require_at_least
@@ -19,7 +16,6 @@ from lightning_modules.speech_recognizer import SpeechRecognizer
 from lightning_modules.vocoder.codec_vocoder import CodecVocoder
 
 RESYNTHESIS = "resynthesis"
-BATCH = 25
 TEMPO = "reply_tempo"
 
 
@@ -80,26 +76,21 @@ class SpeechGate:
             UserError: If its replies have no tempo, or are fewer than the groups, or a rate is too large.
         """
         index = self.corpus / self.set_name / f"{self.split}.json"
-        layout = ReleasedLayout(index, self.corpus, fields=("reply",), max_examples=self.max_examples)
-        groups = self._groups(index, len(layout))
-        examples = [layout[position] for position in range(len(layout))]
-        texts = [one.reply_text for one in examples]
-        originals = [one.reply for one in examples if one.reply is not None]
+        texts, originals = read_replies(index, self.corpus, self.max_examples)
+        groups = self._groups(index, len(texts))
         spoken, mel_l1 = resynthesize(self.vocoder, originals)
         metrics = {"mel_l1": mel_l1}
         lines = ["| replies | tempo | speech | WER % (95 %) | at most % | |", "|---|---|---|---|---|---|"]
         missed = []
         for speech, waveforms in ((ORIGINAL, originals), (RESYNTHESIS, spoken)):
-            heard = self._transcribe(waveforms)
+            heard = in_batches(self.recognizer.transcribe, waveforms)
             for name, (members, tempos) in groups.items():
                 rates = word_error_rates([texts[one] for one in members], [heard[one] for one in members])
                 metrics[f"{speech}/{name}/wer"] = rates.micro
                 is_met = rates.micro <= self.limits[speech]
-                low, high = rates.interval
                 limit = f"{100 * self.limits[speech]:.1f}"
-                interval = f"{100 * rates.micro:.2f} ({100 * low:.1f} to {100 * high:.1f})"
                 lines.append(
-                    f"| {name}, {len(members)} | {tempos} | {speech} | {interval} | {limit} | "
+                    f"| {name}, {len(members)} | {tempos} | {speech} | {rates.in_percent()} | {limit} | "
                     f"{'met' if is_met else 'missed'} |"
                 )
                 if not is_met:
@@ -126,18 +117,6 @@ class SpeechGate:
             raise UserError(f"{index}: its items have no {TEMPO!r}; give a corpus that was made with `expressive`")
         if num_replies < self.num_groups:
             raise UserError(f"{index}: {num_replies} replies for {self.num_groups} groups; give at least one for each")
-        tempos = np.array([entry[TEMPO] for entry in entries])
-        order = np.argsort(tempos, kind="stable")
-        named = {"all": order}
-        named |= {f"group {number + 1}": part for number, part in enumerate(np.array_split(order, self.num_groups))}
-        return {
-            name: (members.tolist(), f"{tempos[members].min():.2f} to {tempos[members].max():.2f}")
-            for name, members in named.items()
-        }
-
-    def _transcribe(self, waveforms: Sequence[Tensor]) -> list[str]:
-        return [
-            text
-            for start in range(0, len(waveforms), BATCH)
-            for text in self.recognizer.transcribe(list(waveforms[start : start + BATCH]))
-        ]
+        tempos = [entry[TEMPO] for entry in entries]
+        (everyone,), groups = groups_by_tempo(tempos, 1), groups_by_tempo(tempos, self.num_groups)
+        return {"all": everyone, **{f"group {number}": one for number, one in enumerate(groups, start=1)}}

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.acoustics.character_loss import character_loss
 from lightning_modules.acoustics.conv_blocks import ResidualConv, Upsample
 from lightning_modules.acoustics.log_mel import zero_beyond
 from lightning_modules.codec.objectives.ramp import Ramp
@@ -83,15 +82,6 @@ class TextReading(nn.Module):
         """
         logits = self.layers(zero_beyond(codes, lengths).transpose(1, 2)).float()
         targets = [[self._ids[character] for character in normalize_text(text)] for text in texts]
-        flat = torch.tensor([index for target in targets for index in target], device=logits.device)
-        target_lengths = torch.tensor([len(target) for target in targets])
-        losses = F.ctc_loss(
-            logits.log_softmax(1).permute(2, 0, 1),
-            flat,
-            self.frames_per_code * lengths.cpu(),
-            target_lengths,
-            reduction="none",
-            zero_infinity=True,
-        )
-        num_characters = target_lengths.sum()
-        return LossTerm(losses.sum() / num_characters.clamp(min=1), num_characters, self.ramp.at(step))
+        log_probs = logits.log_softmax(1).transpose(1, 2)
+        mean, num_characters = character_loss(log_probs, self.frames_per_code * lengths.cpu(), targets)
+        return LossTerm(mean, num_characters, self.ramp.at(step))

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.evaluation.block_dependence import BlockNll, block_nll
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.noisy_batch import NoisyBatch
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
-from lightning_modules.talker.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.schemes import BlockBernoulli
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.backbone import TalkerBackbone
-from lightning_modules.talker.noisy_batch import NoisyBatch
 from lightning_modules.talker.set_block import SetBlockTalker
 
 NUM_CODES, HIDDEN = 6, 8

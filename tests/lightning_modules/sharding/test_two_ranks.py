@@ -22,7 +22,7 @@ from lightning_modules.sharding import sharded_files
 from lightning_modules.sharding.shards import gather, release, shards_of, split
 from lightning_modules.sharding.strategy import AnyCheckpointIO, FullyShardedStrategy
 from lightning_modules.speech_llm import SpeechLLM
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.schemes import BlockBernoulli
 from lightning_modules.thinker.objective import ThinkerObjective
 from lightning_modules.thinker.thinker import Thinker

@@ -10,8 +10,8 @@ from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
-from lightning_modules.talker.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.schemes import BlockBernoulli
 from lightning_modules.talker.multi_token import MultiTokenTalker
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_modules.talker.base import TalkerOutput
-from lightning_modules.talker.distillation import SelfDistillation
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.distillation import SelfDistillation
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.noisy_blocks import DrawnBlocks
 from lightning_modules.talker.masking.schemes import BlockBernoulli, GlobalBernoulli, HierarchicalBlockwise
 from lightning_modules.talker.network.anchors import TextStates

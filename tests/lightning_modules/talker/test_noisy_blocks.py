@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.talker.distillation import SelfDistillation
+from lightning_modules.talker.masked.distillation import SelfDistillation
 from lightning_modules.talker.masking.noisy_blocks import DrawnBlocks
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.attention import CausalContextAttention

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.streaming import states_of_row
-from lightning_modules.talker.distillation import SelfDistillation
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.distillation import SelfDistillation
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.schemes import BlockBernoulli
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.attention import CausalContextAttention

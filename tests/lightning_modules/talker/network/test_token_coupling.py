@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import TokenSampler
-from lightning_modules.talker.masked_talker import MaskedTalker
+from lightning_modules.talker.masked.masked_talker import MaskedTalker
 from lightning_modules.talker.network.token_coupling import TokenCoupling, coupled_logits
 from tests.lightning_modules.talker.conftest import NUM_CODES, build_talker, in_steps, make_talker, make_text
 

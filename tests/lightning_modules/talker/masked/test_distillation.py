@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_modules.talker.distillation import (
+from lightning_modules.talker.masked.distillation import (
     SelfDistillation,
     draw_own_steps,
     entropy_where_right,

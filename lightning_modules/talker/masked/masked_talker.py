@@ -15,20 +15,20 @@ from lightning_modules.talker.base import Talker, TalkerOutput
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.static.program import SpeechParts
 from lightning_modules.talker.decoding.unmasking import num_to_reveal, powers_of_two_up_to
-from lightning_modules.talker.distillation import (
+from lightning_modules.talker.losses import LossTerm, masked_cross_entropy, token_accuracy
+from lightning_modules.talker.masked.distillation import (
     SelfDistillation,
     Trajectory,
     draw_own_steps,
     self_distillation_terms,
     unmasking_trajectory,
 )
-from lightning_modules.talker.losses import LossTerm, masked_cross_entropy, token_accuracy
+from lightning_modules.talker.masked.noisy_batch import NoisyBatch
 from lightning_modules.talker.masking.schemes import Masking, RowGenerators, check_copies, draw_copies
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.network.token_coupling import TokenCoupling, coupled_logits
 from lightning_modules.talker.network.transfers import send_to
-from lightning_modules.talker.noisy_batch import NoisyBatch
 
 
 class MaskedTalker(AnchoredTalker):
