@@ -19,7 +19,7 @@ from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.attention_masks import (
     anchored_causal_order,
     mask_behind_committed,
-    mask_from_order,
+    visible_up_to,
 )
 from lightning_modules.talker.network.backbone import TalkerBackbone
 
@@ -71,9 +71,8 @@ class AutoregressiveTalker(AnchoredTalker):
         num_blocks = x_0.shape[1] // self.block_size
         order = anchored_causal_order(num_blocks, self.block_size, self.anchors.anchors_per_block, x_0.device)
         positions = self.slot_positions(num_blocks, x_0.device)
-        return self.of_tokens(
-            self.backbone(self.slots(text, x_0), positions, mask_from_order(order, order)), num_blocks
-        )
+        attention = self.backbone.attention_of(visible_up_to(order))
+        return self.of_tokens(self.backbone(self.slots(text, x_0), positions, attention), num_blocks)
 
     def previous_tokens(self, tokens: Tensor) -> Tensor:
         """Give what the slot of each token reads, the token before it and BOS before the first: ``(B, L)`` as given."""

@@ -16,10 +16,9 @@ from lightning_modules.talker.masking.schemes import Masking
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
 from lightning_modules.talker.network.attention_masks import (
     block_causal_order,
-    clean_context_mask,
-    mask_after_clean_copy,
     mask_behind_committed,
-    mask_from_order,
+    visible_in_clean_context,
+    visible_up_to,
 )
 from lightning_modules.talker.network.backbone import TalkerBackbone
 
@@ -87,12 +86,12 @@ class MaskedDiffusionTalker(MaskedTalker):
         """
         anchors, order, positions = self.lay_out_copy(text, x_t if x_0 is None else x_0)
         if x_0 is None:
-            return self.backbone(self.embed(x_t, anchors), positions, mask_from_order(order, order))
+            return self.backbone(self.embed(x_t, anchors), positions, self.backbone.attention_of(visible_up_to(order)))
         num_copies = x_t.shape[1] // x_0.shape[1]
         all_tokens = torch.cat([x_t, x_0], dim=1)
         embedded = self.embed(all_tokens, anchors.repeat(1, num_copies + 1, 1, 1))
-        mask = clean_context_mask(order, num_copies)
-        hidden = self.backbone(embedded, positions.repeat(num_copies + 1), mask)
+        attention = self.backbone.attention_of(visible_in_clean_context(order, num_copies))
+        hidden = self.backbone(embedded, positions.repeat(num_copies + 1), attention)
         return hidden[:, : x_t.shape[1]]
 
     def lay_out_copy(self, text: TextStates, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,9 +111,10 @@ class MaskedDiffusionTalker(MaskedTalker):
         x_0, num_noisy = batch.speech.x_0, batch.targets.shape[1]
         num_copies = num_noisy // x_0.shape[1]
         anchors, order, positions = self.lay_out_copy(batch.text, x_0)
-        mask = clean_context_mask(order, num_copies)
-        after_clean = mask_after_clean_copy(mask, num_noisy)
-        cache = self.backbone.remember(self.embed(x_0, anchors), positions, mask[num_noisy:, num_noisy:], num_noisy)
+        visible = visible_in_clean_context(order, num_copies)
+        after_clean = self.backbone.attention_of(visible.after_clean(num_noisy))
+        of_clean = self.backbone.attention_of(visible.of_clean(num_noisy))
+        cache = self.backbone.remember(self.embed(x_0, anchors), positions, of_clean, num_noisy)
         all_anchors, all_positions = anchors.repeat(1, num_copies, 1, 1), positions.repeat(num_copies)
         return lambda x_t: self.backbone(self.embed(x_t, all_anchors), all_positions, after_clean, cache)
 

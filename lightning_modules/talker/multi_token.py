@@ -15,7 +15,7 @@ from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.losses import LossTerm, masked_cross_entropy
 from lightning_modules.talker.masking.schemes import RowGenerators
 from lightning_modules.talker.network.anchors import SemanticAnchors, TextStates
-from lightning_modules.talker.network.attention_masks import anchored_causal_order, mask_from_order
+from lightning_modules.talker.network.attention_masks import anchored_causal_order, visible_up_to
 from lightning_modules.talker.network.backbone import TalkerBackbone
 
 
@@ -88,10 +88,10 @@ class MultiTokenTalker(AutoregressiveTalker):
         num_blocks, num_anchors = x_0.shape[1] // self.block_size, self.anchors.anchors_per_block
         positions = self.slot_positions(num_blocks, x_0.device)
         order = anchored_causal_order(num_blocks, self.block_size, num_anchors, x_0.device)
-        mask = mask_from_order(order, order)
-        states = [self.backbone(self.slots(text, x_0), positions, mask)]
+        attention = self.backbone.attention_of(visible_up_to(order))
+        states = [self.backbone(self.slots(text, x_0), positions, attention)]
         for layer in self.extra_layers:
-            states.append(layer(states[-1], positions, mask))
+            states.append(layer(states[-1], positions, attention))
         return [self.of_tokens(state, num_blocks) for state in states]
 
     def forward(

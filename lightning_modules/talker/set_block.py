@@ -124,7 +124,8 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         """Say how noisy copies ``x_t``, or blocks that begin at ``starts``, and the clean copy attend."""
         num_blocks, num_copies = x_0.shape[1] // self.block_size, x_t.shape[1] // x_0.shape[1]
         num_anchors = self.anchors.anchors_per_block
-        return CausalContextAttention(num_blocks, self.block_size, num_anchors, num_copies, x_0.device, starts)
+        sizes = num_blocks, self.block_size, num_anchors, num_copies
+        return CausalContextAttention(*sizes, x_0.device, starts, self.backbone.flex_attention)
 
     def reader(self, batch: NoisyBatch) -> Callable[[Tensor], Tensor]:
         """Read the clean copy once; see :class:`MaskedTalker`."""
@@ -132,7 +133,7 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         clean = self.slots(batch.text, x_0)
         positions = self.slot_positions(x_0.shape[1] // self.block_size, x_0.device)
         attention = self.context_attention(batch.targets, x_0, batch.starts)
-        cache = self.backbone.remember(clean, positions, attention.clean_mask, batch.targets.shape[1])
+        cache = self.backbone.remember(clean, positions, attention.of_clean, batch.targets.shape[1])
         return lambda x_t: self.backbone(*self.noisy_slots(x_t, x_0, batch.starts), attention.after_clean, cache)
 
     def masked_hidden(self, batch: NoisyBatch, x_t: Tensor) -> Tensor:

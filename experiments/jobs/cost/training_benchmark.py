@@ -21,7 +21,7 @@ from experiments.jobs.decoding.machine import wait_for
 from experiments.jobs.decoding.statistics import Spread, spread_of
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive
-from lightning_modules.talker.base import Talker
+from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.thinker.adaptor import Adaptor
 from lightning_modules.thinker.language_model import LanguageModel
@@ -70,7 +70,11 @@ class TrainingBenchmark:
         num_units: Speech tokens of the longest reply.
         num_text_tokens: Text tokens of each reply.
         query_s: Length of each query.
-        num_rounds: Steps of each talker that are timed, after one that is not.
+        num_rounds: Steps of each talker that are timed, after those that are not.
+        num_warmups: Steps of each talker before them.
+        compares_flex_attention: Take each talker twice, with dense masks and with flex attention (see
+            :class:`FlexAttention`), named "NAME, flex". That is for a GPU; without one a line says so, and nothing is
+            measured.
         seed: Seeds batches and masks.
 
     Raises:
@@ -79,7 +83,7 @@ class TrainingBenchmark:
 
     def __init__(
         self,
-        talkers: dict[str, Talker],
+        talkers: dict[str, AnchoredTalker],
         thinker: FrozenThinker | None = None,
         shares_backbone: bool = False,
         precision: str = "float32",
@@ -89,9 +93,12 @@ class TrainingBenchmark:
         num_text_tokens: int = 16,
         query_s: float = 2.0,
         num_rounds: int = 15,
+        num_warmups: int = 1,
+        compares_flex_attention: bool = False,
         seed: int = 0,
     ) -> None:
         require_at_least(1, num_rows=num_rows, num_text_tokens=num_text_tokens, num_rounds=num_rounds)
+        require_at_least(1, num_warmups=num_warmups)
         require_at_least(2, num_units=num_units)
         require_at_least(0, seed=seed)
         require_positive(query_s=query_s)
@@ -108,7 +115,8 @@ class TrainingBenchmark:
                 talker.backbone = first.backbone
         self.dtype, self.autocast = PRECISIONS[precision], autocast
         self.num_rows, self.num_units, self.num_text_tokens = num_rows, num_units, num_text_tokens
-        self.query_s, self.num_rounds, self.seed = query_s, num_rounds, seed
+        self.query_s, self.num_rounds, self.num_warmups, self.seed = query_s, num_rounds, num_warmups, seed
+        self.compares_flex_attention = compares_flex_attention
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def run(self, output_dir: Path) -> dict[str, float]:
@@ -120,19 +128,23 @@ class TrainingBenchmark:
         Returns:
             The median of the tokens per second of each talker.
         """
+        if self.compares_flex_attention and self.device.type != "cuda":
+            print("no GPU: flex attention is not measured")
+            return {}
         self.talkers.to(self.device, self.dtype).train()
         optimizer = torch.optim.AdamW(self.talkers.parameters(), lr=1e-5, betas=BETAS, fused=True)
-        found: dict[str, list[_Step]] = {name: [] for name in self.talkers}
-        shares: dict[str, list[dict[str, float]]] = {name: [] for name in self.talkers}
-        names = list(self.talkers)
-        for turn in range(self.num_rounds + 1):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                taken = self._step(name, optimizer, turn)
-                if turn > 0:
-                    found[name].append(taken)
-                if 0 < turn <= MAX_PROFILED:
-                    shares[name].append(self._profiled_shares(name, optimizer, turn))
-        measured = {name: _summary(found[name], shares[name]) for name in names}
+        taken = {variant.label: variant for variant in self._variants()}
+        found: dict[str, list[_Step]] = {label: [] for label in taken}
+        shares: dict[str, list[dict[str, float]]] = {label: [] for label in taken}
+        labels = list(taken)
+        for turn in range(self.num_warmups + self.num_rounds):
+            for label in labels[turn % len(labels) :] + labels[: turn % len(labels)]:
+                step = self._step(taken[label], optimizer, turn)
+                if turn >= self.num_warmups:
+                    found[label].append(step)
+                if 0 <= turn - self.num_warmups < MAX_PROFILED:
+                    shares[label].append(self._profiled_shares(taken[label], optimizer, turn))
+        measured = {label: _summary(found[label], shares[label]) for label in labels}
         machine = torch.cuda.get_device_name() if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
         about = {
             "device": f"{self.device.type}, {machine}",
@@ -146,10 +158,17 @@ class TrainingBenchmark:
         print(table)
         return {f"{name}/tokens_per_s": figures["tokens_per_s"][0] for name, figures in measured.items()}
 
-    def _step(self, name: str, optimizer: torch.optim.Optimizer, turn: int) -> "_Step":
+    def _variants(self) -> "Iterator[_Variant]":
+        for name, talker in self.talkers.items():
+            assert isinstance(talker, AnchoredTalker)
+            yield _Variant(name, talker, talker.backbone.flex_attention)
+            if self.compares_flex_attention:
+                yield _Variant(f"{name}, flex", talker, True)
+
+    def _step(self, variant: "_Variant", optimizer: torch.optim.Optimizer, turn: int) -> "_Step":
         """Take one step, and time it."""
-        talker = self.talkers[name]
-        assert isinstance(talker, Talker)
+        talker = variant.talker
+        talker.backbone.flex_attention = variant.is_flex
         rng = np.random.default_rng([self.seed, turn])
         examples = [self._draw(rng, talker) for _ in range(self.num_rows)]
         start = self._now()
@@ -170,10 +189,10 @@ class TrainingBenchmark:
         assert batch.unit_lengths is not None
         return _Step(end - start, end - talker_start, int(batch.unit_lengths.sum()))
 
-    def _profiled_shares(self, name: str, optimizer: torch.optim.Optimizer, turn: int) -> dict[str, float]:
+    def _profiled_shares(self, variant: "_Variant", optimizer: torch.optim.Optimizer, turn: int) -> dict[str, float]:
         """Take one step under the profiler; give the share of each part."""
         with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
-            self._step(name, optimizer, turn)
+            self._step(variant, optimizer, turn)
         split = split_of(profiler.events() or [])
         return {part: split[part] / sum(split.values()) for part in PARTS if part in split}
 
@@ -184,13 +203,13 @@ class TrainingBenchmark:
             yield
             wait_for(self.device)
 
-    def _draw(self, rng: np.random.Generator, talker: Talker) -> SpokenExample:
+    def _draw(self, rng: np.random.Generator, talker: AnchoredTalker) -> SpokenExample:
         units = rng.integers(talker.vocabulary.num_codes, size=rng.integers(self.num_units // 2, self.num_units + 1))
         query = rng.normal(0.0, 0.1, round(self.query_s * SAMPLE_RATE_HZ)).astype(np.float32)
         return SpokenExample("drawn", "drawn", torch.from_numpy(query), torch.from_numpy(units))
 
     @torch.no_grad()
-    def _text_of(self, batch: SpokenBatch, talker: Talker) -> TextStates:
+    def _text_of(self, batch: SpokenBatch, talker: AnchoredTalker) -> TextStates:
         """Let the thinker read replies of text tokens drawn at random; without one, draw its states."""
         shape = self.num_rows, self.num_text_tokens
         lengths = torch.full((self.num_rows,), self.num_text_tokens)
@@ -214,9 +233,18 @@ class TrainingBenchmark:
         return time.perf_counter()
 
 
-def _update(talker: Talker, optimizer: torch.optim.Optimizer) -> None:
+def _update(talker: AnchoredTalker, optimizer: torch.optim.Optimizer) -> None:
     nn.utils.clip_grad_norm_([one for one in talker.parameters() if one.grad is not None], 1.0)
     optimizer.step()
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A way to train a talker: its label in tables, the talker, and whether it attends by flex attention."""
+
+    label: str
+    talker: AnchoredTalker
+    is_flex: bool
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Attention masks of the talkers, all derived from the order in which positions become known."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -47,8 +50,73 @@ def anchored_causal_order(
     return (starts[:, None] + one_block[None, :]).flatten()
 
 
-def clean_context_mask(order: Tensor, num_noisy_copies: int = 1) -> Tensor:
-    """Mask for the concatenation ``[x_t, ..., x_t, x_0]`` of noisy copies and one clean copy of a sequence.
+@dataclass(frozen=True)
+class Visibility:
+    """What the positions of a training sequence may attend to, told by four numbers per position in place of a mask.
+
+    A position belongs to a noisy block or is clean. It attends to its own noisy block, and to the clean positions up to
+    a rank. Attention that skips what it forbids asks for single pairs (:meth:`rule`), other attention for the mask.
+
+    Attributes:
+        query_block: Noisy block of each query, ``(Lq,) int64``; -1 if it is clean.
+        query_rank: Highest rank of the clean positions that it sees, ``(Lq,) int64``, or ``(B, Lq)`` if rows differ.
+        key_block: Noisy block of each key, ``(Lk,) int64``; -2 if it is clean.
+        key_rank: Rank of each clean key in the order in which they become known, ``(Lk,) int64``; of noisy ones one
+            that nobody sees.
+    """
+
+    query_block: Tensor
+    query_rank: Tensor
+    key_block: Tensor
+    key_rank: Tensor
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of a batch, if they differ."""
+        return len(self.query_rank) if self.query_rank.ndim == 2 else None
+
+    def rule(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Give what tells whether a query may attend to a key, from the indices of row, head, query and key."""
+        query_block, query_rank, key_block, key_rank = self.query_block, self.query_rank, self.key_block, self.key_rank
+
+        def allows(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query_block[query] == key_block[key]) | (key_rank[key] <= query_rank[query])
+
+        def allows_by_row(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query_block[query] == key_block[key]) | (key_rank[key] <= query_rank[row, query])
+
+        return allows if self.num_rows is None else allows_by_row
+
+    @property
+    def mask(self) -> Tensor:
+        """True where attention is allowed, ``(Lq, Lk) bool``, or ``(B, 1, Lq, Lk)`` if rows differ."""
+        sees_clean = self.key_rank <= self.query_rank[..., None]
+        allowed = (self.query_block[:, None] == self.key_block) | sees_clean
+        return allowed if allowed.ndim == 2 else allowed[:, None]
+
+    def of_clean(self, num_noisy: int) -> "Visibility":
+        """Let the clean copy, which stands behind ``num_noisy`` positions, attend to itself alone."""
+        of_queries = self.query_block[num_noisy:], self.query_rank[..., num_noisy:]
+        return Visibility(*of_queries, self.key_block[num_noisy:], self.key_rank[num_noisy:])
+
+    def after_clean(self, num_noisy: int) -> "Visibility":
+        """Let the first ``num_noisy`` positions attend, and the clean copy's keys come first, as a cache holds them."""
+        of_queries = self.query_block[:num_noisy], self.query_rank[..., :num_noisy]
+        return Visibility(*of_queries, self.key_block.roll(-num_noisy), self.key_rank.roll(-num_noisy))
+
+
+def visible_up_to(order: Tensor) -> Visibility:
+    """Let a position attend to every position that is known no later than itself, as :func:`mask_from_order`.
+
+    Args:
+        order: Rank of each position, ``(L,) int64``.
+    """
+    nowhere = torch.full_like(order, -1)
+    return Visibility(nowhere, order, nowhere - 1, order)
+
+
+def visible_in_clean_context(order: Tensor, num_noisy_copies: int = 1) -> Visibility:
+    """Say what ``[x_t, ..., x_t, x_0]`` may attend to: noisy copies and one clean copy of a sequence.
 
     A noisy position attends to its own block in its own copy and to *clean* earlier blocks; a clean position attends to
     clean positions up to its own block. Training then sees what block decoding sees, and several noisy copies with
@@ -59,29 +127,24 @@ def clean_context_mask(order: Tensor, num_noisy_copies: int = 1) -> Tensor:
         num_noisy_copies: Copies with masks of their own, ``C``.
 
     Returns:
-        True where attention is allowed, ``((C + 1) * L, (C + 1) * L) bool``.
+        For ``(C + 1) * L`` positions.
 
     Reference: arXiv 2503.09573, section on vectorised training.
     """
-    query, key = order[:, None], order[None, :]
-    copies = torch.eye(num_noisy_copies, dtype=torch.bool, device=order.device)
-    own_noisy_block = torch.kron(copies, query == key)
-    earlier_clean = (key < query).repeat(num_noisy_copies, 1)
-    no_noise = torch.zeros_like(earlier_clean.T)
-    noisy_rows = torch.cat([own_noisy_block, earlier_clean], dim=1)
-    clean_rows = torch.cat([no_noise, key <= query], dim=1)
-    return torch.cat([noisy_rows, clean_rows], dim=0)
+    copies = torch.arange(num_noisy_copies, device=order.device)
+    noisy_block = (copies[:, None] * len(order) + order).flatten()
+    return _behind_noise(noisy_block, (order - 1).repeat(num_noisy_copies), order)
 
 
-def causal_context_mask(
+def visible_in_causal_context(
     num_blocks: int,
     block_size: int,
     anchors_per_block: int,
     num_noisy_copies: int = 1,
     device: torch.device | None = None,
     starts: Tensor | None = None,
-) -> Tensor:
-    """Mask for ``[x_t, ..., x_t, x_0]``: noisy copies, then a clean one in the layout of :func:`anchored_causal_order`.
+) -> Visibility:
+    """Say the same of noisy copies, then a clean one in the layout of :func:`anchored_causal_order`.
 
     A noisy position attends to its own noisy block, and in the clean copy to the tokens before that block and to the
     anchors that are known where it begins. The clean copy is causal: it is what an autoregressive talker sees.
@@ -91,41 +154,30 @@ def causal_context_mask(
         block_size: Tokens per block; a noisy copy has ``L = K * block_size`` positions.
         anchors_per_block: Anchor slots per block of the clean copy, ``Q``; it has ``M = K * (Q + block_size)`` slots.
         num_noisy_copies: Copies with masks of their own, ``C``.
-        device: Where the mask lives.
-        starts: First token of each noisy block, ``(..., N) int64``, in place of whole copies; of any row and any place.
+        device: Where the numbers live.
+        starts: First token of each noisy block, ``(N,)`` or ``(B, N) int64``, in place of whole copies; of any row and
+            any place.
 
     Returns:
-        True where attention is allowed, ``(C * L + M, C * L + M) bool``, or ``(..., N * block_size + M, N * block_size
-        + M)``.
+        For ``C * L + M`` positions, or ``N * block_size + M``.
 
     Reference: arXiv 2509.04185 (set block decoding).
     """
     clean = anchored_causal_order(num_blocks, block_size, anchors_per_block, device)
     if starts is None:
         starts = (torch.arange(num_blocks, device=device) * block_size).repeat(num_noisy_copies)
-    own_block = torch.eye(starts.shape[-1], dtype=torch.bool, device=device)
-    own_noisy_block = own_block.repeat_interleave(block_size, 0).repeat_interleave(block_size, 1)
+    noisy_block = torch.arange(starts.shape[-1], device=device).repeat_interleave(block_size)
     # Of a token at offset o the rank is o + 1 behind that of its block's anchors; what is known before it is less.
     known_rank = starts // block_size * (block_size + 1) + starts % block_size
-    clean_before = (clean <= known_rank[..., None]).repeat_interleave(block_size, dim=-2)
-    rows = starts.shape[:-1]
-    no_noise = torch.zeros(*rows, len(clean), len(own_noisy_block), dtype=torch.bool, device=device)
-    noisy_rows = torch.cat([own_noisy_block.expand(*rows, -1, -1), clean_before], dim=-1)
-    clean_rows = torch.cat([no_noise, mask_from_order(clean, clean).expand(*rows, -1, -1)], dim=-1)
-    return torch.cat([noisy_rows, clean_rows], dim=-2)
+    return _behind_noise(noisy_block, known_rank.repeat_interleave(block_size, dim=-1), clean)
 
 
-def mask_after_clean_copy(mask: Tensor, num_noisy: int) -> Tensor:
-    """Let the noisy copies read a clean one whose keys and values come first, as a cache holds them.
-
-    Args:
-        mask: Of ``[x_t, ..., x_t, x_0]``, ``(..., N + M, N + M) bool``.
-        num_noisy: Positions of all noisy copies, ``N``.
-
-    Returns:
-        What the noisy copies attend to of ``[x_0, x_t, ..., x_t]``, ``(..., N, M + N) bool``.
-    """
-    return mask[..., :num_noisy, :].roll(mask.shape[-1] - num_noisy, dims=-1)
+def _behind_noise(noisy_block: Tensor, known_rank: Tensor, clean: Tensor) -> Visibility:
+    """Put clean positions behind noisy ones, of which the block and the highest rank that they see are given."""
+    nowhere, unseen = torch.full_like(clean, -1), torch.full_like(noisy_block, torch.iinfo(torch.int64).max)
+    query_rank = torch.cat([known_rank, clean.expand(*known_rank.shape[:-1], -1)], dim=-1)
+    key_block = torch.cat([noisy_block, nowhere - 1])
+    return Visibility(torch.cat([noisy_block, nowhere]), query_rank, key_block, torch.cat([unseen, clean]))
 
 
 def mask_behind_committed(order: Tensor, num_committed: int) -> Tensor:

@@ -1,18 +1,15 @@
 """The decoder that every talker shares: RMSNorm, rotary positions, SwiGLU, any attention mask."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.errors import UserError
-from lightning_modules.talker.network.attention import attend
+from lightning_modules.talker.network.attention import Attention, attend, attention_of
+from lightning_modules.talker.network.attention_masks import Visibility
 from lightning_modules.talker.network.key_value_cache import KeyValueCache
-
-# A mask, what attends by a structure of its own, or None for all to all.
-Attention = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor] | None
 
 
 class RotaryPositions(nn.Module):
@@ -72,10 +69,7 @@ class DecoderLayer(nn.Module):
         (query, key), value = RotaryPositions.rotate(query_and_key, *rotation), value[0]
         if cache is not None:
             key, value = cache.write(layer_index, key, value)
-        if attention is None or isinstance(attention, Tensor):
-            attended = attend(query, key, value, attention)
-        else:
-            attended = attention(query, key, value)
+        attended = attend(query, key, value, attention)
         x = x + self.attention_out(attended.transpose(1, 2).flatten(2))
         gate, up = self.gate_and_up(self.ffn_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
@@ -90,6 +84,8 @@ class TalkerBackbone(nn.Module):
         num_heads: Attention heads.
         ffn_width: Inner width of the feed-forward network; 8/3 of the width, rounded up to 64, if left out.
         rope_base: Base of the rotary wavelengths.
+        flex_attention: Train on a GPU with attention that skips what the masks of training forbid, in place of dense
+            masks; see :class:`FlexAttention`. It pays for long replies. A CPU trains as without it.
 
     Raises:
         UserError: If the width does not divide into heads of even size.
@@ -102,11 +98,13 @@ class TalkerBackbone(nn.Module):
         num_heads: int = 4,
         ffn_width: int | None = None,
         rope_base: float = 10_000.0,
+        flex_attention: bool = False,
     ) -> None:
         super().__init__()
         if width % (2 * num_heads):
             raise UserError(f"width {width} does not divide into {num_heads} heads of even size: change one of them.")
         self.width, self.num_heads, self.head_dim = width, num_heads, width // num_heads
+        self.flex_attention = flex_attention
         ffn_width = ffn_width or 64 * math.ceil(8 * width / 3 / 64)
         self.rotary = RotaryPositions(self.head_dim, rope_base)
         self.layers = nn.ModuleList(DecoderLayer(width, num_heads, ffn_width) for _ in range(num_layers))
@@ -136,6 +134,10 @@ class TalkerBackbone(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x, rotation, attention, cache, index)
         return self.final_norm(x)
+
+    def attention_of(self, visible: Visibility) -> Attention:
+        """Give what attends as training wants it: a mask, or what skips the pairs that it would forbid."""
+        return attention_of(visible, self.flex_attention)
 
     def remember(self, x: Tensor, positions: Tensor, attention: Attention, num_more: int) -> KeyValueCache:
         """Run embedded positions once, for passes over others that attend to them.

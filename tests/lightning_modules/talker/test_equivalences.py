@@ -16,9 +16,9 @@ from lightning_modules.talker.network.attention import CausalContextAttention, a
 from lightning_modules.talker.network.attention_masks import (
     anchored_causal_order,
     block_causal_order,
-    causal_context_mask,
-    clean_context_mask,
     mask_from_order,
+    visible_in_causal_context,
+    visible_in_clean_context,
 )
 from lightning_modules.talker.network.decoding_network import StaticCache
 from lightning_modules.talker.set_block import SetBlockTalker
@@ -46,14 +46,14 @@ def test_anchor_slots_are_visible_to_their_whole_block_and_to_nothing_earlier() 
 
 
 def test_clean_context_reads_own_noise_and_earlier_clean_blocks_only() -> None:
-    mask = clean_context_mask(block_causal_order(2, 2))
+    mask = visible_in_clean_context(block_causal_order(2, 2)).mask
     assert mask[2].tolist() == [False, False, True, True, True, True, False, False]
     assert mask[6].tolist() == [False, False, False, False, True, True, True, True]
     assert mask[4].tolist() == [False, False, False, False, True, True, False, False]
 
 
 def test_causal_context_reads_own_noise_and_the_clean_past_up_to_the_anchors() -> None:
-    mask = causal_context_mask(num_blocks=2, block_size=2, anchors_per_block=1, num_noisy_copies=2)
+    mask = visible_in_causal_context(num_blocks=2, block_size=2, anchors_per_block=1, num_noisy_copies=2).mask
     # Columns: noisy copy 1 (2 blocks of 2), noisy copy 2, then clean [anchor, token, token] twice.
     assert mask[2].tolist() == [False, False, True, True] + [False] * 4 + [True] * 4 + [False] * 2
     assert mask[4].tolist() == [False] * 4 + [True, True] + [False] * 2 + [True] + [False] * 5
@@ -74,7 +74,7 @@ def test_attention_by_structure_equals_attention_by_mask(trains: bool) -> None:
     cached = [states[0][:, :, :num_noisy], *(one.roll(-num_noisy, dims=2) for one in states[1:])]
     of_noisy = expected[:, :, :num_noisy]
     torch.testing.assert_close(attention.after_clean(*cached), of_noisy, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(attend(*cached, attention.after_clean_mask), of_noisy, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(attend(*cached, attention.of_noisy), of_noisy, rtol=1e-5, atol=1e-6)
     if trains:
         gradients = [torch.autograd.grad(one.square().sum(), states)[0] for one in (attended, expected)]
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)

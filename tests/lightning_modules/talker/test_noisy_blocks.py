@@ -9,7 +9,7 @@ from lightning_modules.talker.masked.distillation import SelfDistillation
 from lightning_modules.talker.masking.noisy_blocks import DrawnBlocks
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.attention import CausalContextAttention
-from lightning_modules.talker.network.attention_masks import causal_context_mask
+from lightning_modules.talker.network.attention_masks import visible_in_causal_context
 from lightning_modules.talker.set_block import SetBlockTalker
 from tests.lightning_modules.talker.conftest import NUM_CODES, make_talker, make_text
 
@@ -35,10 +35,10 @@ def noise(x_0: Tensor, mask_id: int) -> Tensor:
 
 def test_blocks_at_all_places_of_the_grid_are_whole_copies() -> None:
     grid = (torch.arange(3) * 4).repeat(2)
-    expected = causal_context_mask(3, 4, 2, 2)
-    assert torch.equal(causal_context_mask(3, 4, 2, starts=grid), expected)
-    by_row = causal_context_mask(3, 4, 2, starts=torch.stack([grid, grid]))
-    assert torch.equal(by_row, torch.stack([expected, expected]))
+    expected = visible_in_causal_context(3, 4, 2, 2).mask
+    assert torch.equal(visible_in_causal_context(3, 4, 2, starts=grid).mask, expected)
+    by_row = visible_in_causal_context(3, 4, 2, starts=torch.stack([grid, grid])).mask
+    assert torch.equal(by_row, torch.stack([expected, expected])[:, None])
 
 
 @pytest.mark.parametrize("trains", [True, False])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.streaming import states_of_row
 from lightning_modules.talker.masked.distillation import SelfDistillation
@@ -36,9 +37,11 @@ def text_on(device: str) -> TextStates:
     return TextStates(text.hidden.to(device), text.embedding.to(device), text.lengths.to(device))
 
 
-def learn(kind: str, device: str, distils: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def learn(kind: str, device: str, distils: bool, is_flex: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
     """Give the loss of a batch of which all is masked, and its gradients."""
     talker: Talker = make_talker(kind).to(device).train()
+    assert isinstance(talker, AnchoredTalker)
+    talker.backbone.flex_attention = is_flex
     if isinstance(talker, MaskedTalker):
         talker.masking = BlockBernoulli(1.0, 1.0)
     units = torch.randint(0, NUM_CODES, (3, 20), generator=torch.Generator().manual_seed(1)).to(device)
@@ -47,6 +50,7 @@ def learn(kind: str, device: str, distils: bool) -> tuple[Tensor, dict[str, Tens
     if distils:
         assert isinstance(talker, MaskedTalker)
         teacher = make_talker(kind).to(device)
+        teacher.backbone.flex_attention = is_flex  # type: ignore[union-attr]
         batch = talker.corrupt(text_on(device), units, lengths, generator)
         output = talker.distil(teacher, batch, SelfDistillation(alpha=0.5, num_steps=2), generator)  # type: ignore[arg-type]
     else:
@@ -56,9 +60,11 @@ def learn(kind: str, device: str, distils: bool) -> tuple[Tensor, dict[str, Tens
     return output.loss.detach().cpu(), gradients
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch.compile, about TF32 and its own inputs
+@pytest.mark.parametrize("is_flex", [False, True])
 @pytest.mark.parametrize(("kind", "distils"), [*((kind, False) for kind in KINDS), ("mdm", True), ("set_block", True)])
-def test_losses_and_gradients_are_those_of_the_cpu(kind: str, distils: bool) -> None:
-    (on_cpu, expected), (on_gpu, found) = (learn(kind, device, distils) for device in ("cpu", "cuda"))
+def test_losses_and_gradients_are_those_of_the_cpu(kind: str, distils: bool, is_flex: bool) -> None:
+    (on_cpu, expected), (on_gpu, found) = (learn(kind, device, distils, is_flex) for device in ("cpu", "cuda"))
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-4, atol=1e-4)
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():

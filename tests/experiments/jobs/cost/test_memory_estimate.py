@@ -39,7 +39,9 @@ def make_without_weights(*kinds: str, **settings: Any) -> SpeechLLM:
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the CPU attend in training by the fused kernel, as other devices do."""
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: attention.Attention) -> Tensor:
+        if mask is not None and not isinstance(mask, Tensor):
+            return mask(query, key, value)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
     def by_mask(self: attention.CausalContextAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from experiments.engine.runs import read_json
 from experiments.jobs.cost import training_benchmark
 from experiments.jobs.cost.training_benchmark import FrozenThinker, TrainingBenchmark
 from lightning_modules.errors import UserError
-from lightning_modules.talker.base import Talker
+from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.thinker.adaptor import Adaptor
 from tests.lightning_modules.talker.conftest import build_talker
 from tests.lightning_modules.thinker.tiny import make_language_model, make_speech_encoder
@@ -19,8 +19,9 @@ KINDS = ("ntp", "mtp", "mdm", "set_block")
 SMALL: dict[str, Any] = {"num_rows": 2, "num_units": 20, "num_text_tokens": 4, "query_s": 0.5, "num_rounds": 2}
 
 
-def make_talkers(hidden_size: int = 32, embedding_size: int = 32) -> dict[str, Talker]:
-    return {kind: build_talker(kind, hidden_size, embedding_size) for kind in KINDS}
+def make_talkers(hidden_size: int = 32, embedding_size: int = 32) -> dict[str, AnchoredTalker]:
+    talkers = {kind: build_talker(kind, hidden_size, embedding_size) for kind in KINDS}
+    return {kind: talker for kind, talker in talkers.items() if isinstance(talker, AnchoredTalker)}
 
 
 def run(folder: Path, benchmark: TrainingBenchmark) -> dict[str, Any]:
@@ -62,6 +63,16 @@ def test_large_talkers_share_a_backbone_and_each_takes_its_steps(tmp_path: Path)
     for name, talker in talkers.items():
         assert talker.head.weight.dtype == torch.bfloat16
         assert not torch.equal(talker.head.weight.float(), heads[name]), "a step was taken"
+
+
+def test_flex_attention_is_compared_on_a_gpu_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = TrainingBenchmark(make_talkers(), compares_flex_attention=True, **SMALL)
+    benchmark.device = torch.device("cpu")
+    assert benchmark.run(tmp_path) == {} and "no GPU" in capsys.readouterr().out
+    labels = [(one.label, one.is_flex) for one in benchmark._variants()]
+    assert labels[:4] == [("ntp", False), ("ntp, flex", True), ("mtp", False), ("mtp, flex", True)]
+    benchmark.compares_flex_attention = False
+    assert [one.label for one in benchmark._variants()] == list(KINDS)
 
 
 def test_what_does_not_fit_is_refused() -> None:
