@@ -3,8 +3,8 @@
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks.validations import is_within_training
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.speech_llm import SpeechLLM
@@ -35,7 +35,7 @@ class EarlyStoppingOfAll(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at each talker's metric."""
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        if not is_within_training(trainer):
             return
         assert isinstance(pl_module, SpeechLLM)
         for name in pl_module.run_names:

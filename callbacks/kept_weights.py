@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.trainer.states import TrainerFn
+
+from callbacks.validations import is_within_training
 
 FOLDER = "kept"
 
@@ -18,7 +19,7 @@ class KeptWeights(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the weights of this step; saving is a work of all devices."""
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        if not is_within_training(trainer):
             return
         file = Path(trainer.default_root_dir) / FOLDER / f"step_{trainer.global_step:06d}.ckpt"
         partial = file.with_name(f".{file.name}.tmp")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,36 @@ QUERY_VOICE = Voice(variant="m3", rate_wpm=165)  # one of those that the quickst
 
 class Cancelled(Exception):
     """Nobody waits for the reply any more."""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Who is told of one reply, and what marks its messages.
+
+    Attributes:
+        tell: Gets each message.
+        cancelled: Set when nobody waits for the reply any more.
+        turn: The query's number.
+        index: Of the decoding in the query's list.
+        decoding: Its name.
+        start_s: When the reply was begun, by the clock of `time.perf_counter`.
+    """
+
+    tell: Tell
+    cancelled: threading.Event
+    turn: int
+    index: int
+    decoding: str
+    start_s: float = field(default_factory=time.perf_counter)
+
+    def event(self, kind: str, content: Mapping[str, Any]) -> None:
+        """Tell that something has happened, and when."""
+        mark = {"turn": self.turn, "index": self.index, "decoding": self.decoding}
+        self.tell({"type": kind, **mark, **content, "ms": round(1000 * (time.perf_counter() - self.start_s), 1)})
+
+    def samples(self, samples: Tensor, block: int) -> None:
+        """Hand over what a block sounds like."""
+        self.tell(audio_frame(samples, self.index, block, self.turn))
 
 
 class _LiveText(ThinkerText):
@@ -94,49 +125,33 @@ class Answerer:
             UserError: If the query is too long.
         """
         with torch.no_grad(), self.model.in_precision():
-            self._answer(query, name, index, turn, tell, cancelled)
+            self._answer(query, _Told(tell, cancelled, turn, index, name))
 
-    def _answer(
-        self, query: np.ndarray, name: str, index: int, turn: int, tell: Tell, cancelled: threading.Event
-    ) -> None:
-        responder, decoding, start = self._responder, self.model.decodings[name], time.perf_counter()
-        mark = {"turn": turn, "index": index, "decoding": name}
-
-        def tell_more(kind: str, content: Mapping[str, Any]) -> None:
-            tell({"type": kind, **mark, **content, "ms": round(1000 * (time.perf_counter() - start), 1)})
-
-        tell_more("begin", {})
+    def _answer(self, query: np.ndarray, told: _Told) -> None:
+        responder, decoding = self._responder, self.model.decodings[told.decoding]
+        told.event("begin", {})
         responder.adapters.select(decoding.adapter)
         waveform = torch.from_numpy(query).to(self.model.llm.device)
-        text = _LiveText(responder, waveform, lambda so_far: tell_more("text", {"text": so_far}), cancelled)
+        text = _LiveText(responder, waveform, lambda so_far: told.event("text", {"text": so_far}), told.cancelled)
         reply = SpokenReply()
         with closing(responder.stream(text, decoding, reply)) as chunks:
-            self._tell_chunks(chunks, reply, index, turn, tell, tell_more, cancelled)
-        tell_more("reply", self._summary(reply))
+            self._tell_chunks(chunks, reply, told)
+        told.event("reply", self._summary(reply))
 
-    def _tell_chunks(
-        self,
-        chunks: Iterator[Tensor],
-        reply: SpokenReply,
-        index: int,
-        turn: int,
-        tell: Tell,
-        tell_more: Callable[[str, Mapping[str, Any]], None],
-        cancelled: threading.Event,
-    ) -> None:
+    def _tell_chunks(self, chunks: Iterator[Tensor], reply: SpokenReply, told: _Told) -> None:
         is_first, num_told = True, 0
         for block, samples in enumerate(chunks):
-            if cancelled.is_set():
+            if told.cancelled.is_set():
                 raise Cancelled
             if len(samples):
-                tell(audio_frame(samples, index, block, turn))
+                told.samples(samples, block)
             if is_first and reply.first_chunk_audio_s:
                 is_first = False
-                tell_more("first_chunk", self._first_chunk(reply))
+                told.event("first_chunk", self._first_chunk(reply))
             tokens, order = reply.speech_tokens[num_told:].tolist(), reply.order[num_told:].tolist()
             num_told = len(reply.speech_tokens)
             passes = reply.num_forwards[-1]
-            tell_more("block", {"block": block, "tokens": tokens, "order": order or None, "passes": passes})
+            told.event("block", {"block": block, "tokens": tokens, "order": order or None, "passes": passes})
 
     def _first_chunk(self, reply: SpokenReply) -> dict[str, Any]:
         parts = {name: round(value, 1) for name, value in reply.first_chunk_times.as_milliseconds().items()}

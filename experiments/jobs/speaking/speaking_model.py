@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class SpeakingModel:
     transcribed_by: str = ""
     pipeline: Pipeline = field(default_factory=Sequential)
 
-    @property
+    @cached_property
     def responder(self) -> Responder:
         """The system that answers."""
         responder = self.llm.responder
