@@ -74,7 +74,7 @@ def test_speech_encoders_agree(
     def run(module: nn.Module, device: str) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=autocast and device == DEVICE):
             frames, lengths = module(speech[0].to(device), speech[1].to(device))
-        is_frame = torch.arange(frames.shape[1], device=device) < lengths[:, None]
+        is_frame = torch.arange(frames.shape[1], device=device) < lengths.to(device)[:, None]
         return (frames * is_frame[..., None]).float()
 
     on_cpu, on_gpu = on_both(make(), run)
@@ -130,7 +130,7 @@ def test_the_recognizer_hears_the_same_and_its_gradients_agree(speech: tuple[Ten
         recognizer.to(device).zero_grad()
         found, frames = recognizer(speech[0].to(device), speech[1].to(device))
         recognizer._loss(found, frames, ["go", "a", "no"]).mean.backward()
-        gradients[device] = recognizer.head.weight.grad.cpu()  # type: ignore[union-attr]
+        gradients[device] = recognizer.head.weight.grad.cpu().clone()  # type: ignore[union-attr]
         log_probs[device] = found.detach()[0].cpu()
         assert len(recognizer.transcribe(rows)) == 3, "rows come from the CPU"
     torch.testing.assert_close(log_probs[DEVICE], log_probs["cpu"], atol=1e-3, rtol=1e-3)

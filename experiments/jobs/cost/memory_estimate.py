@@ -1,6 +1,6 @@
 """A job that computes the memory that the stages of an experiment need on each device, without weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from callbacks.self_distillation_rounds import SelfDistillationRounds
-from datamodules.batch import SAMPLE_RATE_HZ, SpokenBatch
+from datamodules.batch import SAMPLE_RATE_HZ
 from datamodules.formats.atomic_files import write_text
 from experiments.engine.artifacts import without_weights
 from experiments.engine.configuration.builder import build
@@ -19,6 +19,7 @@ from experiments.engine.configuration.errors import join
 from experiments.engine.plan import PlannedStage, make_plan
 from experiments.engine.runs import write_json
 from experiments.engine.stage import quiet
+from experiments.jobs.cost.full_size_losses import BatchSize, talker_loss, thinker_loss
 from experiments.jobs.cost.saved_tensors import AsOnGpu, saved_bytes
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive
@@ -51,25 +52,6 @@ class PartSize:
     def optimizer_bytes(self) -> int:
         """AdamW's two means in the parameters' own precision, and its counter of steps for each tensor."""
         return 2 * self.trainable_bytes + 4 * self.num_trainable_tensors
-
-
-@dataclass(frozen=True)
-class BatchSize:
-    """The batch of one device.
-
-    Attributes:
-        num_rows: Dialogues.
-        num_units: Speech tokens of each reply.
-        num_text_tokens: Text tokens of each reply.
-        num_prompt_tokens: Tokens of the chat template.
-        query_s: Length of each query.
-    """
-
-    num_rows: int
-    num_units: int
-    num_text_tokens: int
-    num_prompt_tokens: int
-    query_s: float
 
 
 class MemoryEstimate:
@@ -122,23 +104,40 @@ class MemoryEstimate:
         Raises:
             UserError: If no stage of the experiment trains a speech LLM with AdamW.
         """
-        plan = make_plan(find_file(self.experiment, Path.cwd()), self.overrides, check=False)
-        stages = [one for one in plan.stages if one.config["module"] is not None and one.config["fit"]]
-        found: dict[str, dict[str, Any]] = {}
-        with quiet(), without_weights({one.run.directory: one.config for one in plan.stages}):
-            for planned in stages:
-                module, teachers = build_without_weights(planned)
-                if isinstance(module, SpeechLLM):
-                    found[planned.stage.name] = self._estimate(planned, module, teachers)
-        if not found:
-            raise UserError(f"{self.experiment}: no stage trains a SpeechLLM; name an experiment with such a stage")
+        found = {planned.stage.name: self.estimate(planned, *built) for planned, *built in self.stages()}
         write_json(Path(output_dir) / "memory.json", found)
         table = to_markdown(self.experiment, found)
         write_text(Path(output_dir) / "memory.md", table)
         print(table)
         return {f"{name}/estimate_gb": sum(stage["gb"].values()) for name, stage in found.items()}
 
-    def _estimate(self, planned: PlannedStage, module: SpeechLLM, teachers: dict[str, nn.Module]) -> dict[str, Any]:
+    def stages(self) -> Iterator[tuple[PlannedStage, SpeechLLM, dict[str, nn.Module]]]:
+        """Build the stages that train a speech LLM one by one, without weights.
+
+        Yields:
+            A stage, its module and its teachers by name.
+
+        Raises:
+            UserError: If there is none.
+        """
+        plan = make_plan(find_file(self.experiment, Path.cwd()), self.overrides, check=False)
+        stages = [one for one in plan.stages if one.config["module"] is not None and one.config["fit"]]
+        is_any = False
+        for planned in stages:
+            with quiet(), without_weights({one.run.directory: one.config for one in plan.stages}):
+                module, teachers = build_without_weights(planned)
+            if isinstance(module, SpeechLLM):
+                is_any = True
+                yield planned, module, teachers
+        if not is_any:
+            raise UserError(f"{self.experiment}: no stage trains a SpeechLLM; name an experiment with such a stage")
+
+    def estimate(self, planned: PlannedStage, module: SpeechLLM, teachers: dict[str, nn.Module]) -> dict[str, Any]:
+        """Estimate the memory of a stage, whose module comes to the precision that it computes in.
+
+        Raises:
+            UserError: If it trains with Muon, or the size of a batch is unknown.
+        """
         if module.muon:
             raise UserError(f"{planned.stage.path}: memory is computed for AdamW only; set module.init_args.muon=false")
         trainer = planned.config["trainer"]
@@ -163,7 +162,7 @@ class MemoryEstimate:
                 2 * one.numel() for one in module.parameters() if one.requires_grad and one.dtype == torch.float32
             ) / GB  # fmt: skip
             module.to(torch.bfloat16)  # what autocast computes in
-        batch = self._batch_of(planned)
+        batch = self.batch_of(planned)
         gb["activations"] = activation_bytes(module, batch) / GB
         return {
             "parts": {name: vars(size) for name, size in sizes.items()},
@@ -175,7 +174,12 @@ class MemoryEstimate:
             "label": "estimate",
         }
 
-    def _batch_of(self, planned: PlannedStage) -> BatchSize:
+    def batch_of(self, planned: PlannedStage) -> BatchSize:
+        """Give the batch of a device.
+
+        Raises:
+            UserError: If neither the data module nor this object says it.
+        """
         data = planned.config["datamodule"]["init_args"]
         num_rows = self.num_rows or data.get("max_examples") or data.get("batch_size")
         budget = data.get("max_tokens")
@@ -246,49 +250,10 @@ def activation_bytes(llm: SpeechLLM, batch: BatchSize) -> int:
     """
     weights = [*llm.parameters(), *llm.buffers()]
     with AsOnGpu():
-        total = 0 if llm.thinker_objective is None else saved_bytes(lambda: _thinker_loss(llm, batch), weights)
+        total = 0 if llm.thinker_objective is None else saved_bytes(lambda: thinker_loss(llm, batch), weights)
         if llm.talkers:
-            total += saved_bytes(lambda: _talker_loss(llm, batch), weights)
+            total += saved_bytes(lambda: talker_loss(llm, batch), weights)
     return total
-
-
-def _thinker_loss(llm: SpeechLLM, batch: BatchSize) -> Tensor:
-    """Do what stage 1 does: read prompt, query and reply, and score the reply; every row is as long as the others."""
-    thinker, num_rows, device = llm.thinker, batch.num_rows, llm.thinker.adaptor.up.weight.device
-    num_frames = round(batch.query_s * 50)
-    frames = torch.zeros(
-        num_rows, num_frames, thinker.adaptor.input_size, dtype=thinker.adaptor.up.weight.dtype, device=device
-    )
-    lengths = torch.full((num_rows,), num_frames, device=device)
-    audio, _ = thinker.adaptor(frames, lengths)
-    num_text = batch.num_prompt_tokens + batch.num_text_tokens
-    text = thinker.language_model.embed(torch.zeros(num_rows, num_text, dtype=torch.int64, device=device))
-    hidden = thinker.language_model(torch.cat([audio.to(text.dtype), text], dim=1))
-    logits = thinker.language_model.logits(hidden[:, -batch.num_text_tokens - 1 :]).float()
-    targets = torch.zeros(logits.shape[:2], dtype=torch.int64, device=device)
-    return nn.functional.cross_entropy(logits.transpose(1, 2), targets)
-
-
-def _talker_loss(llm: SpeechLLM, batch: BatchSize) -> Tensor:
-    """Take the training step of the talkers, on text states that are there already."""
-    num_rows, device = batch.num_rows, llm.thinker.adaptor.up.weight.device
-    text_ids = torch.zeros(num_rows, batch.num_text_tokens, dtype=torch.int64, device=device)
-    objective, llm.thinker_objective = llm.thinker_objective, None
-    try:
-        return llm.training_step(
-            SpokenBatch(
-                ids=[str(row) for row in range(num_rows)],
-                reply_texts=[""] * num_rows,
-                units=torch.zeros(num_rows, batch.num_units, dtype=torch.int64, device=device),
-                unit_lengths=torch.full((num_rows,), batch.num_units),
-                text_ids=text_ids,
-                text_hidden=text_ids.new_zeros(*text_ids.shape, llm.thinker.hidden_size, dtype=torch.bfloat16),
-                text_lengths=torch.full((num_rows,), min(batch.num_text_tokens, batch.num_units // 4)),
-            ),
-            0,
-        )
-    finally:
-        llm.thinker_objective = objective
 
 
 def to_markdown(experiment: str, found: dict[str, dict[str, Any]]) -> str:

@@ -163,7 +163,7 @@ class DecodingBenchmark:
         load_before = os.getloadavg()[0]
         talkers = self._talkers()
         if self.first_chunk is not None:
-            self.first_chunk.move_to(self.device)
+            self.first_chunk.move_to(self.device, self.dtype)
         budget, cases = self._prepare(talkers, start)
         reads = {name: self._count_reads(talkers[one.talker], one) for name, one in self.decodings.items()}
         launches = {key: count_launches(case.stream, self.device) for key, case in cases.items()}

@@ -14,6 +14,7 @@ from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.static.batch import decode_batch
 from lightning_modules.talker.decoding.static.captured import CapturedRunner
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
+from lightning_modules.talker.decoding.static.fused import fused
 from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.static.runners import (
     BlockRunner,
@@ -130,12 +131,19 @@ class Compiled(Static):
 
 @dataclass(frozen=True)
 class Captured(Static):
-    """Static block decoding with each block captured as one CUDA graph; needs a GPU."""
+    """Static block decoding with each block captured as one CUDA graph; needs a GPU.
+
+    Attributes:
+        is_fused: Let the compiler fuse kernels before they are captured.
+    """
+
+    is_fused: bool = False
 
     def new_runner(self, program: BlockProgram, batch_size: int) -> BlockRunner | None:
         """Capture; see :class:`Static`."""
-        is_fit = program.is_one_function and program.device.type == "cuda"
-        return CapturedRunner(program, batch_size) if is_fit else None
+        if not program.is_one_function or program.device.type != "cuda":
+            return None
+        return CapturedRunner(program, batch_size, fused(program) if self.is_fused else None)
 
 
 @dataclass(frozen=True)

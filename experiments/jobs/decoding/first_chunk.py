@@ -50,10 +50,23 @@ class FirstChunk:
         require_positive(**{"first_chunk.query_s": self.query_s})
         require_at_least(1, **{"first_chunk.num_prompt_tokens": self.num_prompt_tokens})
 
-    def move_to(self, device: torch.device) -> None:
-        """Move all parts, and freeze them."""
+    def move_to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """Move all parts, and freeze them; adaptor and language model come to a precision."""
         for part in (self.speech_encoder, self.adaptor, self.language_model, self.vocoder):
             part.to(device).eval().requires_grad_(False)
+        for part in (self.adaptor, self.language_model):
+            part.to(dtype)
+
+    def encode(self, query: Tensor) -> Tensor:
+        """Give the embeddings of a query of samples, ``(1, T)``, as the language model reads them, ``(1, L, D)``.
+
+        The speech encoder computes in the precision of the adaptor, apart from its features.
+        """
+        lengths = torch.tensor([query.shape[1]], device=query.device)
+        dtype = next(self.adaptor.parameters()).dtype
+        with torch.autocast(query.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            frames, num_frames = self.speech_encoder(query, lengths)
+        return self.adaptor(frames.to(dtype), num_frames)[0]
 
     def num_blocks(self, block_size: int, at_most: int) -> int:
         """Give the blocks of speech that the vocoder needs for its first samples."""
@@ -87,8 +100,7 @@ class FirstChunk:
             return result
 
         query = torch.zeros(1, round(self.query_s * SAMPLE_RATE_HZ), device=device)
-        lengths = torch.tensor([query.shape[1]], device=device)
-        audio, _ = timed(ENCODER, lambda: self.adaptor(*self.speech_encoder(query, lengths)))
+        audio = timed(ENCODER, lambda: self.encode(query))
         prompt = model.embed(torch.zeros(1, self.num_prompt_tokens, dtype=torch.int64, device=device))
         cache = model.new_cache()
 

@@ -160,7 +160,7 @@ def speak_whole(parts: FirstChunk, case: Case, pipeline: Pipeline) -> SpokenRun:
     query = torch.zeros(1, round(parts.query_s * SAMPLE_RATE_HZ), device=device)
     wait_for(device)
     start_s = watch.now()
-    audio, _ = parts.adaptor(*parts.speech_encoder(query, torch.tensor([query.shape[1]])))
+    audio = parts.encode(query)
     encoded_s = watch.now() - start_s
     clock = pipeline.new_clock(encoded_s)
     timeline.add(SPEECH_ENCODER, 0, (0.0, encoded_s))

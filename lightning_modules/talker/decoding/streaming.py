@@ -1,8 +1,9 @@
 """Streaming from thinker to talker: text states come one by one, speech leaves in chunks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -61,31 +62,40 @@ class SpeechChunk:
 
 
 class AnchorReader:
-    """Pulls the text of one block at a time from a thinker that may still be writing.
+    """Gives the text of one block at a time, of a thinker that may still be writing.
 
     Args:
         anchors: Projects the text states.
-        text: Text states in order.
+        text: Text states in order. A sequence is known as a whole and projected at once; what else can be iterated over
+            is pulled block by block.
     """
 
     def __init__(self, anchors: SemanticAnchors, text: Iterable[TextState]) -> None:
         self.anchors = anchors
         self.text = iter(text)
+        self.num_known = len(text) if isinstance(text, Sequence) else 0
+        self.known: Iterator[Tensor] = iter(())
 
     def next_block(self) -> Tensor:
         """Give the anchors of the next block, "no text" where the text has ended: ``(1, 1, Q, width)``."""
-        num_anchors = self.anchors.anchors_per_block
-        slots: list[Tensor] = [self.anchors.no_text] * num_anchors
-        states = []
-        for state in self.text:
-            states.append(state)
-            if len(states) == num_anchors:
-                break
-        if states:
-            hidden = torch.stack([state.hidden for state in states])
-            embedding = torch.stack([state.embedding for state in states])
-            slots[: len(states)] = self.anchors.project(hidden, embedding).unbind(0)
-        return torch.stack([slot.to(slots[0].dtype) for slot in slots])[None, None]
+        found = next(self.known, None)
+        if found is None:
+            num_anchors = self.anchors.anchors_per_block
+            self.known = iter(self._read(max(num_anchors, self.num_known)).split(num_anchors))
+            found = next(self.known)
+        return found[None, None]
+
+    def _read(self, num_states: int) -> Tensor:
+        """Give the anchors of so many states, of whole blocks, at least one: ``(n, width)``."""
+        states, num_anchors = list(islice(self.text, num_states)), self.anchors.anchors_per_block
+        no_text = self.anchors.no_text[None]
+        num_missing = -len(states) % num_anchors if states else num_anchors
+        if not states:
+            return no_text.repeat(num_missing, 1)
+        hidden = torch.stack([state.hidden for state in states])
+        embedding = torch.stack([state.embedding for state in states])
+        projected = self.anchors.project(hidden, embedding)
+        return torch.cat([projected, no_text.to(projected.dtype).expand(num_missing, -1)]) if num_missing else projected
 
 
 def cut_at_eos(tokens: Tensor, eos_id: int) -> tuple[Tensor, bool]:
@@ -98,10 +108,8 @@ def cut_at_eos(tokens: Tensor, eos_id: int) -> tuple[Tensor, bool]:
     Returns:
         The tokens before the first EOS, and whether there was one.
     """
-    is_eos = (tokens == eos_id).nonzero()
-    if len(is_eos) == 0:
-        return tokens, False
-    return tokens[: int(is_eos[0])], True
+    on_host = tokens.tolist()
+    return (tokens[: on_host.index(eos_id)], True) if eos_id in on_host else (tokens, False)
 
 
 class DecodedBlock(NamedTuple):

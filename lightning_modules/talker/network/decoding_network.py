@@ -14,6 +14,8 @@ from lightning_modules.talker.network.backbone import DecoderLayer, TalkerBackbo
 from lightning_modules.talker.network.packed_linear import FixedProduct, PackedLinear
 from lightning_modules.talker.network.weight_versions import WeightVersion
 
+OUTPUTS_OF_FAST_KERNELS = 64
+
 # Weights in the precision of autocast, by weight: a pass under autocast would convert all of them again.
 _CAST_WEIGHTS = WeakTensorKeyDictionary()
 
@@ -76,6 +78,13 @@ class StaticCache:
         self, num_layers: int, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.buffers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(num_layers)]
+
+    @classmethod
+    def of(cls, buffers: list[Tensor]) -> "StaticCache":
+        """Make a cache of buffers that there are."""
+        cache = cls.__new__(cls)
+        cache.buffers = buffers
+        return cache
 
     def open(self, num_keys: int) -> list[OpenLayer]:
         """Open the first slots for the passes of a block."""
@@ -212,6 +221,19 @@ def as_function(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Ten
     return partial(_cast_and_apply, cast_weight(module.weight, cast_to), bias)
 
 
+def as_scores(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    """Give what :func:`as_function` does, for many outputs of any number.
+
+    The fast kernels of a GPU want rows of whole 16 bytes: a plain layer of another number of outputs gets some more,
+    which nobody sees.
+    """
+    weight = _plain_weight(module, cast_to)
+    if weight is None or weight.device.type != "cuda" or len(weight) % OUTPUTS_OF_FAST_KERNELS == 0:
+        return as_function(module, cast_to)
+    padded = F.pad(weight.detach(), (0, 0, 0, -len(weight) % OUTPUTS_OF_FAST_KERNELS))
+    return partial(_multiply_and_cut, padded, len(weight))
+
+
 def as_product(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor], Tensor]:
     """Give what :func:`as_function` does, for inputs of two dimensions: by one operator where that is known."""
     fixed = _fixed_product(module, cast_to)
@@ -278,6 +300,10 @@ def _divide_by_root_mean_square(weight: Tensor, least: Tensor, x: Tensor) -> Ten
 
 def _multiply(transposed: Tensor, x: Tensor) -> Tensor:
     return torch.mm(x, transposed)
+
+
+def _multiply_and_cut(weight: Tensor, num_outputs: int, x: Tensor) -> Tensor:
+    return F.linear(x, weight)[..., :num_outputs]
 
 
 def _multiply_and_add(transposed: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -11,7 +11,10 @@ from experiments.engine.plan import make_plan
 from lightning_modules.token_format import TokenFormat
 
 # what one has to say on the command line beside the inputs
-NEEDED = {"memory": ["job.init_args.experiment=paper/qwen3_8b"]}
+NEEDED = {
+    "memory": ["job.init_args.experiment=paper/qwen3_8b"],
+    "full_size_steps": ["job.init_args.estimate.init_args.experiment=paper/qwen3_8b"],
+}
 
 
 @pytest.mark.parametrize("file", shipped_stages(), ids=lambda file: file.name)

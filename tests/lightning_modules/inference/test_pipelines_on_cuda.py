@@ -69,7 +69,7 @@ def test_who_takes_an_item_over_waits_for_the_stream_that_makes_it() -> None:
 
 
 def test_a_thinker_writes_the_same_into_fixed_buffers_and_waits_once_per_look() -> None:
-    llm = make_llm().double().eval().cuda()
+    llm = make_llm("mdm").double().eval().cuda()
     thinker = llm.thinker
     prompt = thinker.encode(query_on_gpu())
     grown, fixed = (
@@ -80,7 +80,7 @@ def test_a_thinker_writes_the_same_into_fixed_buffers_and_waits_once_per_look() 
     model, stop_ids = thinker.language_model, thinker.prompt.stop_ids(thinker.language_model.end_ids)
     waits = []
     for num_tokens in (4, 8):
-        with torch.profiler.profile() as profile:
+        with torch.profiler.profile(acc_events=True) as profile:
             list(PreallocatedCache(4).write(model, prompt.embeddings, num_tokens, stop_ids))
         names = [event.name for event in profile.events()]
         waits.append(sum(name in ("cudaStreamSynchronize", "cudaDeviceSynchronize") for name in names))

@@ -21,6 +21,7 @@ from lightning_modules.talker.masked.masked_talker import MaskedTalker
 from lightning_modules.talker.masking.noisy_blocks import DrawnBlocks
 from lightning_modules.talker.masking.schemes import BlockBernoulli, GlobalBernoulli, HierarchicalBlockwise
 from lightning_modules.talker.network.anchors import TextStates
+from tests.lightning_modules.cuda_syncs import syncs_forbidden
 from tests.lightning_modules.talker.conftest import NUM_CODES, build_talker, make_talker, make_text
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim")
@@ -57,8 +58,11 @@ class ReadsOfADevice(TorchDispatchMode):
 
 def step(kind: str, how: SelfDistillation | None, device: str, **settings: Any) -> Callable[[], TalkerOutput]:
     """Prepare a training step, forward and backward."""
-    with torch.device(device):
-        talker = build_talker(kind, 12, 10).train() if device == "meta" else make_talker(kind).to(device).train()
+    if device == "meta":
+        with torch.device(device):
+            talker = build_talker(kind, 12, 10).train()
+    else:
+        talker = make_talker(kind).to(device).train()
     for name, value in settings.items():
         setattr(talker, name, value)
     teacher = copy.deepcopy(talker).requires_grad_(False).eval()
@@ -117,8 +121,5 @@ def test_what_reads_back_is_counted() -> None:
 def test_a_gpu_is_not_waited_for(kind: str, how: str, settings: dict[str, Any]) -> None:
     run = step(kind, DISTILLATIONS[how], "cuda", **settings)
     run()  # libraries wait when they are first used
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with syncs_forbidden():
         run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

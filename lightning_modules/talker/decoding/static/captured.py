@@ -1,6 +1,6 @@
 """Blocks as CUDA graphs: all passes of a block, unmasking and commit start with one call of the host."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,36 +17,52 @@ NUM_WARM_UPS = 3
 
 @dataclass(frozen=True)
 class _Graph:
-    """A captured block: the graph, the tensors that it reads, and the block that it writes."""
+    """A captured block: the graph, the tensors that it reads, how far it moves, and the block that it writes.
+
+    What is spoken, ``(1 to 3, B, n) int64``, are tokens, and order and draft where there are any, in one tensor.
+    """
 
     graph: torch.cuda.CUDAGraph
     anchors: Tensor
     carry: Carry
-    start: Tensor
-    position: Tensor
+    moves_by: Tensor
     noise: list[TokenNoise] | None
     block: Block
+    spoken: Tensor
+
+    @property
+    def reads_its_own(self) -> bool:
+        """Whether it can go on from the block that it wrote; then it has laid ready what that one hands on."""
+        return [one.shape for one in self.carry] == [one.shape for one in self.block.carry]
 
 
 class CapturedRunner(OneFunctionRunner):
     """Runs a program as CUDA graphs, one for each length of attention and shape of carry, captured when it comes up.
 
-    The caches are its own: one decoding at a time, and the next one writes over what it left.
+    The caches are its own, and so is what a block hands on to the next one: one decoding at a time, and the next one
+    writes over what it left. The graphs themselves move the place to the next block, so that between two blocks of a
+    reply the host starts few operators.
 
     Args:
         program: What is run.
         batch_size: Rows of each decoding.
+        function: Does what a call of the program does, in fewer kernels; the program itself if left out.
 
     Raises:
         UserError: If the program is on no CUDA device, or a block of it is no single function.
     """
 
-    def __init__(self, program: BlockProgram, batch_size: int = 1) -> None:
+    def __init__(
+        self, program: BlockProgram, batch_size: int = 1, function: Callable[..., Block] | None = None
+    ) -> None:
         super().__init__(program)
         if program.device.type != "cuda":
             raise UserError(f"a talker on {program.device} cannot be captured: bring it to a CUDA device first")
+        self.function = program if function is None else function
         self.batch_size, self.caches = batch_size, program.new_caches(batch_size)
         self.graphs: dict[tuple[object, ...], _Graph] = {}
+        self._place = torch.zeros(2, dtype=torch.int64, device=program.device)
+        self._known_place = (0, 0)
 
     def new_caches(self, batch_size: int) -> list[StaticCache]:
         """Give the only caches; see :class:`BlockRunner`."""
@@ -69,16 +85,29 @@ class CapturedRunner(OneFunctionRunner):
         if captured is None:
             captured = self.graphs[key] = self._capture(anchors, carry, place, drawn)
         captured.anchors.copy_(anchors)
-        captured.start.fill_(place.start)
-        captured.position.fill_(place.position)
-        _copy(captured.carry, carry)
+        self._move_to(place)
+        if carry is not captured.block.carry or not captured.reads_its_own:
+            _copy(captured.carry, carry)
         for inside, outside in zip(captured.noise or [], drawn or [], strict=True):
             _copy([one for one in inside if one is not None], [one for one in outside if one is not None])
         captured.graph.replay()
         block = captured.block
-        order, draft = (None if one is None else one.clone() for one in (block.order, block.draft))
-        carry = tuple(one.clone() for one in block.carry)
-        return block._replace(tokens=block.tokens.clone(), order=order, carry=carry, draft=draft)
+        start, position = self._known_place
+        self._known_place = start + block.num_committed, position + self.program.parts.block_size
+        spoken = iter(captured.spoken.clone())
+        tokens, order, draft = (
+            None if one is None else next(spoken) for one in (block.tokens, block.order, block.draft)
+        )
+        assert tokens is not None
+        return block._replace(tokens=tokens, order=order, draft=draft)
+
+    def _move_to(self, place: Place) -> None:
+        """Tell the device where a block stands, unless it knows."""
+        there = int(place.start), int(place.position)
+        if there != self._known_place:
+            for one, value in zip(self._place, there, strict=True):
+                one.fill_(value)
+            self._known_place = there
 
     def _capture(self, anchors: Tensor, carry: Carry, place: Place, noise: list[TokenNoise] | None) -> _Graph:
         """Capture a block, which warming up decodes a few times at its place."""
@@ -86,19 +115,26 @@ class CapturedRunner(OneFunctionRunner):
         inside = None
         if noise is not None:
             inside = [TokenNoise(*(None if one is None else one.clone() for one in drawn)) for drawn in noise]
-        start, position = (torch.tensor(one, device=device) for one in (place.start, place.position))
+        self._move_to(place)
+        start, position = self._place
         inputs = anchors.clone(), tuple(one.clone() for one in carry), self.caches
         there = Place(start, position, place.num_keys)
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(NUM_WARM_UPS):
-                self.program(*inputs, there, inside)
+                block = self.function(*inputs, there, inside)
         torch.cuda.current_stream(device).wait_stream(stream)
+        moves_by = torch.tensor([block.num_committed, self.program.parts.block_size], device=device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            block = self.program(*inputs, there, inside)
-        return _Graph(graph, inputs[0], inputs[1], start, position, inside, block)
+            block = self.function(*inputs, there, inside)
+            spoken = torch.stack([one for one in (block.tokens, block.order, block.draft) if one is not None])
+            self._place += moves_by
+            captured = _Graph(graph, inputs[0], inputs[1], moves_by, inside, block, spoken)
+            if captured.reads_its_own:
+                _copy(captured.carry, block.carry)
+        return captured
 
 
 def _copy(inside: Sequence[Tensor], outside: Sequence[Tensor]) -> None:

@@ -12,8 +12,10 @@ from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenSampler
 from lightning_modules.talker.network.anchors import SemanticAnchors
 from lightning_modules.talker.network.backbone import TalkerBackbone
-from lightning_modules.talker.network.decoding_network import DecodingNetwork, StaticCache, Window, as_function
+from lightning_modules.talker.network.decoding_network import DecodingNetwork, StaticCache, Window, as_scores
 from lightning_modules.talker.network.token_coupling import TokenCoupling
+
+SLOTS_OF_FAST_KERNELS = 8  # 16 bytes of a mask in 16 bits
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class SpeechParts:
     eos_id: int
     num_outputs: int
     coupling: TokenCoupling | None = None
+
+
+def round_up(num_slots: int) -> int:
+    """Round a length of attention up, so that each row of its mask begins where fast kernels of a GPU can read it."""
+    return -(-num_slots // SLOTS_OF_FAST_KERNELS) * SLOTS_OF_FAST_KERNELS
 
 
 class Place(NamedTuple):
@@ -105,14 +112,19 @@ class BlockProgram(ABC):
         self.networks = [DecodingNetwork(one, max_blocks * parts.block_size) for one in parts.backbones]
         self.device, self.dtype = self.networks[0].device, self.networks[0].dtype
         self.embed = parts.embed_tokens
-        self.predict = as_function(parts.head, self.networks[0].cast_to)
+        self.predict = as_scores(parts.head, self.networks[0].cast_to)
         self.looks_inside = self.device.type == "cpu"
-        self._key_slots = torch.arange(self.capacity, device=self.device)
+        self._key_slots = torch.arange(self.num_cached, device=self.device)
 
     @property
     @abstractmethod
     def capacity(self) -> int:
         """Slots of the cache of the longest reply."""
+
+    @property
+    def num_cached(self) -> int:
+        """Slots that the cache is allocated with."""
+        return round_up(self.capacity)
 
     @property
     def is_one_function(self) -> bool:
@@ -171,7 +183,7 @@ class BlockProgram(ABC):
 
     def new_caches(self, batch_size: int) -> list[StaticCache]:
         """Allocate a cache for each backbone."""
-        return [network.new_cache(batch_size, self.capacity) for network in self.networks]
+        return [network.new_cache(batch_size, self.num_cached) for network in self.networks]
 
     def windows(self, place: Place, offsets: Tensor, reach: Tensor) -> list[Window]:
         """Lay new positions behind the committed ones, a window for each backbone.

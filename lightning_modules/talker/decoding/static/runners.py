@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
-from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place
+from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, round_up
 from lightning_modules.talker.network.decoding_network import StaticCache
 
 
@@ -50,11 +50,11 @@ class BlockRunner(ABC):
 
 
 class EagerRunner(BlockRunner):
-    """Runs a program as it is, with attention over no more slots than there are."""
+    """Runs a program as it is, with attention over no more slots than there are, apart from a few on a GPU."""
 
     def num_keys(self, num_slots: int) -> int:
-        """Give the slots themselves."""
-        return num_slots
+        """Give the slots themselves; on a GPU the next number that its kernels can read."""
+        return num_slots if self.program.device.type == "cpu" else round_up(num_slots)
 
     def __call__(
         self,
@@ -95,7 +95,7 @@ class OneFunctionRunner(BlockRunner):
 
     def num_keys(self, num_slots: int) -> int:
         """Give one of a few lengths."""
-        return bucket_of(num_slots, self.program.capacity)
+        return bucket_of(num_slots, self.program.num_cached)
 
     def draw(self, noise: NoiseOfSteps | None) -> list[TokenNoise] | None:
         """Draw all noise of a block before it runs."""

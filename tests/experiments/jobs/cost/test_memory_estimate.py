@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.engine.runs import read_json
-from experiments.jobs.cost import memory_estimate
-from experiments.jobs.cost.memory_estimate import BatchSize, MemoryEstimate, activation_bytes, sizes_of
+from experiments.jobs.cost.full_size_losses import BatchSize, talker_loss, thinker_loss
+from experiments.jobs.cost.memory_estimate import MemoryEstimate, activation_bytes, sizes_of
 from experiments.jobs.cost.saved_tensors import saved_bytes
 from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
@@ -68,7 +68,7 @@ def test_parameters_gradients_and_optimizer_are_exact() -> None:
 def test_activations_of_a_talker_are_those_of_a_real_step(kind: str, fused: None) -> None:
     llm = make_llm(kind)
     weights = [*llm.parameters(), *llm.buffers()]
-    real = saved_bytes(lambda: memory_estimate._talker_loss(llm, BATCH), weights)
+    real = saved_bytes(lambda: talker_loss(llm, BATCH), weights)
     assert activation_bytes(make_without_weights(kind), BATCH) == pytest.approx(real, rel=TOLERANCE)
 
 
@@ -76,7 +76,7 @@ def test_activations_of_the_thinker_are_those_of_a_real_step() -> None:
     settings = {"thinker_objective": ThinkerObjective()}
     llm = make_llm(**settings)
     weights = [*llm.parameters(), *llm.buffers()]
-    real = saved_bytes(lambda: memory_estimate._thinker_loss(llm, BATCH), weights)
+    real = saved_bytes(lambda: thinker_loss(llm, BATCH), weights)
     assert activation_bytes(make_without_weights(**settings), BATCH) == pytest.approx(real, rel=TOLERANCE)
 
 

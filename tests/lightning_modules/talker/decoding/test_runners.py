@@ -1,23 +1,30 @@
 """Compiled and captured blocks are what the program gives as it is."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_modules.errors import UserError
 from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.sampling import TokenSampler
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenSampler
 from lightning_modules.talker.decoding.static.captured import CapturedRunner
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
+from lightning_modules.talker.decoding.static.fused import MAX_PASSES_AT_ONCE, fused, with_fused_passes
+from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place
 from lightning_modules.talker.decoding.static.runners import (
     BlockRunner,
     CompiledRunner,
     EagerRunner,
+    OneFunctionRunner,
     bucket_of,
 )
 from lightning_modules.talker.decoding.unmasking import Unmasking
+from lightning_modules.talker.network.decoding_network import StaticCache
+from tests.lightning_modules.cuda_syncs import syncs_forbidden
 from tests.lightning_modules.talker.conftest import WIDTH, make_talker
 
 SAMPLED: dict[str, Any] = {"sampler": TokenSampler(0.8, 5), "seed": 3}
@@ -82,6 +89,33 @@ def test_a_block_is_one_compiled_graph(kind: str, num_steps: int, rules: dict[st
     assert tokens_of(CompiledRunner(compiled, backend="aot_eager")) == tokens_of(EagerRunner(plain))
 
 
+class FunctionRunner(OneFunctionRunner):
+    """Runs another function in the place of a program."""
+
+    def __init__(self, program: BlockProgram, function: Callable[..., Block]) -> None:
+        super().__init__(program)
+        self.function = function
+
+    def __call__(
+        self, anchors: Tensor, carry: Carry, caches: Sequence[StaticCache], place: Place, noise: NoiseOfSteps | None
+    ) -> Block:
+        there = Place(torch.tensor(place.start), torch.tensor(place.position), place.num_keys)
+        return self.function(anchors, carry, caches, there, self.draw(noise))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "num_steps", "rules"), [("ntp", 8, {}), ("mtp", 3, {}), ("coupled", 2, {})])
+def test_compiled_passes_and_blocks_say_the_same(kind: str, num_steps: int, rules: dict[str, Any]) -> None:
+    """More passes than are compiled at once are compiled one by one; the function stands for the kernels of a GPU."""
+    plain, compiled = programs_of(kind, num_steps, rules)
+    compiled.looks_inside = False
+    torch._dynamo.reset()
+    expected = tokens_of(EagerRunner(plain))
+    assert tokens_of(FunctionRunner(compiled, fused(compiled, backend="aot_eager"))) == expected
+    if num_steps <= MAX_PASSES_AT_ONCE:
+        assert tokens_of(FunctionRunner(compiled, with_fused_passes(compiled, backend="aot_eager"))) == expected
+
+
 @pytest.mark.parametrize("rules", [{"unmasking": Unmasking(confidence_threshold=0.5)}])
 def test_a_block_that_the_host_looks_into_is_refused(rules: dict[str, Any]) -> None:
     program, _ = programs_of("mdm", 4, rules)
@@ -98,9 +132,10 @@ def test_no_graph_is_captured_on_a_cpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("kind", "num_steps", "rules"), CASES)
-def test_captured_blocks_say_the_same(kind: str, num_steps: int, rules: dict[str, Any]) -> None:
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_captured_blocks_say_the_same(kind: str, num_steps: int, rules: dict[str, Any], is_fused: bool) -> None:
     plain, captured = programs_of(kind, num_steps, rules, "cuda")
-    runner = CapturedRunner(captured, batch_size=2)
+    runner = CapturedRunner(captured, batch_size=2, function=fused(captured) if is_fused else None)
     expected = tokens_of(EagerRunner(plain))
     assert tokens_of(runner) == expected
     assert tokens_of(runner) == expected, "a second decoding uses the same graphs and caches"
@@ -115,9 +150,6 @@ def test_a_captured_block_never_waits_for_the_host(kind: str, num_steps: int) ->
     runner = CapturedRunner(program, batch_size=2)
     tokens_of(runner)
     decoder, anchors = StaticDecoder(runner, 2), torch.zeros(2, 2, WIDTH, dtype=torch.float64, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with syncs_forbidden():
         for _ in range(3):
             decoder.decode(anchors)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
