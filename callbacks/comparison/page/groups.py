@@ -13,7 +13,7 @@ from callbacks.comparison.page.run_files import ComparedRun, Json, locate, read_
 from lightning_modules.errors import UserError
 
 # What has no influence on results, or differs between runs of one experiment.
-IGNORED = ("name", "description", "runs_dir", "threads", "checkpoint", "fingerprint", "inputs", "seed")
+IGNORED = ("name", "description", "runs_dir", "threads", "checkpoint", "fingerprint", "inputs", "seed", "seed_group")
 
 
 @dataclass(frozen=True)

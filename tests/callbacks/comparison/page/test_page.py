@@ -121,7 +121,8 @@ def test_the_front_holds_what_nothing_beats_in_both(tmp_path: Path) -> None:
 
 def test_seeds_are_spread_and_experiments_are_columns(tmp_path: Path) -> None:
     config = {"datamodule": {"init_args": {"root": "gone", "seed": 0}}, "inputs": {}}
-    seeds = [write_run(tmp_path / "toys" / f"c-{seed}", seed, rtf, config) for seed, rtf in ((1, 0.1), (2, 0.3))]
+    configs = (config, config | {"seed_group": "talkers"})  # the second one drew its seed for some stages alone
+    seeds = [write_run(tmp_path / "toys" / f"c-{seed}", seed, 0.2 * seed - 0.1, configs[seed - 1]) for seed in (1, 2)]
     other = write_run(tmp_path / "others" / "c-3", 1, 0.4, {**config, "module": {"init_args": {"draw_weights": False}}})
     experiments = group_runs([read_run(run) for run in (*seeds, other)])
     assert [(one.label, one.seeds) for one in experiments] == [("toys", "1, 2"), ("others", "1")]
