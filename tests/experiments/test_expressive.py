@@ -32,8 +32,6 @@ def overrides(runs: Path) -> list[str]:
     for stage in FITS:
         given += [f"stages.{stage}.trainer.max_steps=2", f"stages.{stage}.trainer.val_check_interval=2"]
         given += [f"stages.{stage}.datamodule.init_args.batch_size=4"]
-    rounds = "[{max_steps: 1, alpha: 0.7, num_steps: 4}, {alpha: 0.7, num_steps: 4}]"
-    given.append(f"stages.expressive_variants.callbacks.distil_two_rounds.init_args.rounds={rounds}")
     return [f"runs_dir={runs}", "stages.tokenizer.job.init_args.min_frequency=1", *given]
 
 

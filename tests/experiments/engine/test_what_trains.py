@@ -39,6 +39,7 @@ TRAINS = {
     "expressive_recognizer": ALL,
     "expressive_first_talker": ("talkers.",),
     "expressive_talkers": ("talkers.",),
+    "expressive_other_talkers": ("talkers.",),
     "expressive_variants": ("talkers.",),
 }
 FIXED = "thinker.speech_encoder.encoder.embed_positions.weight"  # Whisper's sinusoids
