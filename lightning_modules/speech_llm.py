@@ -61,6 +61,7 @@ class SpeechLLM(TokenAgreement, TrainedParts):
         max_text_tokens: Where a reply's text is cut off.
         max_speech_s: Where a reply's speech is cut off.
         packed_talkers: Let talkers speak with :func:`prepare_for_decoding`, faster on a CPU, for twice the memory.
+        compiled_talkers: Let them speak with compiled blocks, on a CPU with a C++ compiler; see :class:`Responder`.
         learning_rate: Peak learning rate of AdamW.
         talker_learning_rates: Other peak learning rates, by talker.
         weight_decay: Weight decay of matrices.
@@ -91,6 +92,7 @@ class SpeechLLM(TokenAgreement, TrainedParts):
         max_text_tokens: int = 64,
         max_speech_s: float = 20.0,
         packed_talkers: bool = False,
+        compiled_talkers: bool = False,
         learning_rate: float = 2e-4,
         talker_learning_rates: dict[str, float] | None = None,
         weight_decay: float = 0.01,
@@ -111,7 +113,8 @@ class SpeechLLM(TokenAgreement, TrainedParts):
         present = present_talkers(talkers or {}, thinker_objective is not None, self.part_learning_rates)
         self.thinker, self.thinker_objective, self.vocoder = thinker, thinker_objective, vocoder
         self.talkers = nn.ModuleDict(present)
-        self.max_text_tokens, self.max_speech_s, self.packed_talkers = max_text_tokens, max_speech_s, packed_talkers
+        self.max_text_tokens, self.max_speech_s = max_text_tokens, max_speech_s
+        self.ways_to_speak = packed_talkers, compiled_talkers
         self.learning_rate, self.final_learning_rate_share = learning_rate, final_learning_rate_share
         self.weight_decay, self.warmup_steps, self.muon = weight_decay, warmup_steps, muon
         self.gradient_clip_norm, self.log_every_n_steps, self.seed = gradient_clip_norm, log_every_n_steps, seed
@@ -157,7 +160,7 @@ class SpeechLLM(TokenAgreement, TrainedParts):
         if self.vocoder is None:
             raise UserError("This speech LLM has no vocoder: set module.init_args.vocoder to let it speak.")
         talkers, limits = dict(self._named_talkers()), (self.max_text_tokens, self.max_speech_s)
-        return Responder(self.thinker, talkers, self.vocoder, *limits, self.adapters, self.packed_talkers)
+        return Responder(self.thinker, talkers, self.vocoder, *limits, self.adapters, *self.ways_to_speak)
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """Give what trains, by the name of its TensorBoard run."""

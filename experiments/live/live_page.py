@@ -34,6 +34,7 @@ class LivePage:
         num_queries: Test queries that the page offers.
         device: Device of the model.
         pipeline: Whether thinker, talker and vocoder work one after the other or at the same time; the former if None.
+        compiled_talkers: Let talkers speak with compiled blocks, on a CPU with a C++ compiler; see :class:`Responder`.
 
     Raises:
         UserError: If a number is out of range.
@@ -51,13 +52,14 @@ class LivePage:
         num_queries: int = 100,
         device: str = "cpu",
         pipeline: Pipeline | None = None,
+        compiled_talkers: bool = False,
     ) -> None:
         require_within(1, 65_535, port=port)
         require_at_least(0, num_queries=num_queries)
         self.from_run, self.vocoder_run = Path(run), vocoder_run
         self.host, self.port, self.token, self.allowed_hosts = host, port, token, allowed_hosts
         self.limits, self.num_queries, self.device = limits or Limits(), num_queries, device
-        self.pipeline = pipeline
+        self.pipeline, self.compiled_talkers = pipeline, compiled_talkers
 
     def run(self, output_dir: Path) -> None:
         """Serve until SIGINT or SIGTERM.
@@ -70,7 +72,7 @@ class LivePage:
             FileNotFoundError: If the run is missing or has no checkpoint.
             UserError: If it cannot speak, or the port is taken.
         """
-        model = load_speaking_model(self.from_run, self.vocoder_run, self.pipeline)
+        model = load_speaking_model(self.from_run, self.vocoder_run, self.pipeline, self.compiled_talkers)
         model.llm.to(self.device)
         queries = read_test_queries(model.config, self.num_queries) if self.num_queries else []
         system = LiveSystem(model, queries, read_kinds(model.config), self.limits)

@@ -1,7 +1,7 @@
 """Talkers that read text as anchors of their blocks: embeddings, anchors, backbone and output head."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -12,9 +12,10 @@ from lightning_modules.talker.base import Talker, draw_weights
 from lightning_modules.talker.blocks import BlockedSpeech, count_blocks, lay_out_in_blocks
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.static.batch import BatchedReply, decode_batch
+from lightning_modules.talker.decoding.static.compiled import CompiledBlocks
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
 from lightning_modules.talker.decoding.static.program import BlockProgram, SpeechParts
-from lightning_modules.talker.decoding.static.runners import EagerRunner
+from lightning_modules.talker.decoding.static.runners import BlockRunner, EagerRunner
 from lightning_modules.talker.decoding.streaming import (
     AnchorReader,
     BlockDecoder,
@@ -64,6 +65,7 @@ class AnchoredTalker(Talker):
         self.backbone = backbone
         self.embed_tokens = nn.Embedding(self.vocabulary.size, backbone.width)
         self.head = nn.Linear(backbone.width, self.vocabulary.num_outputs, bias=False)
+        self.new_runner: Callable[[BlockProgram], BlockRunner] = EagerRunner
 
     @property
     def text_view(self) -> str:
@@ -97,7 +99,12 @@ class AnchoredTalker(Talker):
     def stream(self, text: Iterable[TextState], max_blocks: int, decoding: Decoding) -> Iterator[SpeechChunk]:
         """Speak, with at most ``anchors_per_block`` text states pulled ahead of each block; see :class:`Talker`."""
         program = self.block_program(max_blocks, self._resolve(decoding))
-        return self._stream(StaticDecoder(EagerRunner(program)), text, max_blocks)
+        return self._stream(StaticDecoder(self.new_runner(program)), text, max_blocks)
+
+    def compile_blocks(self) -> None:
+        """Speak with compiled blocks from now on; see :class:`Talker`."""
+        if not isinstance(self.new_runner, CompiledBlocks):
+            self.new_runner = CompiledBlocks()
 
     def stream_stepwise(self, text: Iterable[TextState], max_blocks: int, decoding: Decoding) -> Iterator[SpeechChunk]:
         """Speak as :meth:`stream` does, one step after the other, with a growing cache: what it is measured against."""

@@ -146,6 +146,9 @@ class Talker(nn.Module, ABC):
         rows = range(len(text.lengths))
         return [BatchedReply.of(self.stream(states_of_row(text, row), max_blocks, decoding)) for row in rows]
 
+    def compile_blocks(self) -> None:
+        """Let :meth:`stream` run compiled functions on a CPU; a talker that has none speaks as before."""
+
     @abstractmethod
     def count_text_overflow(self, text_lengths: Tensor, unit_lengths: Tensor) -> Tensor:
         """Count the text tokens of each example that this talker never sees in training.

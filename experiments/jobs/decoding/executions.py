@@ -13,12 +13,12 @@ from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.static.batch import decode_batch
 from lightning_modules.talker.decoding.static.captured import CapturedRunner
+from lightning_modules.talker.decoding.static.compiled import CompiledRunner
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
 from lightning_modules.talker.decoding.static.fused import fused
 from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.static.runners import (
     BlockRunner,
-    CompiledRunner,
     EagerRunner,
     cpp_compiler,
     has_compiler,
@@ -119,10 +119,12 @@ class Static:
 
 @dataclass(frozen=True)
 class Compiled(Static):
-    """Static block decoding with each block compiled as one function; needs a C++ compiler."""
+    """Static block decoding with each block, or step, compiled as one function, on a CPU; needs a C++ compiler."""
 
     def new_runner(self, program: BlockProgram, batch_size: int) -> BlockRunner | None:
         """Compile; see :class:`Static`."""
+        if program.device.type != "cpu":
+            return None
         if not has_compiler():
             print(f"no C++ compiler ({cpp_compiler()}): nothing is compiled", flush=True)
             return None

@@ -36,6 +36,7 @@ class Speak:
         vocoder_run: The run whose vocoder speaks, if ``run`` has none; the comparison beside it if None.
         precision: Precision of passes; the one that the run had if None.
         pipeline: Whether thinker, talker and vocoder work one after the other or at the same time; the former if None.
+        compiled_talkers: Let talkers speak with compiled blocks, on a CPU with a C++ compiler; see :class:`Responder`.
 
     Raises:
         UserError: If not just one of query and text is given.
@@ -51,13 +52,14 @@ class Speak:
         vocoder_run: Path | None = None,
         precision: str | None = None,
         pipeline: Pipeline | None = None,
+        compiled_talkers: bool = False,
     ) -> None:
         if (query is None) == (text is None):
             given = "there is no query" if text is None else "there are two queries, a file and a text"
             raise UserError(f'{given}; give one, by query=FILE.wav or by text="WORDS"')
         self.from_run, self.query, self.text, self.decoding = Path(run), query, text, decoding
         self.voice, self.vocoder_run = voice or Voice(), vocoder_run
-        self.precision, self.pipeline = precision, pipeline
+        self.precision, self.pipeline, self.compiled_talkers = precision, pipeline, compiled_talkers
 
     @torch.no_grad()
     def run(self, output_dir: Path) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class Speak:
         """
         folder = Path(output_dir)
         query, source = self._hear()
-        model = load_speaking_model(self.from_run, self.vocoder_run, self.pipeline)
+        model = load_speaking_model(self.from_run, self.vocoder_run, self.pipeline, self.compiled_talkers)
         decoding, responder = model.decoding(self.decoding), model.responder
         query = query.to(model.llm.device)
         reply, blocks = SpokenReply(), []

@@ -104,7 +104,10 @@ class SpeakingModel:
 
 
 def load_speaking_model(
-    path: str | Path, vocoder_run: str | Path | None = None, pipeline: Pipeline | None = None
+    path: str | Path,
+    vocoder_run: str | Path | None = None,
+    pipeline: Pipeline | None = None,
+    compiled_talkers: bool = False,
 ) -> SpeakingModel:
     """Load a system that can speak.
 
@@ -114,6 +117,7 @@ def load_speaking_model(
         vocoder_run: A run whose vocoder speaks, if the run has none, as a training has; the comparison beside it if
             None.
         pipeline: Whether thinker, talker and vocoder work one after the other or at the same time; the former if None.
+        compiled_talkers: Let talkers speak with compiled blocks; see :class:`Responder`.
 
     Raises:
         FileNotFoundError: If a directory is none of these, or a run has no checkpoint.
@@ -125,6 +129,8 @@ def load_speaking_model(
     voice_of = find_source(Path(vocoder_run)) if vocoder_run else latest_run(source.parent, COMPARISON)
     llm = as_speaking(module, source, voice_of)
     llm.eval().requires_grad_(False)
+    if compiled_talkers:
+        llm.responder.compile_talkers()
     decodings = llm.decodings or llm.responder.resolve_all(
         {name: Decoding(name, adapter=own_adapter(llm)) for name in llm.talkers}
     )

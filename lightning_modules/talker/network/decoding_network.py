@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_modules.talker.network.backbone import DecoderLayer, TalkerBackbone
-from lightning_modules.talker.network.packed_linear import FixedProduct, PackedLinear
+from lightning_modules.talker.network.key_value_cache import OpenLayer, StaticCache
+from lightning_modules.talker.network.packed_linear import FixedProduct, PackedLinear, WrittenProduct, is_plain_linear
 from lightning_modules.talker.network.weight_versions import WeightVersion
 
 OUTPUTS_OF_FAST_KERNELS = 64
@@ -49,56 +50,6 @@ class Window(NamedTuple):
         return Window(slots, cosines, sines, mask, start)
 
 
-class OpenLayer(NamedTuple):
-    """The cache of one layer, open for the passes of a block.
-
-    Attributes:
-        buffer: Queries, which nothing reads later, keys and values of all slots, ``(B, capacity, 3, heads, head_dim)``:
-            all three come out of one product, and are rotated and written by one operator.
-        keys: Of the slots that the block may attend to, ``(B, heads, num_keys, head_dim)``, a view of the buffer.
-        values: Likewise.
-    """
-
-    buffer: Tensor
-    keys: Tensor
-    values: Tensor
-
-
-class StaticCache:
-    """Keys and values of all rows, in buffers that are written in place.
-
-    Args:
-        num_layers: Decoder layers.
-        shape: Of the buffer of a layer, ``(B, capacity, 3, heads, head_dim)``.
-        device: Where it lives.
-        dtype: Its precision.
-    """
-
-    def __init__(
-        self, num_layers: int, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.buffers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(num_layers)]
-
-    @classmethod
-    def of(cls, buffers: list[Tensor]) -> "StaticCache":
-        """Make a cache of buffers that there are."""
-        cache = cls.__new__(cls)
-        cache.buffers = buffers
-        return cache
-
-    def open(self, num_keys: int) -> list[OpenLayer]:
-        """Open the first slots for the passes of a block."""
-        opened = []
-        for buffer in self.buffers:
-            _, keys, values = buffer.narrow(1, 0, num_keys).transpose(1, 3).unbind(2)
-            opened.append(OpenLayer(buffer, keys, values))
-        return opened
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep some rows, ``(n,) int64``."""
-        self.buffers = [buffer.index_select(0, rows) for buffer in self.buffers]
-
-
 class _Layer(NamedTuple):
     """What a decoder layer applies, in this order."""
 
@@ -127,7 +78,8 @@ class DecodingNetwork:
         self.cast_to = autocast_dtype(weight)
         self.dtype = self.cast_to or weight.dtype
         self.num_heads, self.head_dim = backbone.num_heads, backbone.head_dim
-        layers = [layer for layer in backbone.layers if isinstance(layer, DecoderLayer)]
+        self.modules = [layer for layer in backbone.layers if isinstance(layer, DecoderLayer)]
+        self.attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
         self.layers = [
             _Layer(
                 _norm(layer.attention_norm),
@@ -137,7 +89,7 @@ class DecodingNetwork:
                 as_product(layer.gate_and_up, self.cast_to),
                 as_sum(layer.down, self.cast_to),
             )
-            for layer in layers
+            for layer in self.modules
         ]
         self.final_norm = _norm(backbone.final_norm)
         cosines, sines = backbone.rotary(torch.arange(max_positions, device=self.device))
@@ -151,12 +103,31 @@ class DecodingNetwork:
     def new_cache(self, batch_size: int, capacity: int) -> StaticCache:
         """Allocate an empty cache for ``capacity`` positions of each row."""
         shape = (batch_size, capacity, 3, self.num_heads, self.head_dim)
-        return StaticCache(len(self.layers), shape, self.device, self.dtype)
+        return StaticCache([torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in self.layers])
 
     def window(self, slots: Tensor, positions: Tensor, mask: Tensor, start: int | None) -> Window:
         """Make the window of positions ``(L,) int64``; the rest as of :class:`Window`."""
         cosines, sines = self.rotations.index_select(0, positions).unbind(1)
         return Window(slots, cosines, sines, mask, start)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all linear layers are plain or packed ones, of the backbone's own kind."""
+        linear = [one for layer in self.modules for one in layer.modules() if isinstance(one, nn.Linear)]
+        return len(linear) == 4 * len(self.modules) and all(map(is_plain_linear, linear))
+
+    def write_out(self) -> None:
+        """Write products and attention of one row in operators that a compiler fuses, with weights as they are now."""
+        self.attend = _attend_written_out
+        self.layers = [
+            old._replace(
+                query_key_value=written_product(layer.query_key_value, self.cast_to) or old.query_key_value,
+                attention_out=written_sum(layer.attention_out, self.cast_to) or old.attention_out,
+                gate_and_up=written_product(layer.gate_and_up, self.cast_to) or old.gate_and_up,
+                down=written_sum(layer.down, self.cast_to) or old.down,
+            )
+            for old, layer in zip(self.layers, self.modules, strict=True)
+        ]
 
     def __call__(self, x: Tensor, window: Window, cache: list[OpenLayer], num_wanted: int) -> Tensor:
         """Run all layers, and write the keys and values of all positions.
@@ -188,7 +159,7 @@ class DecodingNetwork:
             if num_wanted < length and layer is self.layers[-1]:
                 x = x.view(batch_size, length, width)[:, -num_wanted:].reshape(-1, width)
                 query, mask, length = query[:, -num_wanted:], mask[-num_wanted:], num_wanted
-            attended = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=mask)
+            attended = self.attend(query.transpose(1, 2), keys, values, mask)
             x = layer.attention_out(x, attended.transpose(1, 2).reshape(-1, width))
             gate, up = layer.gate_and_up(layer.ffn_norm(x)).chunk(2, dim=-1)
             x = layer.down(x, F.silu(gate).mul_(up))
@@ -254,6 +225,21 @@ def as_sum(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor, 
     return partial(_multiply_and_add, weight.detach().t())
 
 
+def written_product(module: nn.Module, cast_to: torch.dtype | None) -> WrittenProduct | None:
+    """Give the product of a linear layer for a compiler; None of a layer with more to it."""
+    if not is_plain_linear(module):
+        return None
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return WrittenProduct(weight if cast_to is None else cast_weight(weight, cast_to))
+
+
+def written_sum(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Give what :func:`as_sum` does, likewise."""
+    product = written_product(module, cast_to)
+    return None if product is None else product.plus
+
+
 def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Give a weight in another precision, converted again only if it has changed."""
     if weight.is_inference():  # autograd does not count the changes of these
@@ -296,6 +282,14 @@ def _divide_by_root_mean_square(weight: Tensor, least: Tensor, x: Tensor) -> Ten
     """Normalise as RMSNorm does: the root of ``sum(x ** 2) + n * eps`` is a hypotenuse."""
     norm = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
     return (x / norm).mul_(weight)
+
+
+def _attend_written_out(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attend; from one position by sums of products, which a compiler fuses."""
+    if query.shape[2] > 1:
+        return F.scaled_dot_product_attention(query, keys, values, mask)
+    scores = (query * keys).sum(dim=-1) * query.shape[-1] ** -0.5 + mask
+    return (scores.softmax(dim=-1)[..., None] * values).sum(dim=2, keepdim=True)
 
 
 def _multiply(transposed: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""A statically allocated cache of attention keys and values."""
+"""Statically allocated caches of attention keys and values: one that grows, and one whose place never changes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,3 +60,46 @@ class KeyValueCache:
         """Keep the first ``num_positions`` of the last forward pass."""
         self.num_committed += num_positions
         assert self.num_committed <= self.capacity
+
+
+class OpenLayer(NamedTuple):
+    """The cache of one layer, open for the passes of a block.
+
+    Attributes:
+        buffer: Queries, which nothing reads later, keys and values of all slots, ``(B, capacity, 3, heads, head_dim)``:
+            all three come out of one product, and are rotated and written by one operator.
+        keys: Of the slots that the block may attend to, ``(B, heads, num_keys, head_dim)``, a view of the buffer.
+        values: Likewise.
+    """
+
+    buffer: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+class StaticCache:
+    """Keys and values of all rows, in buffers that are written in place.
+
+    Args:
+        buffers: One per layer, ``(B, capacity, 3, heads, head_dim)``.
+    """
+
+    def __init__(self, buffers: Sequence[Tensor]) -> None:
+        self.buffers = list(buffers)
+
+    def open(self, num_keys: int) -> list[OpenLayer]:
+        """Open the first slots for the passes of a block."""
+        return open_buffers(self.buffers, num_keys)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows, ``(n,) int64``."""
+        self.buffers = [buffer.index_select(0, rows) for buffer in self.buffers]
+
+
+def open_buffers(buffers: Sequence[Tensor], num_keys: int) -> list[OpenLayer]:
+    """Open the first slots of the buffers of a cache's layers."""
+    opened = []
+    for buffer in buffers:
+        _, keys, values = buffer.narrow(1, 0, num_keys).transpose(1, 3).unbind(2)
+        opened.append(OpenLayer(buffer, keys, values))
+    return opened

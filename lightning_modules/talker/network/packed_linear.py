@@ -79,6 +79,36 @@ class FixedProduct:
         return torch.ops.mkldnn._linear_pointwise.binary(y, x, self.packed, None, "add")
 
 
+class WrittenProduct:
+    """Products with a weight as it was when this was made, in the operators that Inductor makes the fastest code of.
+
+    One row is written as a sum of products, which it compiles into one loop over the weight; more rows go to the packed
+    kernel.
+
+    Args:
+        weight: ``(out_features, in_features)``.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight.detach()
+        is_packable = weight.device.type == "cpu" and weight.dtype in PACKED_DTYPES
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous()) if is_packable else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Give ``x @ weight.T``, ``(..., out_features)``, for ``x`` of ``(..., in_features)``, in its precision."""
+        weight, x = self.weight, x.to(self.weight.dtype)
+        if x.numel() == x.shape[-1]:
+            row = x.view(1, -1)
+            if weight.dtype == torch.bfloat16:  # sums of products are kept in float32, as kernels do
+                row, weight = row.float(), weight.float()
+            return (row * weight).sum(dim=-1).to(x.dtype).view(*x.shape[:-1], -1)
+        return F.linear(x, weight) if self.packed is None else _packed_product(x, self.packed, None)
+
+    def plus(self, x: Tensor, y: Tensor) -> Tensor:
+        """Give ``x + y @ weight.T``."""
+        return x + self(y)
+
+
 class PackedLinear(nn.Linear):
     """A linear layer with a second copy of its weight, packed for products with few rows on a CPU.
 
@@ -181,6 +211,12 @@ class PackedLinear(nn.Linear):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the weight's copies out of what is copied or pickled: they are made again."""
         return {**self.__dict__, "_packs": {}}
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Tell whether a module is a linear layer without bias, packed or not, and with nothing added to it."""
+    is_known = type(module) in (nn.Linear, PackedLinear) and getattr(module, "bias", None) is None
+    return is_known and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:

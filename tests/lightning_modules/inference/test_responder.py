@@ -5,7 +5,10 @@ import torch
 
 from lightning_modules.errors import UserError
 from lightning_modules.inference.spoken_reply import SpokenReply
+from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.static.compiled import CompiledBlocks
+from lightning_modules.talker.decoding.static.runners import EagerRunner
 from lightning_modules.talker.network.packed_linear import PackedLinear
 from tests.lightning_modules.talker.conftest import NUM_CODES
 from tests.lightning_modules.test_speech_llm import make_batch, make_llm
@@ -26,6 +29,22 @@ def test_an_answer_is_timed_and_streams_while_the_thinker_writes() -> None:
         first = reply.first_chunk_times.as_milliseconds()
         assert all(0 < first[part] <= times[part] for part in times)
         assert times["total"] == pytest.approx(sum(value for part, value in times.items() if part != "total"))
+
+
+def test_without_a_compiler_one_line_says_so_and_talkers_speak(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    llm = make_llm("ntp", compiled_talkers=True).eval()
+    (talker,) = llm.responder.talkers.values()
+    assert isinstance(talker, AnchoredTalker) and talker.new_runner is EagerRunner
+    assert [record.getMessage() for record in caplog.records] == [
+        "no C++ compiler (no-such-compiler): talkers are not compiled"
+    ]
+    monkeypatch.setenv("CXX", "true")
+    assert llm.responder.talkers["ntp"] is talker and isinstance(talker.new_runner, CompiledBlocks)
+    kept = talker.new_runner
+    assert llm.responder.talkers["ntp"] is talker and talker.new_runner is kept
 
 
 def test_packed_talkers_say_the_same_under_the_same_names_of_weights() -> None:

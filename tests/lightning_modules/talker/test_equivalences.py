@@ -20,7 +20,7 @@ from lightning_modules.talker.network.attention_masks import (
     visible_in_causal_context,
     visible_in_clean_context,
 )
-from lightning_modules.talker.network.decoding_network import StaticCache
+from lightning_modules.talker.network.key_value_cache import StaticCache
 from lightning_modules.talker.set_block import SetBlockTalker
 from tests.lightning_modules.talker.conftest import (
     in_steps,

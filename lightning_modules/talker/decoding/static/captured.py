@@ -10,7 +10,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place
 from lightning_modules.talker.decoding.static.runners import OneFunctionRunner
-from lightning_modules.talker.network.decoding_network import StaticCache
+from lightning_modules.talker.network.key_value_cache import StaticCache
 
 NUM_WARM_UPS = 3
 

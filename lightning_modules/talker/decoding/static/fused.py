@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram
-from lightning_modules.talker.network.decoding_network import DecodingNetwork, OpenLayer, StaticCache, Window
+from lightning_modules.talker.network.decoding_network import DecodingNetwork, Window
+from lightning_modules.talker.network.key_value_cache import OpenLayer, StaticCache
 
 MAX_PASSES_AT_ONCE = 4  # a block of more is compiled pass by pass: compilation takes some seconds for each pass
 MAX_SHAPES = 256  # numbers of positions times lengths of attention, of all talkers
@@ -66,4 +67,4 @@ class FusedNetwork:
     ) -> Tensor:
         slots, cosines, sines, mask = window
         there = Window(slots, cosines, sines, mask, None)
-        return self.network(x, there, StaticCache.of(buffers).open(num_keys), num_wanted)
+        return self.network(x, there, StaticCache(buffers).open(num_keys), num_wanted)

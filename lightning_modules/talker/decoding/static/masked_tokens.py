@@ -11,7 +11,8 @@ from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, SpeechParts
 from lightning_modules.talker.decoding.unmasking import Unmasking, most_confident, num_to_reveal
-from lightning_modules.talker.network.decoding_network import OpenLayer, StaticCache, Window
+from lightning_modules.talker.network.decoding_network import Window
+from lightning_modules.talker.network.key_value_cache import OpenLayer, StaticCache
 from lightning_modules.talker.network.token_coupling import coupled_logits
 
 

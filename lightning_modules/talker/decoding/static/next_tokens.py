@@ -1,15 +1,25 @@
 """A block of an autoregressive talker: one or several tokens per step, all steps in one function."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps
-from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, SpeechParts
-from lightning_modules.talker.network.decoding_network import StaticCache
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
+from lightning_modules.talker.decoding.static.program import (
+    Block,
+    BlockFunction,
+    BlockProgram,
+    Carry,
+    FlatFunction,
+    Place,
+    SpeechParts,
+    tensors_of,
+)
+from lightning_modules.talker.network.decoding_network import Window
+from lightning_modules.talker.network.key_value_cache import OpenLayer, StaticCache, open_buffers
 
 
 class NextTokenProgram(BlockProgram):
@@ -29,6 +39,7 @@ class NextTokenProgram(BlockProgram):
         self.tokens_per_step = len(parts.backbones)
         assert self.num_steps == math.ceil(parts.block_size / self.tokens_per_step)
         self.num_read = 1 + (self.num_steps - 1) * self.tokens_per_step
+        self.compiled_step: Callable[..., Tensor] | None = None
         self.layouts = {num_late: self._lay_out(num_late) for num_late in {0, parts.block_size - self.num_read}}
 
     @property
@@ -67,22 +78,76 @@ class NextTokenProgram(BlockProgram):
         x = torch.cat([late, self.anchor_slots(anchors), first], dim=1)
         predicted: list[Tensor] = []
         ended: set[int] = set()
+        run_step = self.compiled_step or self.step
         for step in range(self.num_steps):
-            if step:
-                x = self.embed(predicted[-1])
-            tokens = []
-            for ahead, network in enumerate(self.networks):
-                is_last = ahead == len(self.networks) - 1
-                x = network(x, windows[ahead][step], opened[ahead], 1 if is_last else x.shape[1])
-                drawn = None if noise is None else noise[step * self.tokens_per_step + ahead]
-                tokens.append(self.sampler.choose(self.predict(x if is_last else x[:, -1:]), drawn))
-            predicted.append(tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1))
+            drawings = range(step * self.tokens_per_step, (step + 1) * self.tokens_per_step)
+            drawn = None if noise is None else [noise[drawing] for drawing in drawings]
+            x = run_step(x, [own[step] for own in windows], opened, drawn)
+            predicted.append(x)
             if self.looks_inside:
-                ended |= {row for row, own in enumerate(predicted[-1].tolist()) if self.parts.eos_id in own}
+                ended |= {row for row, own in enumerate(x.tolist()) if self.parts.eos_id in own}
                 if len(ended) == len(unread):
                     break
         spoken = torch.cat(predicted, dim=1)[:, :block_size]
         return Block(spoken, None, (spoken[:, self.num_read - 1 :],), self.num_slots(carry), len(predicted))
+
+    def step(
+        self,
+        x: Tensor,
+        windows: Sequence[Window],
+        opened: Sequence[list[OpenLayer]],
+        noise: Sequence[TokenNoise] | None,
+    ) -> Tensor:
+        """Predict the next tokens.
+
+        Args:
+            x: What the slots read: embedded, ``(B, L, width)``, or the tokens before them, ``(B, L) int64``.
+            windows: Of each backbone.
+            opened: The cache of each backbone.
+            noise: For each of the tokens; None if nothing is drawn.
+
+        Returns:
+            ``(B, tokens_per_step) int64``.
+        """
+        x = x if x.is_floating_point() else self.embed(x)
+        tokens = []
+        for ahead, network in enumerate(self.networks):
+            is_last = ahead == len(self.networks) - 1
+            x = network(x, windows[ahead], opened[ahead], 1 if is_last else x.shape[1])
+            drawn = None if noise is None else noise[ahead]
+            tokens.append(self.sampler.choose(self.predict(x if is_last else x[:, -1:]), drawn))
+        return tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
+
+    def compiled(self, compiler: Callable[[FlatFunction], FlatFunction]) -> BlockFunction:
+        """Compile the first step and the further ones, each a function; see :class:`BlockProgram`."""
+        self.write_out()
+        sizes = [len(network.layers) for network in self.networks]
+
+        def flat(x: Tensor, *inputs: Tensor, num_keys: int) -> tuple[tuple[Tensor, ...], None]:
+            rest = list(inputs)
+            windows = [Window(*rest[at : at + 4], None) for at in range(0, 4 * len(sizes), 4)]  # type: ignore[call-arg,arg-type]
+            del rest[: 4 * len(sizes)]
+            opened = []
+            for size in sizes:
+                opened.append(open_buffers(rest[:size], num_keys))
+                del rest[:size]
+            return (self.step(x, windows, opened, self.noise_of(rest)),), None
+
+        run = compiler(flat)
+
+        def run_step(
+            x: Tensor,
+            windows: Sequence[Window],
+            opened: Sequence[list[OpenLayer]],
+            noise: Sequence[TokenNoise] | None,
+        ) -> Tensor:
+            inputs = [one for window in windows for one in window[:4]]
+            inputs += [layer.buffer for layers in opened for layer in layers]
+            (tokens,), _ = run(x, *inputs, *tensors_of(noise), num_keys=opened[0][0].keys.shape[2])
+            return tokens
+
+        self.compiled_step = run_step
+        return self
 
     def _lay_out(self, num_late: int) -> tuple[Tensor, Tensor]:
         """Give offset and reach of each slot of a block."""

@@ -1,18 +1,25 @@
 """What decodes one block as a function of tensors: its parts, its inputs, its result."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenSampler
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise, TokenSampler
 from lightning_modules.talker.network.anchors import SemanticAnchors
 from lightning_modules.talker.network.backbone import TalkerBackbone
-from lightning_modules.talker.network.decoding_network import DecodingNetwork, StaticCache, Window, as_scores
+from lightning_modules.talker.network.decoding_network import (
+    DecodingNetwork,
+    Window,
+    as_scores,
+    written_product,
+)
+from lightning_modules.talker.network.key_value_cache import StaticCache
+from lightning_modules.talker.network.packed_linear import is_plain_linear
 from lightning_modules.talker.network.token_coupling import TokenCoupling
 
 SLOTS_OF_FAST_KERNELS = 8  # 16 bytes of a mask in 16 bits
@@ -90,6 +97,12 @@ class Block(NamedTuple):
     draft: Tensor | None = None
 
 
+# Takes tensors, and numbers by name; gives tensors, and what else follows from shapes and numbers alone.
+FlatFunction = Callable[..., tuple[tuple[Tensor, ...], Any]]
+# Decodes a block as a program does, with noise that was drawn before.
+BlockFunction = Callable[[Tensor, Carry, Sequence[StaticCache], Place, Sequence[TokenNoise] | None], Block]
+
+
 class BlockProgram(ABC):
     """Decodes a block of many rows that stand at the same place, each with a text of its own.
 
@@ -130,6 +143,17 @@ class BlockProgram(ABC):
     def is_one_function(self) -> bool:
         """Whether a block takes the same passes whatever its tokens are, if nobody looks inside."""
         return True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its layers are plain ones: nothing in them, such as an adapter, changes from reply to reply."""
+        return is_plain_linear(self.parts.head) and all(network.is_plain for network in self.networks)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """All weights of its parts."""
+        parts = self.parts.anchors, *self.parts.backbones, self.parts.embed_tokens, self.parts.head, self.parts.coupling
+        return [weight for part in parts if part is not None for weight in part.parameters()]
 
     @property
     def has_order_noise(self) -> bool:
@@ -173,6 +197,62 @@ class BlockProgram(ABC):
             noise: For each drawing of tokens; None if nothing is drawn.
         """
 
+    def compiled(self, compiler: Callable[[FlatFunction], FlatFunction]) -> BlockFunction:
+        """Give what decodes a block as a call does, as one function that a compiler made; weights are as they are now.
+
+        Args:
+            compiler: Makes a function of tensors faster.
+        """
+        self.write_out()
+        num_carried = len(self.begin(1))
+
+        def flat(*inputs: Tensor, num_keys: int, num_buffers: int) -> tuple[tuple[Tensor, ...], Block]:
+            anchors, start, position, *rest = inputs
+            carry, rest = tuple(rest[:num_carried]), rest[num_carried:]
+            caches = [StaticCache(rest[:num_buffers])]
+            noise = self.noise_of(rest[num_buffers:])
+            block = self(anchors, carry, caches, Place(start, position, num_keys), noise)
+            assert block.draft is None, "corrections are no single function"
+            tensors = block.tokens, *block.carry, *(() if block.order is None else (block.order,))
+            nothing = anchors.new_empty(0)
+            return tensors, block._replace(tokens=nothing, carry=(), order=None)
+
+        run = compiler(flat)
+
+        def decode(
+            anchors: Tensor,
+            carry: Carry,
+            caches: Sequence[StaticCache],
+            place: Place,
+            noise: Sequence[TokenNoise] | None,
+        ) -> Block:
+            (cache,) = caches
+            where = (torch.as_tensor(one, device=self.device) for one in (place.start, place.position))
+            inputs = anchors, *where, *carry, *cache.buffers, *tensors_of(noise)
+            (tokens, *rest), block = run(*inputs, num_keys=place.num_keys, num_buffers=len(cache.buffers))
+            order = rest[num_carried] if len(rest) > num_carried else None
+            return block._replace(tokens=tokens, carry=tuple(rest[:num_carried]), order=order)
+
+        return decode
+
+    def write_out(self) -> None:
+        """Write products in operators that a compiler fuses, with weights as they are now."""
+        for network in self.networks:
+            network.write_out()
+        self.predict = written_product(self.parts.head, self.networks[0].cast_to) or self.predict
+
+    def noise_of(self, tensors: Sequence[Tensor]) -> list[TokenNoise] | None:
+        """Give back what :func:`tensors_of` took apart."""
+        if not tensors:
+            return None
+        left, drawings = iter(tensors), []
+        while (first := next(left, None)) is not None:
+            if self.sampler.temperature == 0:
+                drawings.append(TokenNoise(None, first))
+            else:
+                drawings.append(TokenNoise(first, next(left) if self.has_order_noise else None))
+        return drawings
+
     def commit(self, carry: Carry, caches: Sequence[StaticCache], place: Place) -> tuple[Carry, int]:
         """Write in a pass of its own what the next block would commit on its way.
 
@@ -204,3 +284,8 @@ class BlockProgram(ABC):
     def anchor_slots(self, anchors: Tensor) -> Tensor:
         """Embed anchors as slots of their own, ``(B, Q, width)``."""
         return anchors + self.embed.weight[self.parts.mask_id]
+
+
+def tensors_of(noise: Sequence[TokenNoise] | None) -> Iterator[Tensor]:
+    """Give the tensors of all drawings."""
+    return (one for drawn in noise or () for one in drawn if one is not None)

@@ -1,4 +1,4 @@
-"""How a program is run: as it is, or compiled."""
+"""How a program is run: as it is, or as one function that is made for a few lengths of attention."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, round_up
-from lightning_modules.talker.network.decoding_network import StaticCache
+from lightning_modules.talker.network.key_value_cache import StaticCache
 
 
 class BlockRunner(ABC):
@@ -100,35 +100,6 @@ class OneFunctionRunner(BlockRunner):
     def draw(self, noise: NoiseOfSteps | None) -> list[TokenNoise] | None:
         """Draw all noise of a block before it runs."""
         return None if noise is None else [noise[index] for index in range(self.program.num_drawings)]
-
-
-class CompiledRunner(OneFunctionRunner):
-    """Runs a program as one compiled function, compiled again for each length of attention that comes up.
-
-    Args:
-        program: What is run.
-        backend: Of :func:`torch.compile`.
-
-    Raises:
-        UserError: If a block of the program is no single function.
-    """
-
-    def __init__(self, program: BlockProgram, backend: str = "inductor") -> None:
-        super().__init__(program)
-        self._run = torch.compile(program.__call__, fullgraph=True, dynamic=False, backend=backend)
-
-    def __call__(
-        self,
-        anchors: Tensor,
-        carry: Carry,
-        caches: Sequence[StaticCache],
-        place: Place,
-        noise: NoiseOfSteps | None,
-    ) -> Block:
-        """Decode a block; see :class:`BlockProgram`."""
-        device = self.program.device
-        start, position = (torch.as_tensor(one, device=device) for one in (place.start, place.position))
-        return self._run(anchors, carry, caches, Place(start, position, place.num_keys), self.draw(noise))
 
 
 def bucket_of(num_slots: int, capacity: int) -> int:
