@@ -47,7 +47,8 @@ class NarrowBand(BaseWaveformTransform):
     """Resamples a query to a lower rate and back, as a telephone does, which removes what lies above half that rate.
 
     Args:
-        sample_rate_hz: The lower rate.
+        min_rate_hz: The lowest of the lower rates.
+        max_rate_hz: The highest of them; a rate that is not below the query's changes nothing.
         p: Probability that it is applied.
 
     Raises:
@@ -56,18 +57,25 @@ class NarrowBand(BaseWaveformTransform):
 
     supports_multichannel = False
 
-    def __init__(self, sample_rate_hz: int = 8_000, p: float = 0.5) -> None:
-        require_at_least(1_000, sample_rate_hz=sample_rate_hz)
+    def __init__(self, min_rate_hz: int = 8_000, max_rate_hz: int = 8_000, p: float = 0.5) -> None:
+        require_at_least(1_000, min_rate_hz=min_rate_hz)
+        require_at_least(min_rate_hz, max_rate_hz=max_rate_hz)
         require_within(0.0, 1.0, p=p)
         super().__init__(p)
-        self.sample_rate_hz = sample_rate_hz
+        self.min_rate_hz, self.max_rate_hz = min_rate_hz, max_rate_hz
+
+    def randomize_parameters(self, samples: np.ndarray, sample_rate: int) -> None:
+        """Draw how narrow."""
+        super().randomize_parameters(samples, sample_rate)
+        self.parameters["rate_hz"] = random.randint(self.min_rate_hz, self.max_rate_hz)
 
     def apply(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
         """Filter ``(S,) float32``; its length stays."""
-        if sample_rate <= self.sample_rate_hz:
+        rate_hz = self.parameters["rate_hz"]
+        if sample_rate <= rate_hz:
             return samples
-        narrow = soxr.resample(samples, sample_rate, self.sample_rate_hz)
-        wide: np.ndarray = soxr.resample(narrow, self.sample_rate_hz, sample_rate)
+        narrow = soxr.resample(samples, sample_rate, rate_hz)
+        wide: np.ndarray = soxr.resample(narrow, rate_hz, sample_rate)
         return np.pad(wide[: len(samples)], (0, max(0, len(samples) - len(wide))))
 
 

@@ -70,6 +70,8 @@ class SpokenExamplesMaker:
         query_rates_wpm: Lowest and highest speed of the queries, in words per minute.
         query_pitches: Lowest and highest base pitch of the queries, 0 to 99.
         askers_per_dialogue: Voices that ask for each training dialogue, one example each; they share its spoken reply.
+        training_languages: Languages of the training queries; `query_languages` if None.
+        training_variants: Voices of the training queries; `query_variants` if None.
         names: Who is asked about: "old" stands for the quickstart's 20 names, "new" for 100 others, anything else is
             itself a name.
         exclude: Corpora of this kind whose replies this one must not have, in none of its splits.
@@ -97,6 +99,8 @@ class SpokenExamplesMaker:
         query_rates_wpm: tuple[int, int] | list[int] = (140, 200),
         query_pitches: tuple[int, int] | list[int] = (30, 70),
         askers_per_dialogue: int = 1,
+        training_languages: Sequence[str] | None = None,
+        training_variants: Sequence[str] | None = None,
         names: Sequence[str] = ("old",),
         exclude: Sequence[str] = (),
     ) -> None:
@@ -105,11 +109,14 @@ class SpokenExamplesMaker:
         require_at_least(0, seed=seed, num_workers=num_workers)
         _require_range("query_rates_wpm", query_rates_wpm, *RATES_WPM)
         _require_range("query_pitches", query_pitches, *PITCHES)
-        if not query_languages or not query_variants:
-            raise UserError(
-                f"query_languages={list(query_languages)}, query_variants={list(query_variants)}: name at least one of "
-                "each; the variant '' is the language's own voice"
-            )
+        self.languages = _by_split(query_languages, training_languages)
+        self.variants = _by_split(query_variants, training_variants)
+        for split, languages in self.languages.items():
+            if not languages or not self.variants[split]:
+                raise UserError(
+                    f"queries of {split}: languages={list(languages)}, variants={list(self.variants[split])}: name at "
+                    "least one of each; the variant '' is the language's own voice"
+                )
         if not codec_name or "/" in codec_name:
             raise UserError(f"codec_name is {codec_name!r}; give a name for a folder, without a slash")
         self.num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
@@ -121,8 +128,6 @@ class SpokenExamplesMaker:
         if expressive is not None:
             rates = [round(self.reply_voice.rate_wpm * percent / 100) for percent in expressive.tempo_percent]
             _require_range("words per minute at the lowest and highest tempo_percent", rates, *RATES_WPM)
-        self.query_languages = tuple(query_languages)
-        self.query_variants = tuple(query_variants)
         self.query_rates_wpm = tuple(query_rates_wpm)
         self.query_pitches = tuple(query_pitches)
         self.askers_per_dialogue = askers_per_dialogue
@@ -165,12 +170,11 @@ class SpokenExamplesMaker:
         """List the examples of each split; a pure function of the arguments and of the corpora to exclude."""
         total = sum(self.num_examples.values())
         dialogues = iter(make_dialogues(total, self.seed, self.names, self._excluded_replies()))
-        askers = {"train": self.askers_per_dialogue}
         return {
             split: [
-                self._task(f"{split}_{index:05d}", dialogue, asker)
+                self._task(split, f"{split}_{index:05d}", dialogue, asker)
                 for index, dialogue in enumerate(itertools.islice(dialogues, count))
-                for asker in range(askers.get(split, 1))
+                for asker in range(self.askers_per_dialogue if split == "train" else 1)
             ]
             for split, count in self.num_examples.items()
         }
@@ -179,12 +183,12 @@ class SpokenExamplesMaker:
         indices = [Path(corpus) / SET_NAME / f"{split}.json" for corpus in self.exclude for split in SPLITS]
         return {item.reply for index in indices for item in read_items(index)}
 
-    def _task(self, reply: str, dialogue: Dialogue, asker: int) -> _Task:
+    def _task(self, split: str, reply: str, dialogue: Dialogue, asker: int) -> _Task:
         name = f"{reply}_{asker:02d}" if asker else reply
         generator = random.Random(f"{self.seed}/{name}")
         voice = Voice(
-            language=generator.choice(self.query_languages),
-            variant=generator.choice(self.query_variants),
+            language=generator.choice(self.languages[split]),
+            variant=generator.choice(self.variants[split]),
             rate_wpm=generator.randint(*self.query_rates_wpm),
             pitch=generator.randint(*self.query_pitches),
         )
@@ -298,6 +302,10 @@ def _write_wav(path: Path, waveform: np.ndarray) -> None:
 def _require_range(name: str, found: Sequence[int], low: int, high: int) -> None:
     if len(found) != 2 or not low <= found[0] <= found[1] <= high:
         raise UserError(f"{name}={list(found)}: give the lowest and the highest, from {low} to {high}")
+
+
+def _by_split(usual: Sequence[str], of_training: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    return {split: tuple(usual if split != "train" or of_training is None else of_training) for split in SPLITS}
 
 
 def _names(given: Sequence[str]) -> tuple[str, ...]:

@@ -136,6 +136,8 @@ class Exporter:
             spec_of_codec["class_path"] += ".from_pretrained"
             arguments["vocoder"]["init_args"]["codec"] = spec_of_codec
         arguments["draw_weights"] = False
+        while "thinker" in arguments["thinker"]["init_args"]:  # what let it train on is no part of it
+            arguments["thinker"] = arguments["thinker"]["init_args"]["thinker"]
         encoder, thinker = llm.thinker.speech_encoder, arguments["thinker"]["init_args"]
         thinker["speech_encoder"] = {
             "class_path": "lightning_modules.thinker.speech_encoder.SpeechEncoder.from_pretrained",

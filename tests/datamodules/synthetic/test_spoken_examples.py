@@ -129,6 +129,17 @@ def test_several_may_ask_for_one_dialogue_and_share_its_reply(corpus: Path, tmp_
     ReleasedLayout(tmp_path / "spoken_examples/train.json", tmp_path, fields=("query", "reply"))
 
 
+def test_training_queries_may_be_asked_in_voices_of_their_own() -> None:
+    def voices_of(**settings) -> dict[str, list]:
+        plan = SpokenExamplesMaker(**COUNTS, **settings)._plan()
+        return {split: [task.query_voice for task in tasks] for split, tasks in plan.items()}
+
+    usual = voices_of()
+    other = voices_of(training_languages=["en-us-nyc"], training_variants=["adam", "ed"])
+    assert {one.name for one in other["train"]} == {"en-us-nyc+adam", "en-us-nyc+ed"}
+    assert other["validation"] == usual["validation"] and other["test"] == usual["test"]
+
+
 def plan_of(**settings) -> list[str]:
     tasks = [task for split in SpokenExamplesMaker(**{**COUNTS, **settings})._plan().values() for task in split]
     return [task.dialogue.reply for task in tasks]
@@ -167,6 +178,7 @@ def test_replies_of_other_corpora_are_left_out(corpus: Path, tmp_path: Path) -> 
         ({"query_pitches": [30, 100]}, "from 0 to 99"),
         ({"query_languages": []}, "name at least one of each"),
         ({"query_variants": []}, "name at least one of each"),
+        ({"training_variants": []}, "queries of train: .* name at least one of each"),
         ({"codec_name": "a/b"}, "without a slash"),
         ({"expressive": ExpressiveSpeech(tempo_percent=(30, 140))}, "at the lowest and highest tempo_percent"),
     ],

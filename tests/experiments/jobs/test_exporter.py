@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from experiments.engine.artifacts import load_trained
+from experiments.engine.artifacts import load_trained, read_config
 from experiments.engine.exports import from_export, self_contained_spec
 from experiments.engine.runs import Run, write_config
 from experiments.jobs.exporter import Exporter
@@ -20,7 +20,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.talker.vocalnet.vocalnet_talker import VocalNetTalker
 from lightning_modules.thinker.language_model import LanguageModel
-from tests.experiments.tiny_runs import SPEECH_LLM, spec, talker_spec, thinker_spec, write_run
+from tests.experiments.tiny_runs import SPEECH_LLM, spec, talker_spec, thinker_spec, trained, write_run
 from tests.lightning_modules.codec.tiny import make_model
 from tests.lightning_modules.talker.vocalnet.tiny import END_OF_TEXT_ID, write_checkpoint
 
@@ -161,6 +161,29 @@ def test_what_cannot_be_exported_is_told(runs: Path, tmp_path: Path) -> None:
     alone = spec(SPEECH_LLM, thinker=thinker_spec(runs / "tokenizer"), thinker_objective=objective)
     with pytest.raises(UserError, match="has no talker; give a run that holds thinker and talkers"):
         Exporter(write_run(tmp_path / "alone", alone)).run(tmp_path)
+
+
+def test_a_thinker_whose_hearing_trained_on_is_exported_whole(runs: Path, tmp_path: Path) -> None:
+    hearing = spec(
+        "lightning_modules.thinker.hearing_alone.train_hearing_alone", thinker=trained(runs / "base", "thinker")
+    )
+    objective = spec("lightning_modules.thinker.objective.ThinkerObjective")
+    learned = write_run(tmp_path / "hearing", spec(SPEECH_LLM, thinker=hearing, thinker_objective=objective), seed=4)
+    file = Run(learned, "1a2b3c4d").checkpoint_file
+    checkpoint = torch.load(file, weights_only=True)
+    assert "thinker.language_model" in str(checkpoint["left_out"])
+    checkpoint["state_dict"]["thinker.adaptor.down.bias"] += 0.1  # as if it had trained
+    torch.save(checkpoint, file)
+    module = json.loads(json.dumps(read_config(runs / "comparison")["module"]))
+    module["init_args"]["thinker"] = trained(learned, "thinker")
+    Exporter(write_run(tmp_path / "comparison", module, fits=False)).run(tmp_path)
+    expected = load_trained(learned, "thinker")
+    shutil.rmtree(learned)
+    found, base = from_export(tmp_path / "export").thinker, load_trained(runs / "base", "thinker")
+    embeddings = found.encode(QUERY).embeddings
+    torch.testing.assert_close(embeddings, expected.encode(QUERY).embeddings, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(embeddings, base.encode(QUERY).embeddings, atol=1e-2)
+    assert torch.equal(logits_here(found.language_model), logits_here(base.language_model))
 
 
 def test_a_damaged_export_is_refused(runs: Path, tmp_path: Path) -> None:
