@@ -28,6 +28,12 @@ NEW_NAMES = (
 
 NAME_LISTS = {"old": NAMES, "new": NEW_NAMES}
 
+
+def new_names() -> list[str]:
+    """Give NEW_NAMES to a configuration."""
+    return list(NEW_NAMES)
+
+
 ROOMS = ("kitchen", "bedroom", "garden", "office", "attic", "hallway", "cellar", "porch", "study", "garage")
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")

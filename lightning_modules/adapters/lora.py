@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_below_one, require_positive
 from lightning_modules.pretrained.matching_weights import refuse_other_weights
+from lightning_modules.pretrained.meta_device import is_on_meta
 
 ALL_LINEAR = "all-linear"
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -179,7 +180,8 @@ def load_adapter(module: nn.Module, name: str, folder: Path) -> None:
     )
     what = f"adapter {name}: {folder} does not fit its base"
     refuse_other_weights(expected, given, what, "give the adapter of this very module")
-    set_peft_model_state_dict(module, weights, name)
+    if not is_on_meta():  # where settings are checked, and nothing can be copied
+        set_peft_model_state_dict(module, weights, name)
     for parameter in module.parameters():  # peft makes what it injects trainable
         parameter.requires_grad_(id(parameter) in requires_grad)
     select_adapters(module, [name])

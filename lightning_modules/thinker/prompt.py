@@ -11,6 +11,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.pretrained.loading import load_pretrained
 from lightning_modules.pretrained.meta_device import is_on_meta
 from lightning_modules.thinker.dialogue.chat_template import ChatTemplate
+from lightning_modules.thinker.dialogue.new_words import add_words
 from lightning_modules.thinker.dialogue.settings import DialogueSettings
 
 
@@ -26,6 +27,7 @@ class ChatPrompt:
         audio_token: The placeholder, one special token of the tokenizer that no text uses.
         system_prompt: Text of the system's turn; None leaves that turn to the template.
         settings: What tokenizer and template leave open; its defaults if None.
+        new_words: Words that become tokens of the tokenizer; see :func:`add_words`.
 
     Raises:
         FileNotFoundError: If nothing can be loaded from ``tokenizer``.
@@ -38,8 +40,10 @@ class ChatPrompt:
         audio_token: str = "<|audio|>",
         system_prompt: str | None = None,
         settings: DialogueSettings | None = None,
+        new_words: Sequence[str] = (),
     ) -> None:
         self._source = tokenizer
+        self.new_words = tuple(new_words)
         self._audio_token = audio_token
         self._system_prompt = system_prompt
         self._settings = settings or DialogueSettings()
@@ -53,9 +57,15 @@ class ChatPrompt:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer."""
-        if isinstance(self._source, PreTrainedTokenizerBase):
-            return self._source
-        return load_pretrained(AutoTokenizer.from_pretrained, self._source, "tokenizer")
+        found = self._source
+        if not isinstance(found, PreTrainedTokenizerBase):
+            found = load_pretrained(AutoTokenizer.from_pretrained, found, "tokenizer")
+        return add_words(found, self.new_words)
+
+    def with_new_words(self, words: Sequence[str]) -> "ChatPrompt":
+        """Give the same prompt with further words as tokens; see :func:`add_words`."""
+        words = (*self.new_words, *words)
+        return ChatPrompt(self._source, self._audio_token, self._system_prompt, self._settings, words)
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -129,6 +139,18 @@ class ChatPrompt:
     def __len__(self) -> int:
         """Give the size of the vocabulary, added tokens included."""
         return len(self.tokenizer)
+
+    def refuse_small_vocabulary(self, vocab_size: int) -> None:
+        """Refuse a language model with fewer embeddings than there are tokens, once the tokenizer is there.
+
+        Raises:
+            UserError: If it has.
+        """
+        if self.is_loaded and len(self) > vocab_size:
+            raise UserError(
+                f"the tokenizer has {len(self)} tokens, the language model has embeddings for {vocab_size}; raise "
+                "vocab_size, add fewer words, or use the tokenizer that belongs to the model."
+            )
 
     def encode_replies(self, replies: Sequence[str]) -> list[list[int]]:
         """Turn reply texts into token ids, without an end-of-turn token.

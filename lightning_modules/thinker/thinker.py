@@ -59,15 +59,21 @@ class Thinker(nn.Module):
         self.speech_encoder = speech_encoder
         self.adaptor = adaptor
         self.language_model = language_model
-        settings = dialogue or DialogueSettings()
-        self.prompt = ChatPrompt(tokenizer, audio_token, system_prompt, settings)
-        self.context = ContextWindow(self.prompt, language_model.max_positions, settings)
+        self._dialogue = dialogue or DialogueSettings()
+        self._take_prompt(ChatPrompt(tokenizer, audio_token, system_prompt, self._dialogue))
         self.train_speech_encoder = train_speech_encoder
         if not train_speech_encoder:
             speech_encoder.requires_grad_(False).eval()
         _check_fit(speech_encoder, adaptor, language_model)
-        if self.prompt.is_loaded:
-            _check_vocabulary(self.prompt, language_model)
+
+    def add_words(self, words: Sequence[str]) -> None:
+        """Make words tokens, which then have to be learned; see :func:`with_new_words`."""
+        self._take_prompt(self.prompt.with_new_words(words))
+
+    def _take_prompt(self, prompt: ChatPrompt) -> None:
+        prompt.refuse_small_vocabulary(self.language_model.vocab_size)
+        self.prompt = prompt
+        self.context = ContextWindow(prompt, self.language_model.max_positions, self._dialogue)
 
     @property
     def hidden_size(self) -> int:
@@ -305,12 +311,4 @@ def _check_fit(speech_encoder: SpeechEncoder, adaptor: Adaptor, language_model: 
         raise UserError(
             f"adaptor.output_size is {adaptor.output_size}, the language model takes {language_model.embedding_size}; "
             "make them equal."
-        )
-
-
-def _check_vocabulary(prompt: ChatPrompt, language_model: LanguageModel) -> None:
-    if len(prompt) > language_model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {len(prompt)} tokens, the language model has embeddings for "
-            f"{language_model.vocab_size}; raise vocab_size, or use the tokenizer that belongs to the model."
         )

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from datamodules.formats.released_layout import ReleasedLayout
+from datamodules.synthetic.lexicon import NEW_NAMES
 from experiments.engine.artifacts import load_trained
 from experiments.run import main
-from tests.experiments.test_judges import CORPORA
+from tests.experiments.test_judges import CORPORA, TESTS
 from tests.experiments.test_judges import FITS as JUDGES
 from tests.experiments.test_quickstart import FITS, tiny_overrides
 
@@ -27,7 +29,7 @@ def test_an_adapter_is_trained_and_compared_with_its_base(tmp_path: Path) -> Non
     overrides = tiny_overrides(tmp_path, fits, "new_names_comparison")
     overrides.append("stages.old_names_comparison.module.init_args.max_speech_s=1.3")
     counts = {"num_train": 24, "num_validation": 2, "num_test": 2, "num_workers": 0}
-    for stage in CORPORA[1:]:
+    for stage in (*CORPORA[1:], "old_names_corpus"):
         overrides += [f"stages.{stage}.job.init_args.{key}={value}" for key, value in counts.items()]
     for stage in {*JUDGES, *FINETUNED} - {"codec"}:
         overrides += [f"stages.{stage}.trainer.max_steps=2", f"stages.{stage}.trainer.val_check_interval=2"]
@@ -44,16 +46,24 @@ def test_an_adapter_is_trained_and_compared_with_its_base(tmp_path: Path) -> Non
         keys = torch.load(run_of[stage] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         assert keys and all(".lora_" in key or ".modules_to_save." in key for key in keys)
     assert sorted(found) == PARTS
+    replies = {
+        name: {
+            item.reply_text
+            for split in ("train", "validation", "test")
+            for item in ReleasedLayout(run_of[name] / f"spoken_examples/{split}.json", run_of[name], fields=()).items
+        }
+        for name in ("old_names_corpus", *TESTS)
+    }
+    assert not replies["old_names_corpus"] & (replies["old_names_test"] | replies["new_names_test"])
     for comparison in COMPARISONS:
         rows = {row["name"]: row for row in json.loads((run_of[comparison] / "results.json").read_text())}
-        assert {"ntp", "mdm_16_refined"} <= set(rows)
-        assert {"ntp_voice", "mdm_16_refined_voice", "mdm_16_refined_names", "mdm_16_refined_thinker_alone"} <= set(
-            rows
-        )
+        alone = {"new_names_comparison": "thinker_alone", "old_names_comparison": "names"}[comparison]
+        assert {"mdm_16_refined", "ntp_voice", "mdm_16_refined_voice", f"mdm_16_refined_{alone}"} <= set(rows)
         assert {"codec resynthesis", "codec resynthesis by voice"} <= set(rows)
         for row in rows.values():
             assert sum(row["voices"].values()) == pytest.approx(1.0) and row["wer_gold_micro"] is not None
     llm = load_trained(run_of["new_names_comparison"])
     assert llm.adapters.names == ["voice", "names", "thinker_alone"]
     assert llm.adapters.parts_of("voice") == [*PARTS, "vocoder.codec"] and llm.adapters.parts_of("names") == PARTS
+    assert all(len(one) == 1 for one in llm.thinker.prompt.encode_replies(NEW_NAMES)), "a name is one token"
     assert llm.adapters.parts_of("thinker_alone") == PARTS[2:]

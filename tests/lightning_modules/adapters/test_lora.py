@@ -247,3 +247,15 @@ def test_talkers_of_all_kinds_train_their_matrices_alone(kind: str) -> None:
     optimizer.step()
     changed = {name for name, parameter in talker.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed and changed == {name for name in before if "lora_" in name}
+
+
+def test_a_folder_is_checked_against_a_module_without_weights(tmp_path: Path) -> None:
+    net = make_net()
+    add_adapter(net, "trained", LoraSettings(rank=2))
+    save_adapter(net, "trained", tmp_path)
+    with torch.device("meta"):
+        bare = Net()
+        load_adapter(bare, "voice", tmp_path)  # a warning of torch that nothing was copied would be an error here
+        with pytest.raises(UserError, match="does not fit"):
+            load_adapter(nn.Sequential(Net()), "voice", tmp_path)
+    assert adapter_names(bare) == ["voice"] and all(one.is_meta for one in bare.parameters())
