@@ -141,8 +141,8 @@ def _stages(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _digest_without_seeds(stages: dict[str, Any]) -> str:
-    """Digest what was run but for the seed: equal for runs that differ in nothing else."""
-    left_out = ("seed", "seed_group", "fingerprint", "runs_dir")
+    """Digest what was run but for seed, places and threads: equal for runs that differ in nothing else."""
+    left_out = ("seed", "seed_group", "fingerprint", "runs_dir", "threads")
 
     def plain(node: Any) -> Any:
         if isinstance(node, dict):
