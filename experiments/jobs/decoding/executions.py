@@ -128,7 +128,7 @@ class Compiled(Static):
         if not has_compiler():
             print(f"no C++ compiler ({cpp_compiler()}): nothing is compiled", flush=True)
             return None
-        return CompiledRunner(program) if program.is_one_function else None
+        return CompiledRunner(program) if program.is_one_function and program.is_plain else None
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ class CompiledRunner(OneFunctionRunner):
 class CompiledBlocks:
     """Makes the runners of a talker, each compiled when it first runs, and kept while the weights stay as they are.
 
-    What cannot be compiled runs as it is: decodings with a threshold or corrections, layers with adapters, and whatever
-    is not on a CPU.
+    What cannot be compiled runs as it is: decodings with a threshold or corrections, layers with adapters, whatever is
+    not on a CPU, and a coupling of tokens, of which Inductor was seen to make other speech without an end.
 
     Args:
         backend: Compiles a graph.

@@ -146,8 +146,12 @@ class BlockProgram(ABC):
 
     @property
     def is_plain(self) -> bool:
-        """Whether its layers are plain ones: nothing in them, such as an adapter, changes from reply to reply."""
-        return is_plain_linear(self.parts.head) and all(network.is_plain for network in self.networks)
+        """Whether it may be compiled: all layers are plain ones, without adapters, and no coupling."""
+        return (
+            self.parts.coupling is None
+            and is_plain_linear(self.parts.head)
+            and all(network.is_plain for network in self.networks)
+        )
 
     @property
     def weights(self) -> list[Tensor]:

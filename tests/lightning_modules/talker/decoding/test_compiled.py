@@ -74,6 +74,11 @@ def test_what_is_no_single_function_and_layers_with_more_to_them_run_as_they_are
     assert said(talker, decoding) and blocks._kept, "plain layers again"
 
 
+def test_talkers_with_a_coupling_run_as_they_are() -> None:
+    talker, blocks = make_compiled("set_block_coupled")
+    assert said(talker, Decoding("it", 2)) == said_as_it_is(talker, Decoding("it", 2)) and not blocks._kept
+
+
 def test_packed_layers_are_compiled_too() -> None:
     talker, blocks = make_compiled("mdm")
     prepare_for_decoding(talker)
