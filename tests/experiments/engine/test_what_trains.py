@@ -26,7 +26,7 @@ TRAINS = {
     "neural_vocoder": ("network.",),
     "thinker_pretraining": ("thinker.",),
     "thinker": ("thinker.",),
-    "robust_thinker": ("thinker.",),
+    "robust_thinker": ("thinker.speech_encoder.", "thinker.adaptor."),  # its language model stays
     "first_talker": ("talkers.",),
     "talkers": ("talkers.",),
     "streamed_talkers": ("talkers.",),
