@@ -160,9 +160,20 @@ def _latest(source: str, runs_dir: Path, path: str) -> Path:
         raise ConfigError(path, f"expected {LATEST_RUN}PIPELINE/STAGE, got {LATEST_RUN}{source}")
     run = latest_run(runs_dir / pipeline, stage)
     if run is None:
-        problem = f"there is no finished run of {stage} in {runs_dir / pipeline}"
-        raise ConfigError(path, f"{problem}; make one by python experiments/run.py {pipeline}, or give {path}=RUN")
+        problem, maker = f"there is no finished run of {stage} in {runs_dir / pipeline}", _maker_of(stage, pipeline)
+        raise ConfigError(path, f"{problem}; make one by python experiments/run.py {maker}, or give {path}=RUN")
     return run
+
+
+def _maker_of(stage: str, pipeline: str) -> str:
+    """Give the shipped experiment that makes a stage among the runs of a pipeline; the pipeline itself by default."""
+    contents = {file.stem: configs.read_file(file) for file in configs.shipped_files()}
+    makers = [
+        name
+        for name, content in contents.items()
+        if content.get("name", name) == pipeline and (content.get("stages") or {}).get(stage) is not None
+    ]
+    return pipeline if not makers or pipeline in makers else makers[0]
 
 
 def resolve(stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.engine.configuration.config import find_file
 from experiments.engine.configuration.errors import ConfigError
 from experiments.engine.plan import make_plan
 from experiments.engine.runs import latest_run, read_latest, write_latest
@@ -34,6 +35,13 @@ def test_the_newest_run_is_the_one_used_last_or_else_finished_last(tmp_path: Pat
     write_latest(tmp_path, {"corpus": "corpus-00000004"})  # begun, not finished
     assert latest_run(tmp_path, "corpus") == new
     assert read_latest(tmp_path) == {"corpus": "corpus-00000004", "codec": "codec-1"}
+
+
+def test_a_run_that_is_missing_names_the_experiment_that_makes_it(tmp_path: Path) -> None:
+    for stage, maker in (("comparison", "quickstart"), ("robust_comparison", "hearing"), ("nothing", "quickstart")):
+        words = [f"runs_dir={tmp_path}", f"inputs.run=latest:quickstart/{stage}"]
+        with pytest.raises(ConfigError, match=f"make one by python experiments/run.py {maker}, or"):
+            make_plan(find_file("live", tmp_path), words, check=False)
 
 
 def test_an_input_may_be_the_latest_run_of_another_experiment(tmp_path: Path) -> None:
