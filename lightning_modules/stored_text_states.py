@@ -14,7 +14,7 @@ from datamodules.batch import SpokenBatch
 from lightning_modules.errors import UserError
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.transfers import send_to
-from lightning_modules.thinker.prompt import ChatPrompt
+from lightning_modules.thinker.dialogue.prompt import ChatPrompt
 from lightning_modules.thinker.thinker import Thinker
 
 # Values that are cast and hashed at a time; more would take memory, fewer time.

@@ -16,11 +16,11 @@ from lightning_modules.talker.losses import positions_of
 from lightning_modules.talker.network.transfers import is_within, send_to
 from lightning_modules.thinker.adaptor import Adaptor
 from lightning_modules.thinker.dialogue.context import ContextWindow
+from lightning_modules.thinker.dialogue.prompt import ChatPrompt
 from lightning_modules.thinker.dialogue.settings import DialogueSettings
 from lightning_modules.thinker.dialogue.spoken_prompts import SpokenTurns, hear, lay_out, read_out
 from lightning_modules.thinker.language_model import LanguageModel
 from lightning_modules.thinker.outputs import ReplyStates, ThinkerOutput, ThinkerPrompt, ThinkerToken
-from lightning_modules.thinker.prompt import ChatPrompt
 from lightning_modules.thinker.speech_encoder import SpeechEncoder
 from lightning_modules.thinker.transcription import best_transcripts, transcription_loss
 from lightning_modules.thinker.writing.writing import Writing, writing_for

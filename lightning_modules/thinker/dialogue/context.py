@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from lightning_modules.dialogue import Turn
 from lightning_modules.errors import UserError
+from lightning_modules.thinker.dialogue.prompt import ChatPrompt
 from lightning_modules.thinker.dialogue.settings import DialogueSettings
-from lightning_modules.thinker.prompt import ChatPrompt
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lightning_modules.thinker.prompt import ChatPrompt
+from lightning_modules.thinker.dialogue.prompt import ChatPrompt
 from lightning_modules.thinker.thinker import Thinker
 from lightning_modules.thinker.transcription import best_transcripts, transcription_loss
 from tests.lightning_modules.thinker.tiny import REPLIES

@@ -32,7 +32,7 @@ class _Graph:
 
     @property
     def reads_its_own(self) -> bool:
-        """Whether it can go on from the block that it wrote; then it has laid ready what that one hands on."""
+        """Whether the carry that it writes is one that it can read; then the graph copies it into its inputs."""
         return [one.shape for one in self.carry] == [one.shape for one in self.block.carry]
 
 

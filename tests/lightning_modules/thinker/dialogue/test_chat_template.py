@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from lightning_modules.dialogue import Turn
 from lightning_modules.errors import UserError
 from lightning_modules.thinker.dialogue.chat_template import ChatTemplate
+from lightning_modules.thinker.dialogue.prompt import ChatPrompt
 from lightning_modules.thinker.dialogue.settings import DialogueSettings
-from lightning_modules.thinker.prompt import ChatPrompt
 from tests.lightning_modules.thinker.dialogue.families import (
     FAMILIES,
     LLAMA3_2,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from lightning_modules.thinker.prompt import ChatPrompt
+from lightning_modules.thinker.dialogue.prompt import ChatPrompt
 from tests.lightning_modules.thinker.tiny import REPLIES, make_tokenizer
 
 
