@@ -15,7 +15,7 @@ from experiments.engine.plan import PlannedStage
 from experiments.engine.runs import write_json
 from experiments.jobs.cost.full_size_losses import BatchSize, talker_loss, thinker_loss
 from experiments.jobs.cost.memory_estimate import MemoryEstimate
-from experiments.jobs.decoding.machine import wait_for
+from experiments.jobs.decoding.machine import find_device, wait_for
 from experiments.jobs.decoding.statistics import Spread, spread_of
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
@@ -41,7 +41,7 @@ class FullSizeSteps:
         seed: Of weights and queries.
 
     Raises:
-        UserError: If a number is out of range, or the estimate is for several devices.
+        UserError: If a number is out of range, the device is unknown, or the estimate is for several devices.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FullSizeSteps:
         if estimate.num_shards != 1:
             raise UserError(f"estimate.num_shards is {estimate.num_shards}; steps are measured on one device: give 1")
         self.estimate, self.num_steps, self.num_warm_ups = estimate, num_steps, num_warm_ups
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = find_device(device)
         self.only_stages, self.seed = only_stages, seed
 
     def run(self, output_dir: Path) -> dict[str, float]:

@@ -17,7 +17,14 @@ from experiments.jobs.decoding.batches import BatchThroughput
 from experiments.jobs.decoding.counting import Reads, count_launches, count_reads
 from experiments.jobs.decoding.executions import Execution, Stepwise
 from experiments.jobs.decoding.first_chunk import TALKER, FirstChunk
-from experiments.jobs.decoding.machine import CLOCKS, MAIN_MEMORY_BYTES, matrix_rate, processor, read_bandwidth
+from experiments.jobs.decoding.machine import (
+    CLOCKS,
+    MAIN_MEMORY_BYTES,
+    find_device,
+    matrix_rate,
+    processor,
+    read_bandwidth,
+)
 from experiments.jobs.decoding.overlap import PipelineRounds
 from experiments.jobs.decoding.plan import MIN_BLOCKS, Plan, TimeBudget, select
 from experiments.jobs.decoding.replies import Case
@@ -45,7 +52,6 @@ from lightning_modules.number_checks import require_at_least, require_positive
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 
-DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_FRAME_RATE_HZ = 25.0
 
 
@@ -111,7 +117,8 @@ class DecodingBenchmark:
         require_at_least(1, num_rounds=num_rounds, min_rounds=min_rounds)
         require_at_least(0, seed=seed)
         require_positive(max_minutes=max_minutes, frame_rate_hz=frame_rate_hz)
-        for what, value, known in (("dtype", dtype, DTYPES), ("device", device, DEVICES), ("clock", clock, CLOCKS)):
+        self.device = find_device(device)
+        for what, value, known in (("dtype", dtype, DTYPES), ("clock", clock, CLOCKS)):
             if value not in known:
                 raise UserError(f"{what} is {value!r}; choose one of {', '.join(known)}")
         self.executions = select("executions", executions, only_executions)
@@ -130,8 +137,6 @@ class DecodingBenchmark:
             talker.check(decoding)
             self.decodings[name] = replace(decoding, num_steps=talker.num_steps_of(decoding))
         self.reference, self.baseline = next(iter(self.executions)), baseline
-        has_gpu = torch.cuda.is_available()
-        self.device = torch.device(("cuda" if has_gpu else "cpu") if device == "auto" else device)
         if clock == "process" and self.device.type == "cuda":
             raise UserError("clock is 'process', which does not count what a GPU computes; leave it at 'wall'")
         self.clock = clock

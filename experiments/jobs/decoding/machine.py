@@ -9,8 +9,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from lightning_modules.errors import UserError
+
 # Seconds that pass, or those that this process computes, which on a shared machine count what others leave to it.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "process": time.process_time}
+DEVICES = ("auto", "cpu", "cuda")
 MAIN_MEMORY_BYTES = 2**29
 MEASURED_S = 0.15
 CACHED_WIDTH = 512
@@ -22,6 +25,17 @@ def processor() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def find_device(name: str) -> torch.device:
+    """Give a device by one of `DEVICES`; "auto" is a GPU where there is one.
+
+    Raises:
+        UserError: If the name is another one.
+    """
+    if name not in DEVICES:
+        raise UserError(f"device is {name!r}; choose one of {', '.join(DEVICES)}")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def wait_for(device: torch.device) -> None:
