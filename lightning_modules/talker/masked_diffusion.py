@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.filling import BlockFiller
-from lightning_modules.talker.decoding.static.masked_tokens import BlockCausalProgram
+from lightning_modules.talker.decoding.static.masked_layouts import BlockCausalProgram
 from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.masked.masked_talker import MaskedTalker

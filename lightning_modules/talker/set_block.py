@@ -10,7 +10,7 @@ from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.autoregressive import AutoregressiveTalker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.filling import BlockFiller
-from lightning_modules.talker.decoding.static.masked_tokens import SetBlockProgram
+from lightning_modules.talker.decoding.static.masked_layouts import SetBlockProgram
 from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.streaming import BlockDecoder, DecodedBlock
 from lightning_modules.talker.losses import LossTerm, masked_cross_entropy

@@ -87,25 +87,27 @@ class WrittenProduct:
 
     Args:
         weight: ``(out_features, in_features)``.
+        bias: ``(out_features,)``, in its precision; None if there is none.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.detach()
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         is_packable = weight.device.type == "cpu" and weight.dtype in PACKED_DTYPES
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous()) if is_packable else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Give ``x @ weight.T``, ``(..., out_features)``, for ``x`` of ``(..., in_features)``, in its precision."""
+        """Give ``x @ weight.T + bias`` in the weight's precision, ``(..., out_features)`` of ``(..., in_features)``."""
         weight, x = self.weight, x.to(self.weight.dtype)
         if x.numel() == x.shape[-1]:
             row = x.view(1, -1)
             if weight.dtype == torch.bfloat16:  # sums of products are kept in float32, as kernels do
                 row, weight = row.float(), weight.float()
-            return (row * weight).sum(dim=-1).to(x.dtype).view(*x.shape[:-1], -1)
-        return F.linear(x, weight) if self.packed is None else _packed_product(x, self.packed, None)
+            product = (row * weight).sum(dim=-1).to(x.dtype).view(*x.shape[:-1], -1)
+            return product if self.bias is None else product + self.bias
+        return F.linear(x, weight, self.bias) if self.packed is None else _packed_product(x, self.packed, self.bias)
 
     def plus(self, x: Tensor, y: Tensor) -> Tensor:
-        """Give ``x + y @ weight.T``."""
+        """Give ``x + y @ weight.T + bias``."""
         return x + self(y)
 
 
@@ -213,9 +215,9 @@ class PackedLinear(nn.Linear):
         return {**self.__dict__, "_packs": {}}
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Tell whether a module is a linear layer without bias, packed or not, and with nothing added to it."""
-    is_known = type(module) in (nn.Linear, PackedLinear) and getattr(module, "bias", None) is None
+def is_plain_linear(module: nn.Module, may_have_bias: bool = False) -> bool:
+    """Tell whether a module is a linear layer, without bias unless it may have one, and with nothing added to it."""
+    is_known = type(module) in (nn.Linear, PackedLinear) and (may_have_bias or getattr(module, "bias", None) is None)
     return is_known and not module._forward_hooks and not module._forward_pre_hooks
 
 

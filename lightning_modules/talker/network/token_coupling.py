@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_modules.errors import UserError
 from lightning_modules.talker.network.decoding_network import as_function, as_sum, cast_weight
+from lightning_modules.talker.network.packed_linear import WrittenProduct, is_plain_linear
 
 
 class CouplingFunctions(NamedTuple):
@@ -80,6 +81,19 @@ class TokenCoupling(nn.Module):
         table = table if cast_to is None else cast_weight(table, cast_to)
         return CouplingFunctions(
             table.dtype, read, partial(F.embedding, weight=table), recur, as_sum(self.predict, cast_to), self.begin_id
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its linear layers are plain or packed ones, with nothing added to them."""
+        return all(is_plain_linear(one, may_have_bias=True) for one in (self.read, self.recur, self.predict))
+
+    def written_out(self) -> CouplingFunctions:
+        """Give what its layers do in operators that a compiler fuses, on a CPU, with weights as they are now."""
+        read, recur = (WrittenProduct(one.weight, one.bias) for one in (self.read, self.recur))
+        table, predict = self.embed.weight.detach(), WrittenProduct(self.predict.weight)
+        return CouplingFunctions(
+            table.dtype, read, partial(F.embedding, weight=table), recur, predict.plus, self.begin_id
         )
 
     def reset_output(self) -> None:

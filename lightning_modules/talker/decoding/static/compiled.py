@@ -9,6 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps
+from lightning_modules.talker.decoding.static.decoder import StaticDecoder
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, FlatFunction, Place
 from lightning_modules.talker.decoding.static.runners import BlockRunner, EagerRunner, OneFunctionRunner, bucket_of
 from lightning_modules.talker.network.key_value_cache import StaticCache
@@ -38,7 +39,9 @@ def compile_by_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Call
 
 
 class CompiledFunction:
-    """A function of tensors, traced whole and compiled once for each set of shapes that comes up.
+    """A function of tensors, traced whole and compiled once for each set of shapes and precisions that comes up.
+
+    What is compiled looks at neither: it reads the memory of another tensor as if it were of the first one's kind.
 
     Args:
         function: What is compiled.
@@ -51,8 +54,8 @@ class CompiledFunction:
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor, **numbers: int) -> tuple[tuple[Tensor, ...], Any]:
-        """Call the function, compiled."""
-        key = *numbers.values(), *(one.shape for one in inputs)
+        """Call the function, compiled; its tensors are contiguous."""
+        key = *numbers.values(), *((one.shape, one.dtype) for one in inputs)
         found = self.compiled.get(key)
         if found is None:
             found = self.compiled[key] = self._compile(inputs, numbers)
@@ -104,6 +107,23 @@ class CompiledRunner(OneFunctionRunner):
         return bucket_of(max(num_slots, MIN_KEYS), self.program.num_cached)
 
     @torch.no_grad()
+    def compile_ahead(self) -> None:
+        """Decode blocks of nothing at each length of attention, so that no reply waits for a compiler in its midst."""
+        program, decoder = self.program, StaticDecoder(self)
+        anchors_per_block, block_size = program.parts.anchors.anchors_per_block, program.parts.block_size
+        anchors = program.embed.weight.new_zeros(1, anchors_per_block, program.embed.embedding_dim)
+        program.looks_inside = False  # behind an EOS there would be less to carry
+        decoder.decode(anchors)
+        if program.max_blocks > 1:
+            decoder.close_block()
+            num_slots = program.num_slots(decoder.carry)
+            for num_keys in sorted({self.num_keys(one) for one in range(num_slots, program.capacity + 1)}):
+                decoder.start, decoder.position = num_keys - num_slots, block_size
+                decoder.decode(anchors)
+                decoder.close_block()
+        program.looks_inside = True
+
+    @torch.no_grad()
     def __call__(
         self,
         anchors: Tensor,
@@ -113,14 +133,16 @@ class CompiledRunner(OneFunctionRunner):
         noise: NoiseOfSteps | None,
     ) -> Block:
         """Decode a block; see :class:`BlockProgram`."""
+        # Under autocast text is projected to a lower precision, and "no text", behind the text's end, is not.
+        anchors = anchors.to(self.program.embed.weight.dtype)
         return self._decode(anchors, carry, caches, place, self.draw(noise))
 
 
 class CompiledBlocks:
-    """Makes the runners of a talker, each compiled when it first runs, and kept while the weights stay as they are.
+    """Makes the runners of a talker, each compiled before it first runs, and kept while the weights stay as they are.
 
-    What cannot be compiled runs as it is: decodings with a threshold or corrections, layers with adapters, whatever is
-    not on a CPU, and a coupling of tokens, of which Inductor was seen to make other speech without an end.
+    What cannot be compiled runs as it is: decodings with a threshold or corrections, layers with adapters, and whatever
+    is not on a CPU.
 
     Args:
         backend: Compiles a graph.
@@ -138,6 +160,7 @@ class CompiledBlocks:
         runner, versions = self._kept.get(key, (None, []))
         if runner is None or not all(map(WeightVersion.is_current, versions, weights)):
             runner = CompiledRunner(program, self.backend)
+            runner.compile_ahead()
             self._kept[key] = runner, [WeightVersion.of(weight) for weight in weights]
         return runner
 

@@ -48,7 +48,8 @@ class StaticDecoder(BlockDecoder):
         """Commit the finished block in a pass of its own, unless the next one does it; see :class:`BlockDecoder`."""
         if self.program.decoding.fused_commit:
             return 0
-        place = Place(self.start, self.position, self.start + self.program.num_slots(self.carry))
+        num_slots = self.start + self.program.num_slots(self.carry)
+        place = Place(self.start, self.position, self.runner.num_keys(num_slots))
         with self._without_autocast():
             self.carry, num_committed = self.program.commit(self.carry, self.caches, place)
         self.start += num_committed

@@ -1,7 +1,8 @@
 """A block of a talker that predicts masked tokens: all its steps, and the commit of the block before."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor
 
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps
-from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, SpeechParts
+from lightning_modules.talker.decoding.static.passes import Couple, FlatCoupling, FlatNetwork
+from lightning_modules.talker.decoding.static.program import (
+    Block,
+    BlockFunction,
+    BlockProgram,
+    Carry,
+    FlatFunction,
+    Place,
+    SpeechParts,
+)
 from lightning_modules.talker.decoding.unmasking import Unmasking, most_confident, num_to_reveal
 from lightning_modules.talker.network.decoding_network import Window
 from lightning_modules.talker.network.key_value_cache import OpenLayer, StaticCache
@@ -54,7 +64,10 @@ class MaskedProgram(BlockProgram):
         self.draft_steps = min(draft_steps, self.num_steps)
         self.block_offsets = torch.arange(parts.block_size, device=self.device)
         coupling = parts.coupling
-        self.coupling = None if coupling is None else coupling.functions(self.networks[0].cast_to)
+        self.couple: Couple | None = None
+        if coupling is not None:
+            functions = coupling.functions(self.networks[0].cast_to)
+            self.couple = partial(coupled_logits, functions, mask_id=parts.mask_id)
         # A GPU would idle while the host looks; what is done twice changes nothing.
         self.steps_per_look = 1 if self.device.type == "cpu" else 2
 
@@ -126,10 +139,21 @@ class MaskedProgram(BlockProgram):
         """Predict the block's masked tokens, ``(B, block_size, V)``."""
         hidden = self.hidden(tokens, work, step)
         logits = self.predict(hidden)
-        if self.coupling is None:
-            return logits
         # Before the first step nothing is revealed.
-        return coupled_logits(self.coupling, hidden, logits, tokens if step else None, self.parts.mask_id)
+        return logits if self.couple is None else self.couple(hidden, logits, tokens if step else None)
+
+    def compiled(self, compiler: Callable[[FlatFunction], FlatFunction]) -> BlockFunction:
+        """Compile a whole block; where tokens are coupled, pass and coupling by themselves; see :class:`BlockProgram`.
+
+        A coupling is a chain of as many small products as a block has tokens. Several of them, one per step, would take
+        minutes of compilation.
+        """
+        if self.parts.coupling is None:
+            return super().compiled(compiler)
+        self.write_out()
+        self.networks = [FlatNetwork(one, compiler) for one in self.networks]  # type: ignore[misc]
+        self.couple = FlatCoupling(self.parts.coupling.written_out(), self.parts.mask_id, compiler)
+        return self
 
     def hidden(self, tokens: Tensor, work: BlockInWork, step: int) -> Tensor:
         """Run the network: the block's hidden states, ``(B, block_size, width)``."""
@@ -200,114 +224,3 @@ class MaskedProgram(BlockProgram):
     def _masks(self, work: BlockInWork) -> Tensor:
         shape = len(work.lead), self.parts.block_size
         return torch.full(shape, self.parts.mask_id, device=self.device)
-
-
-class BlockCausalProgram(MaskedProgram):
-    """Blocks that attend to all of themselves and carry their anchors in place: masked diffusion.
-
-    The carry is the finished block, embedded, ``(B, block_size, width)``, or nothing.
-    """
-
-    @property
-    def capacity(self) -> int:
-        """Tokens of each block; see :class:`BlockProgram`."""
-        return self.max_blocks * self.parts.block_size
-
-    def begin(self, batch_size: int) -> Carry:
-        """Read nothing; see :class:`BlockProgram`."""
-        return (self.embed.weight.new_zeros(batch_size, 0, self.embed.embedding_dim),)
-
-    def num_slots(self, carry: Carry) -> int:
-        """Count the finished block and the one in work; see :class:`BlockProgram`."""
-        return carry[0].shape[1] + self.parts.block_size
-
-    def lead(self, anchors: Tensor, carry: Carry) -> Tensor:
-        """Give the finished block; see :class:`MaskedProgram`."""
-        return carry[0]
-
-    def lay_out(self, carry: Carry) -> tuple[Tensor, Tensor]:
-        """Let each block see itself and those before it; see :class:`MaskedProgram`."""
-        pending = self.block_offsets[: carry[0].shape[1]]
-        offsets = torch.cat([pending - len(pending), self.block_offsets])
-        reach = torch.cat([torch.full_like(pending, len(pending)), torch.full_like(self.block_offsets, len(offsets))])
-        return offsets, reach
-
-    def beside(self, anchors: Tensor) -> Tensor:
-        """Lay the anchors in place; see :class:`MaskedProgram`."""
-        return self.parts.anchors.in_place(anchors[:, None], self.parts.block_size)
-
-    def read(self, tokens: Tensor, carry: Carry) -> Tensor:
-        """Let each slot read its own token; see :class:`MaskedProgram`."""
-        return tokens
-
-    def carry_of(self, tokens: Tensor, work: BlockInWork, is_committed: bool) -> Carry:
-        """Hand on the block with its anchors; see :class:`MaskedProgram`."""
-        return (self.embed_block(tokens, work),)
-
-    def commit(self, carry: Carry, caches: Sequence[StaticCache], place: Place) -> tuple[Carry, int]:
-        """Write the finished block; see :class:`BlockProgram`."""
-        (pending,) = carry
-        num_pending = pending.shape[1]
-        offsets = self.block_offsets[:num_pending] - num_pending
-        (window,) = self.windows(place, offsets, torch.full_like(offsets, num_pending))
-        self.networks[0](pending, window, caches[0].open(place.num_keys), 1)
-        return (pending[:, :0],), num_pending
-
-
-class SetBlockProgram(MaskedProgram):
-    """Blocks that are read causally once they are finished, with anchor slots of their own: set block decoding.
-
-    The carry is what the slots of the finished block read, ``(B, n) int64``, nothing if they are committed, and its
-    last token, ``(B, 1) int64``, BOS before the first block.
-    """
-
-    @property
-    def capacity(self) -> int:
-        """Anchors and tokens of each block, and the masked slots of the last one; see :class:`BlockProgram`."""
-        size = self.parts.block_size
-        return self.max_blocks * (self.parts.anchors.anchors_per_block + size) + size
-
-    def begin(self, batch_size: int) -> Carry:
-        """Read BOS; see :class:`BlockProgram`."""
-        last = torch.full((batch_size, 1), self.parts.bos_id, device=self.device)
-        return last[:, :0], last
-
-    def num_slots(self, carry: Carry) -> int:
-        """Count the finished block, anchors and the block in work; see :class:`BlockProgram`."""
-        return carry[0].shape[1] + self.parts.anchors.anchors_per_block + self.parts.block_size
-
-    def lead(self, anchors: Tensor, carry: Carry) -> Tensor:
-        """Give the finished block and the anchors; see :class:`MaskedProgram`."""
-        slots = self.anchor_slots(anchors)
-        return torch.cat([self.embed(carry[0]), slots], dim=1) if carry[0].shape[1] else slots
-
-    def lay_out(self, carry: Carry) -> tuple[Tensor, Tensor]:
-        """Order the finished block causally, then anchors, then the block in work; see :class:`MaskedProgram`."""
-        pending = self.block_offsets[: carry[0].shape[1]]
-        of_anchors = torch.arange(self.parts.anchors.anchors_per_block, device=self.device)
-        offsets = torch.cat([pending - len(pending), of_anchors, self.block_offsets])
-        num_lead = len(pending) + len(of_anchors)
-        of_block = torch.full_like(self.block_offsets, len(offsets))
-        return offsets, torch.cat([pending + 1, torch.full_like(of_anchors, num_lead), of_block])
-
-    def beside(self, anchors: Tensor) -> None:
-        """Add nothing; see :class:`MaskedProgram`."""
-
-    def read(self, tokens: Tensor, carry: Carry) -> Tensor:
-        """Let each slot read the token before its own; see :class:`MaskedProgram`."""
-        return torch.cat([carry[1], tokens[:, :-1]], dim=1)
-
-    def carry_of(self, tokens: Tensor, work: BlockInWork, is_committed: bool) -> Carry:
-        """Hand on the slots, unless they are committed, and the last token; see :class:`MaskedProgram`."""
-        pending = self.read(tokens, work.carry)
-        return pending[:, :0] if is_committed else pending, tokens[:, -1:]
-
-    def commit(self, carry: Carry, caches: Sequence[StaticCache], place: Place) -> tuple[Carry, int]:
-        """Write the finished block, if it is not; see :class:`BlockProgram`."""
-        pending, last = carry
-        num_pending = pending.shape[1]
-        if num_pending:
-            offsets = self.block_offsets[:num_pending]
-            (window,) = self.windows(place, offsets - num_pending, offsets + 1)
-            self.networks[0](self.embed(pending), window, caches[0].open(place.num_keys), 1)
-        return (pending[:, :0], last), num_pending

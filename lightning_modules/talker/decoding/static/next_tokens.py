@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
+from lightning_modules.talker.decoding.static.passes import put_together, taken_apart
 from lightning_modules.talker.decoding.static.program import (
     Block,
     BlockFunction,
@@ -19,7 +20,7 @@ from lightning_modules.talker.decoding.static.program import (
     tensors_of,
 )
 from lightning_modules.talker.network.decoding_network import Window
-from lightning_modules.talker.network.key_value_cache import OpenLayer, StaticCache, open_buffers
+from lightning_modules.talker.network.key_value_cache import OpenLayer, StaticCache
 
 
 class NextTokenProgram(BlockProgram):
@@ -124,13 +125,7 @@ class NextTokenProgram(BlockProgram):
         sizes = [len(network.layers) for network in self.networks]
 
         def flat(x: Tensor, *inputs: Tensor, num_keys: int) -> tuple[tuple[Tensor, ...], None]:
-            rest = list(inputs)
-            windows = [Window(*rest[at : at + 4], None) for at in range(0, 4 * len(sizes), 4)]  # type: ignore[call-arg,arg-type]
-            del rest[: 4 * len(sizes)]
-            opened = []
-            for size in sizes:
-                opened.append(open_buffers(rest[:size], num_keys))
-                del rest[:size]
+            windows, opened, rest = put_together(inputs, sizes, num_keys)
             return (self.step(x, windows, opened, self.noise_of(rest)),), None
 
         run = compiler(flat)
@@ -141,9 +136,8 @@ class NextTokenProgram(BlockProgram):
             opened: Sequence[list[OpenLayer]],
             noise: Sequence[TokenNoise] | None,
         ) -> Tensor:
-            inputs = [one for window in windows for one in window[:4]]
-            inputs += [layer.buffer for layers in opened for layer in layers]
-            (tokens,), _ = run(x, *inputs, *tensors_of(noise), num_keys=opened[0][0].keys.shape[2])
+            num_keys = opened[0][0].keys.shape[2]
+            (tokens,), _ = run(x, *taken_apart(windows, opened), *tensors_of(noise), num_keys=num_keys)
             return tokens
 
         self.compiled_step = run_step

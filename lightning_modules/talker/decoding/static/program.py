@@ -146,9 +146,9 @@ class BlockProgram(ABC):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it may be compiled: all layers are plain ones, without adapters, and no coupling."""
+        """Whether it may be compiled: all layers are plain ones, without adapters."""
         return (
-            self.parts.coupling is None
+            (self.parts.coupling is None or self.parts.coupling.is_plain)
             and is_plain_linear(self.parts.head)
             and all(network.is_plain for network in self.networks)
         )

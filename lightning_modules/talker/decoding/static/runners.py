@@ -13,6 +13,8 @@ from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, round_up
 from lightning_modules.talker.network.key_value_cache import StaticCache
 
+MIN_BUCKET = 64
+
 
 class BlockRunner(ABC):
     """Runs a program.
@@ -104,7 +106,7 @@ class OneFunctionRunner(BlockRunner):
 
 def bucket_of(num_slots: int, capacity: int) -> int:
     """Round a length of attention up to 64 times a power of two, or to the whole cache, so that few lengths come up."""
-    bucket = 64
+    bucket = MIN_BUCKET
     while bucket < num_slots:
         bucket *= 2
     return min(bucket, capacity)

@@ -1,5 +1,6 @@
 """Blocks that are compiled: what is compiled, and when it is compiled again."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,16 +10,29 @@ from torch import Tensor, fx, nn
 from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.refinement import Refinement
-from lightning_modules.talker.decoding.static.compiled import CompiledBlocks, CompiledFunction
+from lightning_modules.talker.decoding.static.compiled import CompiledBlocks, CompiledFunction, CompiledRunner
+from lightning_modules.talker.decoding.static.decoder import StaticDecoder
 from lightning_modules.talker.decoding.static.runners import EagerRunner
-from lightning_modules.talker.decoding.streaming import states_of_row
+from lightning_modules.talker.decoding.streaming import AnchorReader, states_of_row
 from lightning_modules.talker.network.packed_linear import WrittenProduct
 from lightning_modules.talker.network.prepared import prepare_for_decoding
-from tests.lightning_modules.talker.conftest import make_talker, make_text
+from tests.lightning_modules.talker.conftest import WIDTH, make_talker, make_text
 
 
-def as_traced(graph: fx.GraphModule, inputs: Any) -> fx.GraphModule:
-    return graph
+def kind_of(tensor: Tensor) -> tuple[Any, ...]:
+    strides = [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+    return tensor.dtype, tensor.shape, strides
+
+
+def as_traced(graph: fx.GraphModule, inputs: Any) -> Callable[..., tuple[Tensor, ...]]:
+    """Stand for compiled code, which takes the memory of any input for what it was compiled for."""
+    compiled_for = list(map(kind_of, inputs))
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        assert list(map(kind_of, tensors)) == compiled_for
+        return graph(*tensors)
+
+    return run
 
 
 def make_compiled(kind: str) -> tuple[AnchoredTalker, CompiledBlocks]:
@@ -26,6 +40,10 @@ def make_compiled(kind: str) -> tuple[AnchoredTalker, CompiledBlocks]:
     assert isinstance(talker, AnchoredTalker)
     talker.new_runner = blocks = CompiledBlocks(as_traced)
     return talker, blocks
+
+
+def count_compiled(runner: CompiledRunner) -> list[int]:
+    return [len(one.compiled) for one in runner.functions]
 
 
 def said(talker: AnchoredTalker, decoding: Decoding) -> list[tuple[list[int], int]]:
@@ -74,9 +92,18 @@ def test_what_is_no_single_function_and_layers_with_more_to_them_run_as_they_are
     assert said(talker, decoding) and blocks._kept, "plain layers again"
 
 
-def test_talkers_with_a_coupling_run_as_they_are() -> None:
-    talker, blocks = make_compiled("set_block_coupled")
-    assert said(talker, Decoding("it", 2)) == said_as_it_is(talker, Decoding("it", 2)) and not blocks._kept
+@pytest.mark.parametrize(
+    ("kind", "num_steps"),
+    [("coupled", 4), ("set_block_coupled", 1)]
+    + [pytest.param("set_block_coupled", steps, marks=pytest.mark.slow) for steps in (8, 4, 2)],
+)
+def test_coupled_tokens_are_compiled_pass_by_pass(kind: str, num_steps: int) -> None:
+    talker, blocks = make_compiled(kind)
+    decoding = Decoding("it", num_steps)
+    assert said(talker, decoding) == said_as_it_is(talker, decoding)
+    ((runner, _),) = blocks._kept.values()
+    of_network, of_coupling = runner.functions
+    assert len(of_coupling.compiled) == 1 and len(of_network.compiled) <= 3, "no more for more steps"
 
 
 def test_packed_layers_are_compiled_too() -> None:
@@ -95,17 +122,19 @@ def test_a_function_that_looks_at_values_is_no_graph() -> None:
 
 @pytest.mark.parametrize("num_rows", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_written_products_are_those_of_a_linear_layer(num_rows: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_written_products_are_those_of_a_linear_layer(num_rows: int, dtype: torch.dtype, has_bias: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(size, 6, generator=generator, dtype=dtype) for size in (5, num_rows))
-    product = WrittenProduct(weight)
-    torch.testing.assert_close(product(x), x @ weight.T)
-    torch.testing.assert_close(product(x[None]), (x @ weight.T)[None])
+    bias = torch.randn(5, generator=generator, dtype=dtype) if has_bias else None
+    product, expected = WrittenProduct(weight, bias), torch.nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(product(x), expected)
+    torch.testing.assert_close(product(x[None]), expected[None])
     y = torch.randn(num_rows, 5, generator=generator, dtype=dtype)
-    torch.testing.assert_close(product.plus(y, x), y + x @ weight.T)
+    torch.testing.assert_close(product.plus(y, x), y + expected)
 
 
-@pytest.mark.parametrize(("kind", "num_steps"), [("ntp", 8), ("mdm", 2)])
+@pytest.mark.parametrize(("kind", "num_steps"), [("ntp", 8), ("mdm", 2), ("coupled", 2)])
 def test_under_autocast_what_is_compiled_computes_in_its_precision(kind: str, num_steps: int) -> None:
     talker = make_talker(kind)
     assert isinstance(talker, AnchoredTalker)
@@ -121,3 +150,51 @@ def test_under_autocast_what_is_compiled_computes_in_its_precision(kind: str, nu
     assert runner.program.dtype == torch.bfloat16
     agreeing = sum(a == b for a, b in zip(*spoken, strict=False))
     assert agreeing >= 0.5 * max(map(len, spoken)), "rounding may change a token, and what comes behind it"
+
+
+def test_a_tensor_of_another_precision_is_another_function() -> None:
+    function = CompiledFunction(lambda x: ((x + x,), None), as_traced)
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        (twice,), _ = function(torch.ones(2, dtype=dtype))
+        assert twice.dtype == dtype and twice.tolist() == [2.0, 2.0]
+    assert len(function.compiled) == 2
+
+
+@pytest.mark.parametrize(("kind", "num_steps"), [("ntp", 8), ("set_block", 1), ("set_block_coupled", 1)])
+def test_under_autocast_text_that_has_ended_is_read_by_the_same_function(kind: str, num_steps: int) -> None:
+    """Projected text has the lower precision, "no text" behind its end has not."""
+    talker = make_talker(kind)
+    assert isinstance(talker, AnchoredTalker)
+    decoding, text = Decoding("it", num_steps), states_of_row(make_text([2]), 0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        runner = CompiledBlocks(as_traced)(talker.block_program(4, decoding))
+        assert isinstance(runner, CompiledRunner)
+        runner.program.looks_inside, num_compiled = False, count_compiled(runner)
+        decoder, reader = StaticDecoder(runner), AnchorReader(talker.anchors, text)
+        precisions = set()
+        for _ in range(4):
+            anchors = reader.next_block()
+            precisions.add(anchors.dtype)
+            decoder.decode_block(anchors)
+    assert len(precisions) == 2 and count_compiled(runner) == num_compiled
+
+
+@pytest.mark.parametrize(("kind", "num_steps"), [("ntp", 8), ("set_block_coupled", 2)])
+@pytest.mark.parametrize("fused_commit", [True, False])
+def test_no_reply_is_compiled_in_its_midst(
+    kind: str, num_steps: int, fused_commit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_modules.talker.decoding.static.compiled.MIN_KEYS", 16)
+    monkeypatch.setattr("lightning_modules.talker.decoding.static.runners.MIN_BUCKET", 16)
+    talker, blocks = make_compiled(kind)
+    decoding = Decoding("it", num_steps, fused_commit=fused_commit)
+    runner = blocks(talker.block_program(8, decoding))
+    assert isinstance(runner, CompiledRunner)
+    runner.program.looks_inside, num_compiled = False, count_compiled(runner)
+    decoder, anchors = StaticDecoder(runner), torch.zeros(1, 2, WIDTH, dtype=torch.float64)
+    lengths = set()
+    for _ in range(8):
+        decoder.decode(anchors)
+        lengths.add(runner.num_keys(decoder.start))
+        decoder.close_block()
+    assert len(lengths) > 2 and count_compiled(runner) == num_compiled

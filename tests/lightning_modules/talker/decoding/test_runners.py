@@ -95,14 +95,17 @@ def test_what_is_compiled_is_what_the_program_does(kind: str, num_steps: int, ru
     runner = CompiledRunner(traced, backend=as_traced)
     runner.num_keys = lambda num_slots: bucket_of(num_slots, traced.num_cached)  # type: ignore[method-assign]
     assert tokens_of(runner) == tokens_of(EagerRunner(plain))
-    (function,) = runner.functions
-    assert len(function.compiled) <= 4, "the first block or step and further ones, for two lengths"
+    of_network, *of_coupling = runner.functions
+    assert len(of_network.compiled) <= (6 if of_coupling else 4), "first and further ones, for two lengths"
+    assert all(len(one.compiled) == 1 for one in of_coupling), "it knows no length"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("default")  # of Inductor
-@pytest.mark.parametrize(("kind", "num_steps", "rules"), [("ntp", 8, {}), ("set_block", 2, {}), ("ntp", 8, SAMPLED)])
+@pytest.mark.parametrize(
+    ("kind", "num_steps", "rules"), [("ntp", 8, {}), ("set_block", 2, {}), ("coupled", 2, {}), ("ntp", 8, SAMPLED)]
+)
 def test_compiled_blocks_say_the_same(kind: str, num_steps: int, rules: dict[str, Any]) -> None:
     plain, compiled = programs_of(kind, num_steps, rules)
     runner = CompiledRunner(compiled)
