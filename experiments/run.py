@@ -10,6 +10,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from callbacks.runtime.garbage import no_garbage_collection  # noqa: E402
 from callbacks.runtime.signals import Interrupted, interruptible  # noqa: E402
 from experiments.engine import ranks  # noqa: E402
 from experiments.engine.configuration import config  # noqa: E402
@@ -67,11 +68,12 @@ def main(arguments: list[str]) -> int:
                 return 0
             file = config.find_file(parsed.file, Path.cwd())
             is_further = ranks.own_stage() is not None  # the process that started this one has checked the plan
-            plan = make_plan(file, parsed.overrides, check=not is_further, redo=parsed.force)
-            if parsed.print_config:
-                print(plan.to_yaml(), end="")
-                return 0
-            from experiments.engine.pipeline import execute  # imports torch
+            with no_garbage_collection():
+                plan = make_plan(file, parsed.overrides, check=not is_further, redo=parsed.force)
+                if parsed.print_config:
+                    print(plan.to_yaml(), end="")
+                    return 0
+                from experiments.engine.pipeline import execute  # imports torch
 
             execute(plan, force=parsed.force, resume=parsed.resume)
     except Exception as error:
