@@ -51,14 +51,14 @@ class Decoding:
         require_at_least(1, **{f"decoding of {self.talker}: num_steps": self.num_steps})
         if not 0 <= self.seed < 2**63:
             raise UserError(f"decoding of {self.talker}: seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
-        has_threshold = self.unmasking is not None and self.unmasking.confidence_threshold is not None
-        if self.refinement is None or self.num_steps is None or has_threshold:
+        is_adaptive = self.unmasking is not None and self.unmasking.is_adaptive
+        if self.refinement is None or self.num_steps is None or is_adaptive:
             return
         if self.refinement.draft_steps >= self.num_steps:
             raise UserError(
                 f"decoding of {self.talker}: {self.refinement.draft_steps} of {self.num_steps} steps draft, and none "
                 "is left to refine in; lower refinement.draft_steps, raise num_steps, or set "
-                "unmasking.confidence_threshold, with which a draft may need fewer steps"
+                "unmasking.confidence_threshold or entropy_bound, with which a draft may need fewer steps"
             )
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import UserError
+from lightning_modules.number_checks import require_at_least
 from lightning_modules.talker.decoding.sampling import TokenNoise, TokenSampler
 
 Count = TypeVar("Count", int, Tensor)
@@ -47,6 +48,29 @@ def most_confident(confidence: Tensor, is_masked: Tensor, num_revealed: int | Te
     return (rank < num_revealed) & is_masked
 
 
+def within_entropy(logits: Tensor, is_masked: Tensor, bound: float) -> Tensor:
+    """Choose the masked positions whose tokens together are nearly certain, whatever the others turn out to be.
+
+    Positions are taken by rising entropy while the entropies of those taken before do not add up to more than the
+    bound. It limits how much the tokens of these positions can depend on each other, of which choosing each by itself
+    knows nothing.
+
+    Args:
+        logits: ``(..., L, V)``.
+        is_masked: Positions to choose from, ``(..., L) bool``.
+        bound: In nats.
+
+    Returns:
+        True at the chosen positions, ``(..., L) bool``: at least one in each row that has any.
+
+    Reference: arXiv 2505.24857 (entropy bounded unmasking).
+    """
+    entropy = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1).masked_fill(~is_masked, torch.inf)
+    rising, order = entropy.sort(dim=-1, stable=True)
+    of_those_before = torch.cat([torch.zeros_like(rising[..., :1]), rising[..., :-1].cumsum(dim=-1)], dim=-1)
+    return torch.zeros_like(is_masked).scatter(-1, order, of_those_before <= bound) & is_masked
+
+
 class Filling(NamedTuple):
     """A block that was filled.
 
@@ -70,18 +94,27 @@ class Unmasking:
             takes fewer steps than it may; None reveals the same number in each step, as the paper does.
         order_temperature: Gumbel noise on the logarithm of the confidence, by this factor; 0 reveals the most
             confident positions first.
+        entropy_bound: Reveal also the positions that :func:`within_entropy` chooses, in nats; None as above. In place
+            of the threshold.
 
     Raises:
-        UserError: If the threshold is not a probability, or the temperature is negative.
+        UserError: If the threshold is not a probability, a number is negative, or both threshold and bound are given.
 
-    Reference: arXiv 2602.08607, block diffusion decoding; the threshold is that of arXiv 2505.22618 (Fast-dLLM).
+    Reference: arXiv 2602.08607, block diffusion decoding; the threshold is that of arXiv 2505.22618 (Fast-dLLM), the
+        bound that of arXiv 2505.24857.
     """
 
     confidence_threshold: float | None = None
     order_temperature: float = 0.0
+    entropy_bound: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require_at_least(0.0, entropy_bound=self.entropy_bound)
+        if self.entropy_bound is not None and self.confidence_threshold is not None:
+            raise UserError(
+                f"confidence_threshold is {self.confidence_threshold} and entropy_bound {self.entropy_bound}: give one"
+            )
         if self.confidence_threshold is not None and not 0.0 < self.confidence_threshold <= 1.0:
             raise UserError(
                 f"confidence_threshold is {self.confidence_threshold}: give a probability above 0 and up to 1, or null."
@@ -89,11 +122,18 @@ class Unmasking:
         if not 0.0 <= self.order_temperature < math.inf:
             raise UserError(f"order_temperature is {self.order_temperature}: give 0 for the surest first or more.")
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether an easy block takes fewer steps than it may."""
+        return self.confidence_threshold is not None or self.entropy_bound is not None
+
     def __str__(self) -> str:
         """Give the rule in words; empty for the paper's."""
         parts = []
         if self.confidence_threshold is not None:
             parts.append(f"threshold {self.confidence_threshold:g}")
+        if self.entropy_bound is not None:
+            parts.append(f"entropy bound {self.entropy_bound:g}")
         if self.order_temperature:
             parts.append(f"order noise {self.order_temperature:g}")
         return ", ".join(parts)
@@ -124,19 +164,33 @@ class Unmasking:
         tokens, order, num_masked = masked, torch.zeros_like(masked), masked.shape[1]
         for step in range(num_steps):
             is_masked = tokens == mask_id
-            candidates, confidence = sampler(predict(tokens), generator)
+            logits = predict(tokens)
+            candidates, confidence = sampler(logits, generator)
             num_revealed = num_to_reveal(num_masked, num_steps - step)
             revealed = most_confident(self._order(confidence, generator), is_masked, num_revealed)
-            if self.confidence_threshold is not None:
-                revealed = revealed | (is_masked & (confidence >= self.confidence_threshold))
+            if self.is_adaptive:
+                revealed = revealed | self.easy(logits, confidence, is_masked)
             tokens, order = torch.where(revealed, candidates, tokens), order + step * revealed
-            if self.confidence_threshold is None:
+            if not self.is_adaptive:
                 num_masked -= num_revealed  # without asking the device
             else:
                 num_masked = int((tokens == mask_id).sum(dim=1).max())
             if num_masked == 0:
                 return Filling(tokens, step + 1, order)
         return Filling(tokens, num_steps, order)
+
+    def easy(self, logits: Tensor, confidence: Tensor, is_masked: Tensor) -> Tensor:
+        """Choose what an adaptive rule reveals beyond a step's share, ``(B, n) bool``.
+
+        Args:
+            logits: ``(B, n, V)``.
+            confidence: Probability of the token chosen at each position, ``(B, n)``.
+            is_masked: Positions to choose from, ``(B, n) bool``.
+        """
+        if self.entropy_bound is not None:
+            return within_entropy(logits, is_masked, self.entropy_bound)
+        assert self.confidence_threshold is not None
+        return is_masked & (confidence >= self.confidence_threshold)
 
     def disturb(self, confidence: Tensor, noise: TokenNoise | None) -> Tensor:
         """Give what positions are ranked by, ``(B, n)``, with noise that was drawn before."""

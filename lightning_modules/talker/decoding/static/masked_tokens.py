@@ -73,8 +73,8 @@ class MaskedProgram(BlockProgram):
 
     @property
     def is_one_function(self) -> bool:
-        """Not with a threshold or corrections, for which the host looks at the device between steps."""
-        return self.unmasking.confidence_threshold is None and self.refinement is None
+        """Not with an adaptive rule or corrections, for which the host looks at the device between steps."""
+        return not self.unmasking.is_adaptive and self.refinement is None
 
     @property
     def has_order_noise(self) -> bool:
@@ -164,8 +164,8 @@ class MaskedProgram(BlockProgram):
 
     def unmask(self, work: BlockInWork, noise: NoiseOfSteps | None) -> tuple[Tensor, Tensor, int]:
         """Fill a block of masks: its tokens, the step that revealed each, the steps taken."""
-        if self.unmasking.confidence_threshold is not None:
-            return self._unmask_above_threshold(work, noise)
+        if self.unmasking.is_adaptive:
+            return self._unmask_adaptively(work, noise)
         tokens = self._masks(work)
         order, is_revealed = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
         num_masked, last = tokens.shape[1], self.draft_steps - 1
@@ -200,17 +200,15 @@ class MaskedProgram(BlockProgram):
             tokens, order = torch.where(is_first, best, tokens), order.masked_fill(is_first, step)
         return tokens, order, self.num_steps, False
 
-    def _unmask_above_threshold(self, work: BlockInWork, noise: NoiseOfSteps | None) -> tuple[Tensor, Tensor, int]:
+    def _unmask_adaptively(self, work: BlockInWork, noise: NoiseOfSteps | None) -> tuple[Tensor, Tensor, int]:
         tokens = self._masks(work)
         order, is_masked = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)
-        threshold = self.unmasking.confidence_threshold
-        assert threshold is not None
         for step in range(self.draft_steps):
-            drawn = None if noise is None else noise[step]
-            candidates, confidence = self.sampler.choose_with_confidence(self.masked_logits(tokens, work, step), drawn)
+            drawn, logits = None if noise is None else noise[step], self.masked_logits(tokens, work, step)
+            candidates, confidence = self.sampler.choose_with_confidence(logits, drawn)
             num_revealed = num_to_reveal(is_masked.sum(dim=1, keepdim=True), self.draft_steps - step)
             surest = most_confident(self.unmasking.disturb(confidence, drawn), is_masked, num_revealed)
-            revealed = surest | (is_masked & (confidence >= threshold))
+            revealed = surest | self.unmasking.easy(logits, confidence, is_masked)
             tokens, order = torch.where(revealed, candidates, tokens), order.masked_fill(revealed, step)
             is_masked = is_masked & ~revealed
             if self._looks_at(step + 1, step + 1) and not bool(is_masked.any()):

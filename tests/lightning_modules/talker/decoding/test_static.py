@@ -33,6 +33,7 @@ CASES: list[tuple[str, int | None, dict[str, Any]]] = [
     *((kind, 2, {"fused_commit": False}) for kind in ("mdm", "set_block")),
     *((kind, steps, {}) for kind in ("coupled", "set_block_coupled") for steps in (4, 1)),
     ("coupled", 8, {"unmasking": Unmasking(confidence_threshold=0.3)}),
+    *((kind, 8, {"unmasking": Unmasking(entropy_bound=3.0)}) for kind in ("mdm", "coupled")),
     ("set_block_coupled", 8, {"refinement": Refinement(2)}),
     ("set_block", 8, {"refinement": Refinement(2)}),
     ("set_block", 8, {"refinement": Refinement(1), "unmasking": Unmasking(confidence_threshold=0.3)}),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_modules.talker.decoding.sampling import TokenSampler
-from lightning_modules.talker.decoding.unmasking import Unmasking, most_confident, num_to_reveal
+from lightning_modules.talker.decoding.unmasking import Unmasking, most_confident, num_to_reveal, within_entropy
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,28 +56,51 @@ class Predictor:
     num_steps=st.integers(1, 16),
     seed=st.integers(0, 1000),
     threshold=st.sampled_from([None, 0.3, 0.9, 1.0]),
+    bound=st.sampled_from([None, 0.0, 1.0]),
     order_temperature=st.sampled_from([0.0, 1.0]),
 )
 def test_unmasking_fills_every_position_within_its_steps(
-    length: int, num_steps: int, seed: int, threshold: float | None, order_temperature: float
+    length: int, num_steps: int, seed: int, threshold: float | None, bound: float | None, order_temperature: float
 ) -> None:
+    rule = Unmasking(threshold, order_temperature, None if threshold is not None else bound)
     num_steps = min(num_steps, length)
     predictor = Predictor(2, length, seed, mask_id=9)
     generator = torch.Generator().manual_seed(seed)
-    filling = Unmasking(threshold, order_temperature)(
-        predictor, torch.full((2, length), 9), 9, num_steps, TokenSampler(), generator
-    )
+    filling = rule(predictor, torch.full((2, length), 9), 9, num_steps, TokenSampler(), generator)
     tokens, num_taken, order = filling
     assert (tokens != 9).all() and tokens.shape == (2, length)
     assert num_taken == len(predictor.fillings) <= num_steps
     for step, partly in enumerate(predictor.fillings):
         assert torch.equal(partly == 9, order >= step), "a token is masked up to the step that reveals it"
-    if threshold is None:
+    if not rule.is_adaptive:
         left = [int((filling == 9).sum(dim=1)[0]) for filling in predictor.fillings] + [0]
         assert num_taken == num_steps
         assert [a - b for a, b in zip(left, left[1:], strict=False)] == [
             num_to_reveal(count, num_steps - step) for step, count in enumerate(left[:-1])
         ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 12), seed=st.integers(0, 1000), bound=st.floats(0.0, 6.0))
+def test_an_entropy_bound_takes_the_surest_positions_up_to_it(length: int, seed: int, bound: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(length, 6, generator=generator)
+    is_masked = torch.rand(length, generator=generator) < 0.7
+    chosen = within_entropy(logits, is_masked, bound)
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    of_chosen, left = entropy[chosen].sort().values, entropy[is_masked & ~chosen]
+    assert not (chosen & ~is_masked).any() and chosen.any() == is_masked.any()
+    assert of_chosen[:-1].sum() <= bound + 1e-4, "the sum of the entropies less the largest"
+    if len(left):
+        assert left.min() >= of_chosen[-1] - 1e-5 and of_chosen.sum() > bound - 1e-4, "no further one would do"
+
+
+def test_an_entropy_bound_stands_tokens_that_are_impossible() -> None:
+    logits = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]])
+    assert within_entropy(logits, torch.tensor([True, True]), 0.0).tolist() == [True, True]
+    assert within_entropy(logits.flip(0).repeat(2, 1), torch.tensor([True, False, True, True]), 0.5).tolist() == [
+        True, False, False, True,
+    ]  # fmt: skip
 
 
 def test_a_threshold_saves_steps_where_the_network_is_sure() -> None:
@@ -109,7 +132,12 @@ def test_noise_changes_the_order_and_a_seed_repeats_it() -> None:
 
 
 def test_impossible_unmasking_is_refused() -> None:
-    for bad, message in (({"confidence_threshold": 1.5}, "is 1.5"), ({"order_temperature": -1.0}, "is -1.0")):
+    for bad, message in (
+        ({"confidence_threshold": 1.5}, "is 1.5"),
+        ({"order_temperature": -1.0}, "is -1.0"),
+        ({"entropy_bound": -1.0}, "-1"),
+        ({"entropy_bound": 1.0, "confidence_threshold": 0.5}, "give one"),
+    ):
         with pytest.raises(ValueError, match=message):
             Unmasking(**bad)
 
