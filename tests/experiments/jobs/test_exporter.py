@@ -186,6 +186,47 @@ def test_a_thinker_whose_hearing_trained_on_is_exported_whole(runs: Path, tmp_pa
     assert torch.equal(logits_here(found.language_model), logits_here(base.language_model))
 
 
+def with_words(thinker: dict, words: list[str]) -> dict:
+    return spec("lightning_modules.thinker.dialogue.new_words.with_new_words", thinker=thinker, words=words)
+
+
+@pytest.mark.parametrize("merge", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_words_that_an_adapter_learned_are_exported_with_their_tokens(runs: Path, tmp_path: Path, merge: bool) -> None:
+    words, text = ["Ada", "O'Neil"], "Ada, tell O'Neil."
+    thinker = with_words(trained(runs / "base", "thinker"), words)
+    language_model = {"rank": 2, "targets": "all-linear", "modules_to_save": ["embed_tokens"]}
+    objective = spec("lightning_modules.thinker.objective.ThinkerObjective")
+    module = spec(
+        SPEECH_LLM, thinker=thinker, thinker_objective=objective, lora={"thinker.language_model": language_model}
+    )
+    learned = write_run(tmp_path / "learned", module, seed=5)
+    load_trained(learned).save_adapter(learned / "adapters" / "last")
+    compared = json.loads(json.dumps(read_config(runs / "comparison")["module"]))
+    compared["init_args"]["thinker"] = thinker
+    compared["init_args"]["adapters"]["voice"]["folder"] = str(learned / "adapters" / "last")
+    comparison = write_run(tmp_path / "comparison", compared, fits=False)
+    Exporter(comparison, adapter="voice", merge=merge).run(tmp_path)
+    llm, original = from_export(tmp_path / "export"), load_trained(comparison)
+    expected = answers(original)
+    for name, found in answers(llm).items():
+        assert_same(found, expected[name])
+    states = []
+    for one in (llm, original):
+        one.adapters.select("voice" if one.adapters.names else None)
+        assert one.thinker.prompt.encode_replies([text]) == original.thinker.prompt.encode_replies([text])
+        states.append(one.thinker.states(QUERY[None], torch.tensor([len(QUERY)]), [text]))
+    for part in ("hidden", "embedding"):
+        here, there = (getattr(one, part) for one in states)
+        torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
+    code = f"""
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("thinker/language_model")
+ids = tokenizer({text!r}, add_special_tokens=False)["input_ids"]
+assert set(tokenizer.convert_tokens_to_ids({words!r})) <= set(ids) and tokenizer.decode(ids) == {text!r}
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "export", check=True, timeout=120)
+
+
 def test_a_damaged_export_is_refused(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is no export, it has no config.json"):
         from_export(tmp_path)
