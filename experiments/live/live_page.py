@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from callbacks.runtime.garbage import no_garbage_collection
 from callbacks.runtime.signals import SIGNALS, Interrupted
 from experiments.jobs.speaking.speaking_model import load_speaking_model
 from experiments.live.access import Access
@@ -72,11 +74,13 @@ class LivePage:
             FileNotFoundError: If the run is missing or has no checkpoint.
             UserError: If it cannot speak, or the port is taken.
         """
-        model = load_speaking_model(self.from_run, self.vocoder_run, self.pipeline, self.compiled_talkers)
-        model.llm.to(self.device)
-        queries = read_test_queries(model.config, self.num_queries) if self.num_queries else []
-        system = LiveSystem(model, queries, read_kinds(model.config), self.limits)
-        system.warm_up()
+        with no_garbage_collection():
+            model = load_speaking_model(self.from_run, self.vocoder_run, self.pipeline, self.compiled_talkers)
+            model.llm.to(self.device)
+            queries = read_test_queries(model.config, self.num_queries) if self.num_queries else []
+            system = LiveSystem(model, queries, read_kinds(model.config), self.limits)
+            system.warm_up()
+            gc.freeze()  # all of this stays: no collection in the midst of a reply need look at it
         access = Access(self.host, self.token, self.allowed_hosts)
         signum = asyncio.run(self._serve(LiveServer(system, self.host, self.port, access)))
         raise Interrupted(signum, "the live page is closed")

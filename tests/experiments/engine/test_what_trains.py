@@ -30,6 +30,7 @@ TRAINS = {
     "first_talker": ("talkers.",),
     "talkers": ("talkers.",),
     "streamed_talkers": ("talkers.",),
+    "few_steps_talkers": ("talkers.",),
     "trial_1": ("talkers.",),
     "trial_2": ("talkers.",),
     "trial_3": ("talkers.",),
