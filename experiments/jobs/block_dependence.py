@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from callbacks.block_dependence import score_batch
 from datamodules.formats.atomic_files import write_text
 from datamodules.spoken_dialogues import SpokenDialogueDataModule
+from experiments.jobs.decoding.machine import find_device
 from lightning_modules.errors import UserError
 from lightning_modules.evaluation.block_dependence import BlockNll
 from lightning_modules.number_checks import require_at_least
@@ -52,7 +52,7 @@ class BlockDependenceJob:
         Raises:
             UserError: If a talker is unknown or masks nothing, or there is no validation reply.
         """
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = find_device()
         self.module.eval().to(device)
         self.datamodule.setup("validate")
         found: dict[str, BlockNll] = {}

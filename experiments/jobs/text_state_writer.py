@@ -14,6 +14,7 @@ from datamodules.formats.released_layout import ReleasedLayout
 from datamodules.shards.shard_index import INDEX, SHARDS
 from datamodules.shards.sharded_examples import ConvertedCorpus
 from datamodules.shards.text_state_index import TEXT_STATES, StateShardWriter, TextStateIndex
+from experiments.jobs.decoding.machine import find_device
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.stored_text_states import thinker_digest
@@ -72,7 +73,7 @@ class TextStateWriter:
         for name, examples in splits.items():
             if "query" not in examples.fields:
                 raise UserError(f"splits.{name}: reads {list(examples.fields)}, but a thinker needs fields=[query]")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = find_device()
         self.thinker = thinker
         self.splits = splits
         self.set_name = set_name

@@ -21,6 +21,7 @@ from experiments.jobs.budgets.curves import draw_curves, write_board
 from experiments.jobs.budgets.points import RULE, Point, choose, edges_of
 from experiments.jobs.budgets.training_flops import count_flops_per_reply
 from experiments.jobs.budgets.validation_dialogues import ValidationDialogues
+from experiments.jobs.decoding.machine import find_device
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.speech_llm import SpeechLLM
@@ -87,7 +88,7 @@ class RateChoice:
         Raises:
             FileNotFoundError: If a trial has kept no weights.
         """
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = find_device()
         self.module.eval().to(device)
         self.recognizer.to(device)
         self.datamodule.setup("validate")

@@ -17,7 +17,7 @@ from callbacks.runtime.training_cost import peak_memory_gb
 from datamodules.batch import SpokenBatch, SpokenExample, collate
 from datamodules.formats.atomic_files import write_text
 from experiments.engine.runs import write_json
-from experiments.jobs.decoding.machine import wait_for
+from experiments.jobs.decoding.machine import find_device, wait_for
 from experiments.jobs.decoding.statistics import Spread, spread_of
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least, require_positive
@@ -117,7 +117,7 @@ class TrainingBenchmark:
         self.num_rows, self.num_units, self.num_text_tokens = num_rows, num_units, num_text_tokens
         self.query_s, self.num_rounds, self.num_warmups, self.seed = query_s, num_rounds, num_warmups, seed
         self.compares_flex_attention = compares_flex_attention
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = find_device()
 
     def run(self, output_dir: Path) -> dict[str, float]:
         """Write `results.md` and `measured.json`, and print the former.

@@ -27,7 +27,7 @@ def processor() -> str:
     return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str = "auto") -> torch.device:
     """Give a device by one of `DEVICES`; "auto" is a GPU where there is one.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from experiments.jobs.decoding.machine import find_device
 from experiments.jobs.judging.judge import Judge, JudgeRequest
 from lightning_modules.errors import UserError
 
@@ -61,7 +62,7 @@ class CausalLmJudge(Judge):
             )
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}: cannot be loaded as a causal language model ({error})") from error
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = find_device()
         model.eval().to(device)
         max_positions = getattr(model.config, "max_position_embeddings", None)
         for request in requests:

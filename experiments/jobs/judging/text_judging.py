@@ -15,6 +15,7 @@ from datamodules.benchmarks.query import Benchmark, BenchmarkQuery, Scoring
 from datamodules.formats.atomic_files import write_json, write_text
 from experiments.engine.artifacts import load_trained
 from experiments.engine.exports import CONFIG_FILE, from_export
+from experiments.jobs.decoding.machine import find_device
 from experiments.jobs.judging.judge import Judge, JudgeRequest
 from experiments.jobs.judging.scores import ScoredReply, SetScores, lay_out, sum_up
 from experiments.jobs.judging.stored_records import StoredRecords
@@ -70,7 +71,7 @@ class TextJudging:
         self.benchmarks = {name: one for name, one in benchmarks.items() if one is not None}
         self.judge, self.judge_closed = judge, judge_closed
         self.cache, self.dry_run = cache, dry_run
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = find_device()
 
     def run(self, output_dir: Path) -> dict[str, Any]:
         """Write ``scores.json``, ``results.md``, ``replies.jsonl`` and ``summary.txt``.
