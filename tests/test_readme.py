@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("lightning_modules", "datamodules", "callbacks", "experiments")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for room in ROOMS for page in (ROOT / room).rglob("*.md"))])
 PICTURES = sorted((ROOT / "experiments" / "pictures").glob("*.svg"))
-MAX_README_LINES = 175
+MAX_README_LINES = 160
 DECODING = "lightning_modules.talker.decoding.decoding.Decoding"
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
