@@ -12,10 +12,8 @@ from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.static.batch import decode_batch
-from lightning_modules.talker.decoding.static.captured import CapturedRunner
 from lightning_modules.talker.decoding.static.compiled import CompiledRunner
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
-from lightning_modules.talker.decoding.static.fused import fused
 from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.static.runners import (
     BlockRunner,
@@ -23,6 +21,7 @@ from lightning_modules.talker.decoding.static.runners import (
     cpp_compiler,
     has_compiler,
 )
+from lightning_modules.talker.decoding.static.steps.captured_steps import captured
 from lightning_modules.talker.decoding.streaming import AnchorReader, SpeechChunk, TextState, stream_blocks
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.prepared import prepare_for_decoding
@@ -128,12 +127,19 @@ class Compiled(Static):
         if not has_compiler():
             print(f"no C++ compiler ({cpp_compiler()}): nothing is compiled", flush=True)
             return None
-        return CompiledRunner(program) if program.is_one_function and program.is_plain else None
+        if not program.is_plain:
+            return None
+        runner = CompiledRunner(program)
+        if batch_size == 1 and not program.is_one_function:
+            runner.compile_ahead()  # a warm-up may not meet each kind of step
+        return runner
 
 
 @dataclass(frozen=True)
 class Captured(Static):
-    """Static block decoding with each block captured as one CUDA graph; needs a GPU.
+    """Static block decoding with each block captured as one CUDA graph, or each of its steps where the host looks.
+
+    It needs a GPU.
 
     Attributes:
         is_fused: Let the compiler fuse kernels before they are captured.
@@ -143,9 +149,7 @@ class Captured(Static):
 
     def new_runner(self, program: BlockProgram, batch_size: int) -> BlockRunner | None:
         """Capture; see :class:`Static`."""
-        if not program.is_one_function or program.device.type != "cuda":
-            return None
-        return CapturedRunner(program, batch_size, fused(program) if self.is_fused else None)
+        return captured(program, batch_size, self.is_fused) if program.device.type == "cuda" else None
 
 
 @dataclass(frozen=True)

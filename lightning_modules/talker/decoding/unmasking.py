@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -12,10 +12,12 @@ from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.talker.decoding.sampling import TokenNoise, TokenSampler
 
-Count = TypeVar("Count", int, Tensor)
 
-
-def num_to_reveal(num_masked: Count, num_steps_left: int) -> Count:
+@overload
+def num_to_reveal(num_masked: int, num_steps_left: int) -> int: ...
+@overload
+def num_to_reveal(num_masked: Tensor, num_steps_left: int | Tensor) -> Tensor: ...
+def num_to_reveal(num_masked: int | Tensor, num_steps_left: int | Tensor) -> int | Tensor:
     """Share the masked positions of a block evenly over the steps that are left.
 
     Args:

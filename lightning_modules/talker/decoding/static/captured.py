@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,10 +10,12 @@ from torch import Tensor
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place
-from lightning_modules.talker.decoding.static.runners import OneFunctionRunner
+from lightning_modules.talker.decoding.static.runners import FixedShapeRunner
 from lightning_modules.talker.network.key_value_cache import StaticCache
 
 NUM_WARM_UPS = 3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class _Graph:
         return [one.shape for one in self.carry] == [one.shape for one in self.block.carry]
 
 
-class CapturedRunner(OneFunctionRunner):
+class CapturedRunner(FixedShapeRunner):
     """Runs a program as CUDA graphs, one for each length of attention and shape of carry, captured when it comes up.
 
     The caches are its own, and so is what a block hands on to the next one: one decoding at a time, and the next one
@@ -49,15 +52,15 @@ class CapturedRunner(OneFunctionRunner):
         function: Does what a call of the program does, in fewer kernels; the program itself if left out.
 
     Raises:
-        UserError: If the program is on no CUDA device, or a block of it is no single function.
+        UserError: If the program is on no CUDA device.
     """
 
     def __init__(
         self, program: BlockProgram, batch_size: int = 1, function: Callable[..., Block] | None = None
     ) -> None:
         super().__init__(program)
-        if program.device.type != "cuda":
-            raise UserError(f"a talker on {program.device} cannot be captured: bring it to a CUDA device first")
+        assert program.is_one_function, "what the host looks into is captured step by step"
+        check_device(program.device)
         self.function = program if function is None else function
         self.batch_size, self.caches = batch_size, program.new_caches(batch_size)
         self.graphs: dict[tuple[object, ...], _Graph] = {}
@@ -87,9 +90,9 @@ class CapturedRunner(OneFunctionRunner):
         captured.anchors.copy_(anchors)
         self._move_to(place)
         if carry is not captured.block.carry or not captured.reads_its_own:
-            _copy(captured.carry, carry)
+            copy_into(captured.carry, carry)
         for inside, outside in zip(captured.noise or [], drawn or [], strict=True):
-            _copy([one for one in inside if one is not None], [one for one in outside if one is not None])
+            copy_into([one for one in inside if one is not None], [one for one in outside if one is not None])
         captured.graph.replay()
         block = captured.block
         start, position = self._known_place
@@ -119,12 +122,7 @@ class CapturedRunner(OneFunctionRunner):
         start, position = self._place
         inputs = anchors.clone(), tuple(one.clone() for one in carry), self.caches
         there = Place(start, position, place.num_keys)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(NUM_WARM_UPS):
-                block = self.function(*inputs, there, inside)
-        torch.cuda.current_stream(device).wait_stream(stream)
+        block = warm_up(lambda: self.function(*inputs, there, inside), device)
         moves_by = torch.tensor([block.num_committed, self.program.parts.block_size], device=device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -133,10 +131,32 @@ class CapturedRunner(OneFunctionRunner):
             self._place += moves_by
             captured = _Graph(graph, inputs[0], inputs[1], moves_by, inside, block, spoken)
             if captured.reads_its_own:
-                _copy(captured.carry, block.carry)
+                copy_into(captured.carry, block.carry)
         return captured
 
 
-def _copy(inside: Sequence[Tensor], outside: Sequence[Tensor]) -> None:
+def check_device(device: torch.device) -> None:
+    """Refuse to capture elsewhere than on a GPU.
+
+    Raises:
+        UserError: If the device is no CUDA device.
+    """
+    if device.type != "cuda":
+        raise UserError(f"a talker on {device} cannot be captured: bring it to a CUDA device first")
+
+
+def warm_up(run: Callable[[], T], device: torch.device) -> T:
+    """Call a few times, on a stream of its own, what is captured next; give what the last call gave."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(NUM_WARM_UPS):
+            result = run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    return result
+
+
+def copy_into(inside: Sequence[Tensor], outside: Sequence[Tensor]) -> None:
+    """Copy tensors into others of the same shapes."""
     for one, other in zip(inside, outside, strict=True):
         one.copy_(other)

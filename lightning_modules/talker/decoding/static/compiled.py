@@ -11,7 +11,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, FlatFunction, Place
-from lightning_modules.talker.decoding.static.runners import BlockRunner, EagerRunner, OneFunctionRunner, bucket_of
+from lightning_modules.talker.decoding.static.runners import BlockRunner, EagerRunner, FixedShapeRunner, bucket_of
 from lightning_modules.talker.network.key_value_cache import StaticCache
 from lightning_modules.talker.network.weight_versions import WeightVersion
 
@@ -75,8 +75,8 @@ class CompiledFunction:
         return self.backend(graph, inputs), else_[-1]
 
 
-class CompiledRunner(OneFunctionRunner):
-    """Runs a program as compiled functions: a whole block, or a step of a talker that predicts one token after another.
+class CompiledRunner(FixedShapeRunner):
+    """Runs a program as compiled functions: a block, or a step where tokens come one by one or say when it is done.
 
     Weights are read when the first block is decoded; other weights need another program. It is for a CPU, and needs a
     C++ compiler; a GPU captures graphs.
@@ -86,7 +86,7 @@ class CompiledRunner(OneFunctionRunner):
         backend: Compiles a graph.
 
     Raises:
-        UserError: If a block of the program is no single function, or it is not on a CPU.
+        UserError: If the program is not on a CPU.
     """
 
     def __init__(self, program: BlockProgram, backend: Backend = compile_by_inductor) -> None:
@@ -108,7 +108,10 @@ class CompiledRunner(OneFunctionRunner):
 
     @torch.no_grad()
     def compile_ahead(self) -> None:
-        """Decode blocks of nothing at each length of attention, so that no reply waits for a compiler in its midst."""
+        """Decode blocks of nothing at each length of attention, so that no reply waits for a compiler in its midst.
+
+        They take all steps that a block may take, behind one that is still to be committed and one that is not.
+        """
         program, decoder = self.program, StaticDecoder(self)
         anchors_per_block, block_size = program.parts.anchors.anchors_per_block, program.parts.block_size
         anchors = program.embed.weight.new_zeros(1, anchors_per_block, program.embed.embedding_dim)
@@ -116,11 +119,12 @@ class CompiledRunner(OneFunctionRunner):
         decoder.decode(anchors)
         if program.max_blocks > 1:
             decoder.close_block()
-            num_slots = program.num_slots(decoder.carry)
-            for num_keys in sorted({self.num_keys(one) for one in range(num_slots, program.capacity + 1)}):
-                decoder.start, decoder.position = num_keys - num_slots, block_size
-                decoder.decode(anchors)
-                decoder.close_block()
+            for carry in (decoder.carry, *([program.begin(1)] if program.commits_itself else [])):
+                num_slots = program.num_slots(carry)
+                for num_keys in sorted({self.num_keys(one) for one in range(num_slots, program.capacity + 1)}):
+                    decoder.carry, decoder.start, decoder.position = carry, num_keys - num_slots, block_size
+                    decoder.decode(anchors)
+                    decoder.close_block()
         program.looks_inside = True
 
     @torch.no_grad()
@@ -135,14 +139,13 @@ class CompiledRunner(OneFunctionRunner):
         """Decode a block; see :class:`BlockProgram`."""
         # Under autocast text is projected to a lower precision, and "no text", behind the text's end, is not.
         anchors = anchors.to(self.program.embed.weight.dtype)
-        return self._decode(anchors, carry, caches, place, self.draw(noise))
+        return self._decode(anchors, carry, caches, place, noise)
 
 
 class CompiledBlocks:
     """Makes the runners of a talker, each compiled before it first runs, and kept while the weights stay as they are.
 
-    What cannot be compiled runs as it is: decodings with a threshold or corrections, layers with adapters, and whatever
-    is not on a CPU.
+    What cannot be compiled runs as it is: layers with adapters, and whatever is not on a CPU.
 
     Args:
         backend: Compiles a graph.
@@ -154,7 +157,7 @@ class CompiledBlocks:
 
     def __call__(self, program: BlockProgram) -> BlockRunner:
         """Give what runs a program."""
-        if not program.is_one_function or not program.is_plain or program.device.type != "cpu":
+        if not program.is_plain or program.device.type != "cpu":
             return EagerRunner(program)
         key, weights = f"{program.decoding} {program.max_blocks} {program.dtype}", program.weights
         runner, versions = self._kept.get(key, (None, []))

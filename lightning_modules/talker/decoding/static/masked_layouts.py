@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.decoding.static.masked_tokens import BlockInWork, MaskedProgram
+from lightning_modules.talker.decoding.static.masked_tokens import MaskedProgram
 from lightning_modules.talker.decoding.static.program import Carry, Place
 from lightning_modules.talker.network.key_value_cache import StaticCache
 
@@ -40,17 +40,17 @@ class BlockCausalProgram(MaskedProgram):
         reach = torch.cat([torch.full_like(pending, len(pending)), torch.full_like(self.block_offsets, len(offsets))])
         return offsets, reach
 
-    def beside(self, anchors: Tensor) -> Tensor:
+    def beside(self, anchors: Tensor, carry: Carry) -> Tensor:
         """Lay the anchors in place; see :class:`MaskedProgram`."""
         return self.parts.anchors.in_place(anchors[:, None], self.parts.block_size)
 
-    def read(self, tokens: Tensor, carry: Carry) -> Tensor:
-        """Let each slot read its own token; see :class:`MaskedProgram`."""
-        return tokens
+    def embed_block(self, tokens: Tensor, beside: Tensor) -> Tensor:
+        """Let each slot read its own token, with its anchor; see :class:`MaskedProgram`."""
+        return self.embed(tokens) + beside
 
-    def carry_of(self, tokens: Tensor, work: BlockInWork, is_committed: bool) -> Carry:
+    def carry_of(self, tokens: Tensor, beside: Tensor, is_committed: bool) -> Carry:
         """Hand on the block with its anchors; see :class:`MaskedProgram`."""
-        return (self.embed_block(tokens, work),)
+        return (self.embed_block(tokens, beside),)
 
     def commit(self, carry: Carry, caches: Sequence[StaticCache], place: Place) -> tuple[Carry, int]:
         """Write the finished block; see :class:`BlockProgram`."""
@@ -98,17 +98,22 @@ class SetBlockProgram(MaskedProgram):
         of_block = torch.full_like(self.block_offsets, len(offsets))
         return offsets, torch.cat([pending + 1, torch.full_like(of_anchors, num_lead), of_block])
 
-    def beside(self, anchors: Tensor) -> None:
-        """Add nothing; see :class:`MaskedProgram`."""
+    def beside(self, anchors: Tensor, carry: Carry) -> Tensor:
+        """Give the token before the block; see :class:`MaskedProgram`."""
+        return carry[1]
 
-    def read(self, tokens: Tensor, carry: Carry) -> Tensor:
+    def embed_block(self, tokens: Tensor, beside: Tensor) -> Tensor:
         """Let each slot read the token before its own; see :class:`MaskedProgram`."""
-        return torch.cat([carry[1], tokens[:, :-1]], dim=1)
+        return self.embed(self.read(tokens, beside))
 
-    def carry_of(self, tokens: Tensor, work: BlockInWork, is_committed: bool) -> Carry:
+    def read(self, tokens: Tensor, before: Tensor) -> Tensor:
+        """Give the tokens that the block's own slots read, ``(B, block_size) int64``."""
+        return torch.cat([before, tokens[:, :-1]], dim=1)
+
+    def carry_of(self, tokens: Tensor, beside: Tensor, is_committed: bool) -> Carry:
         """Hand on the slots, unless they are committed, and the last token; see :class:`MaskedProgram`."""
-        pending = self.read(tokens, work.carry)
-        return pending[:, :0] if is_committed else pending, tokens[:, -1:]
+        pending = tokens[:, :0] if is_committed else self.read(tokens, beside)
+        return pending, tokens[:, -1:]
 
     def commit(self, carry: Carry, caches: Sequence[StaticCache], place: Place) -> tuple[Carry, int]:
         """Write the finished block, if it is not; see :class:`BlockProgram`."""

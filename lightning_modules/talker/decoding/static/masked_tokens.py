@@ -1,15 +1,15 @@
 """A block of a talker that predicts masked tokens: all its steps, and the commit of the block before."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
 from lightning_modules.talker.decoding.static.passes import Couple, FlatCoupling, FlatNetwork
 from lightning_modules.talker.decoding.static.program import (
     Block,
@@ -20,41 +20,28 @@ from lightning_modules.talker.decoding.static.program import (
     Place,
     SpeechParts,
 )
+from lightning_modules.talker.decoding.static.steps.flat_steps import FlatReveal, FlatSteps, Reveal
+from lightning_modules.talker.decoding.static.steps.progress import BlockInWork, BlockPasses, Progress
 from lightning_modules.talker.decoding.unmasking import Unmasking, most_confident, num_to_reveal
 from lightning_modules.talker.network.decoding_network import Window
-from lightning_modules.talker.network.key_value_cache import OpenLayer, StaticCache
+from lightning_modules.talker.network.key_value_cache import StaticCache
 from lightning_modules.talker.network.token_coupling import coupled_logits
-
-
-class BlockInWork(NamedTuple):
-    """What the passes of one block share.
-
-    Attributes:
-        lead: Slots that the first pass commits ahead of the block, embedded, ``(B, n, width)``.
-        beside: What is added to the block's own slots, ``(B, block_size, width)``; None if nothing is.
-        carry: What the block before handed on.
-        first: Window of the first pass, lead and block.
-        rest: Window of the others, the block alone.
-        opened: The cache.
-    """
-
-    lead: Tensor
-    beside: Tensor | None
-    carry: Carry
-    first: Window
-    rest: Window
-    opened: list[OpenLayer]
 
 
 class MaskedProgram(BlockProgram):
     """Unmasks a block in steps; the first one also commits the block before.
 
-    Subclasses lay out slots.
+    Subclasses lay out slots. A step is one function of tensors; with an adaptive rule or corrections a block ends when
+    its tokens say so, and the host looks at a flag between steps.
 
     Args:
         parts: What decodes.
         decoding: How; its number of steps is given.
         max_blocks: Blocks of the longest reply.
+
+    Attributes:
+        passes: Runs the passes of a block faster than this program does, step by step.
+        steps_per_look: Steps between two looks at the flag.
     """
 
     def __init__(self, parts: SpeechParts, decoding: Decoding, max_blocks: int) -> None:
@@ -68,6 +55,9 @@ class MaskedProgram(BlockProgram):
         if coupling is not None:
             functions = coupling.functions(self.networks[0].cast_to)
             self.couple = partial(coupled_logits, functions, mask_id=parts.mask_id)
+        self.passes: BlockPasses | None = None
+        self.compiled_reveal: Reveal | None = None
+        self.looks_inside = self.looks_inside or not self.is_one_function
         # A GPU would idle while the host looks; what is done twice changes nothing.
         self.steps_per_look = 1 if self.device.type == "cpu" else 2
 
@@ -75,6 +65,22 @@ class MaskedProgram(BlockProgram):
     def is_one_function(self) -> bool:
         """Not with an adaptive rule or corrections, for which the host looks at the device between steps."""
         return not self.unmasking.is_adaptive and self.refinement is None
+
+    @property
+    def commits_itself(self) -> bool:
+        """With corrections, of which the last writes what it leaves as it is; see :class:`BlockProgram`."""
+        return self.refinement is not None
+
+    @property
+    def num_first_steps(self) -> int:
+        """Steps that a block takes whatever its tokens are."""
+        return 1 if self.unmasking.is_adaptive else self.draft_steps
+
+    @property
+    def steps_per_look_at_draft(self) -> int:
+        """One where another step would draw noise that a later block draws, or take a step from the corrections."""
+        counts = self.sampler.temperature > 0 or self.has_order_noise or self.refinement is not None
+        return 1 if counts else self.steps_per_look
 
     @property
     def has_order_noise(self) -> bool:
@@ -95,21 +101,16 @@ class MaskedProgram(BlockProgram):
         """Give offset and reach of each slot of lead and block; see :meth:`BlockProgram.windows`."""
 
     @abstractmethod
-    def beside(self, anchors: Tensor) -> Tensor | None:
-        """Give what is added to the block's own slots, ``(B, block_size, width)``."""
+    def beside(self, anchors: Tensor, carry: Carry) -> Tensor:
+        """Give what the block's own slots read beside its tokens, ``(B, ...)``."""
 
     @abstractmethod
-    def read(self, tokens: Tensor, carry: Carry) -> Tensor:
-        """Give the tokens that the block's own slots read, ``(B, block_size) int64``."""
-
-    @abstractmethod
-    def carry_of(self, tokens: Tensor, work: BlockInWork, is_committed: bool) -> Carry:
-        """Give what a finished block hands on."""
-
-    def embed_block(self, tokens: Tensor, work: BlockInWork) -> Tensor:
+    def embed_block(self, tokens: Tensor, beside: Tensor) -> Tensor:
         """Embed the block's own slots, ``(B, block_size, width)``."""
-        embedded = self.embed(self.read(tokens, work.carry))
-        return embedded if work.beside is None else embedded + work.beside
+
+    @abstractmethod
+    def carry_of(self, tokens: Tensor, beside: Tensor, is_committed: bool) -> Carry:
+        """Give what a finished block hands on."""
 
     def __call__(
         self,
@@ -120,58 +121,59 @@ class MaskedProgram(BlockProgram):
         noise: NoiseOfSteps | None = None,
     ) -> Block:
         """Fill a block; see :class:`BlockProgram`."""
-        lead, size = self.lead(anchors, carry), self.parts.block_size
-        (first,), opened = self.windows(place, *self.lay_out(carry)), caches[0].open(place.num_keys)
-        work = BlockInWork(lead, self.beside(anchors), carry, first, first.last(size), opened)
-        tokens, order, num_forwards = self.unmask(work, noise)
-        num_committed, is_settled, draft = lead.shape[1], False, None if self.refinement is None else tokens
-        if self.refinement is not None and num_forwards < self.num_steps:
-            behind_lead = Place(place.start + num_committed, place.position, place.num_keys)
-            (causal,) = self.windows(behind_lead, self.block_offsets, self.block_offsets + 1)
-            tokens, order, num_forwards, is_settled = self.correct(
-                work._replace(rest=causal), tokens, order, num_forwards
-            )
+        passes = self.passes or self
+        progress, work = passes.start(anchors, carry, caches, place, noise)
+        num_forwards, draft, is_settled = self.num_first_steps, None, False
+        while num_forwards < self.draft_steps and not self._is_filled(progress, num_forwards):
+            drawn = None if noise is None else noise[num_forwards]
+            progress, num_forwards = passes.unmask_more(progress, work, num_forwards, drawn), num_forwards + 1
+        if self.refinement is not None:
+            draft, num_drafting = progress.tokens.clone(), num_forwards
+            while num_forwards < self.num_steps and not is_settled:
+                progress, num_forwards = passes.correct(progress, work, num_forwards), num_forwards + 1
+                is_settled = self._is_settled(progress, num_forwards, num_drafting)
         # The last correcting pass has written the keys and values of these very tokens.
-        num_committed += size * is_settled
-        return Block(tokens, order, self.carry_of(tokens, work, is_settled), num_committed, num_forwards, draft)
+        num_committed = work.num_lead + self.parts.block_size * is_settled
+        handed_on = self.carry_of(progress.tokens, work.beside, is_settled)
+        return Block(progress.tokens, progress.order, handed_on, num_committed, num_forwards, draft)
 
-    def masked_logits(self, tokens: Tensor, work: BlockInWork, step: int) -> Tensor:
-        """Predict the block's masked tokens, ``(B, block_size, V)``."""
-        hidden = self.hidden(tokens, work, step)
-        logits = self.predict(hidden)
-        # Before the first step nothing is revealed.
-        return logits if self.couple is None else self.couple(hidden, logits, tokens if step else None)
+    def start(
+        self,
+        anchors: Tensor,
+        carry: Carry,
+        caches: Sequence[StaticCache],
+        place: Place,
+        noise: NoiseOfSteps | None,
+    ) -> tuple[Progress, BlockInWork]:
+        """Lay a block out, and take its first steps; see :class:`BlockPasses`."""
+        lead, first, work = self.open(anchors, carry, caches, place)
+        return self.draft(lead, first, work, noise), work
 
-    def compiled(self, compiler: Callable[[FlatFunction], FlatFunction]) -> BlockFunction:
-        """Compile a whole block; where tokens are coupled, pass and coupling by themselves; see :class:`BlockProgram`.
+    def open(
+        self, anchors: Tensor, carry: Carry, caches: Sequence[StaticCache], place: Place
+    ) -> tuple[Tensor, Window, BlockInWork]:
+        """Give what the first pass commits, embedded, its window over lead and block, and what all passes share."""
+        lead, size, causal = self.lead(anchors, carry), self.parts.block_size, None
+        (first,), opened = self.windows(place, *self.lay_out(carry)), caches[0].open(place.num_keys)
+        rest, num_lead = first.last(size), lead.shape[1]
+        if self.refinement is not None:
+            causal = rest._replace(mask=self.mask(place, self.block_offsets + (num_lead + 1)))
+        return lead, first, BlockInWork(self.beside(anchors, carry), rest, causal, opened, num_lead)
 
-        A coupling is a chain of as many small products as a block has tokens. Several of them, one per step, would take
-        minutes of compilation.
-        """
-        if self.parts.coupling is None:
-            return super().compiled(compiler)
-        self.write_out()
-        self.networks = [FlatNetwork(one, compiler) for one in self.networks]  # type: ignore[misc]
-        self.couple = FlatCoupling(self.parts.coupling.written_out(), self.parts.mask_id, compiler)
-        return self
-
-    def hidden(self, tokens: Tensor, work: BlockInWork, step: int) -> Tensor:
-        """Run the network: the block's hidden states, ``(B, block_size, width)``."""
-        size, embedded = self.parts.block_size, self.embed_block(tokens, work)
-        if step == 0:
-            embedded = torch.cat([work.lead, embedded], dim=1)
-        return self.networks[0](embedded, work.rest if step else work.first, work.opened, size)
-
-    def unmask(self, work: BlockInWork, noise: NoiseOfSteps | None) -> tuple[Tensor, Tensor, int]:
-        """Fill a block of masks: its tokens, the step that revealed each, the steps taken."""
+    def draft(self, lead: Tensor, first: Window, work: BlockInWork, noise: NoiseOfSteps | None) -> Progress:
+        """Take the first steps from a block of masks: the first one of an adaptive rule, or all."""
+        tokens = torch.full((len(lead), self.parts.block_size), self.parts.mask_id, device=self.device)
+        order = torch.zeros_like(tokens)
         if self.unmasking.is_adaptive:
-            return self._unmask_adaptively(work, noise)
-        tokens = self._masks(work)
-        order, is_revealed = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
+            logits = self.masked_logits(tokens, work, first, lead)
+            reveal = self.compiled_reveal or self.reveal
+            return reveal(logits, Progress(tokens, order), 0, None if noise is None else noise[0])
+        is_revealed = torch.zeros_like(tokens, dtype=torch.bool)
         num_masked, last = tokens.shape[1], self.draft_steps - 1
         for step in range(last):
             drawn = None if noise is None else noise[step]
-            candidates, confidence = self.sampler.choose_with_confidence(self.masked_logits(tokens, work, step), drawn)
+            logits = self.masked_logits(tokens, work, work.rest if step else first, None if step else lead)
+            candidates, confidence = self.sampler.choose_with_confidence(logits, drawn)
             ranked_by = self.unmasking.disturb(confidence, drawn).masked_fill(is_revealed, -torch.inf)
             num_revealed = num_to_reveal(num_masked, self.draft_steps - step)
             chosen = ranked_by.argsort(dim=-1, descending=True, stable=True).narrow(1, 0, num_revealed)
@@ -179,46 +181,82 @@ class MaskedProgram(BlockProgram):
             order, is_revealed = order.scatter(1, chosen, step), is_revealed.scatter(1, chosen, True)
             num_masked -= num_revealed
         # All that is left is revealed in the last step, however sure the network is of it.
-        candidates = self.sampler.choose(self.masked_logits(tokens, work, last), None if noise is None else noise[last])
-        tokens, order = torch.where(is_revealed, tokens, candidates), order.masked_fill(~is_revealed, last)
-        return tokens, order, self.draft_steps
+        logits = self.masked_logits(tokens, work, work.rest if last else first, None if last else lead)
+        candidates = self.sampler.choose(logits, None if noise is None else noise[last])
+        return Progress(torch.where(is_revealed, tokens, candidates), order.masked_fill(~is_revealed, last))
 
-    def correct(
-        self, work: BlockInWork, tokens: Tensor, order: Tensor, num_done: int
-    ) -> tuple[Tensor, Tensor, int, bool]:
-        """Replace the first token of each row that is not the most probable next one, step by step.
+    def unmask_more(
+        self, progress: Progress, work: BlockInWork, step: int | Tensor, noise: TokenNoise | None
+    ) -> Progress:
+        """Take a further step of an adaptive rule; see :class:`BlockPasses`."""
+        logits = self.masked_logits(progress.tokens, work, work.rest)
+        return (self.compiled_reveal or self.reveal)(logits, progress, step, noise)
 
-        Returns:
-            Tokens, order, steps taken in all, and whether the last one changed nothing in any row.
+    def reveal(self, logits: Tensor, progress: Progress, step: int | Tensor, noise: TokenNoise | None) -> Progress:
+        """Reveal a step's share of the masked tokens, and what an adaptive rule finds easy.
+
+        Args:
+            logits: ``(B, block_size, V)``.
+            progress: What the step before gave.
+            step: Its number, from 0.
+            noise: Of this step; None if nothing is drawn.
         """
-        for step in range(num_done, self.num_steps):
-            best = self.predict(self.hidden(tokens, work, step)).argmax(dim=-1)
-            wrong = best != tokens
-            if self._looks_at(step + 1 - num_done, step + 1) and not bool(wrong.any()):
-                return tokens, order, step + 1, True
-            is_first = wrong & (wrong.cumsum(dim=1) == 1)
-            tokens, order = torch.where(is_first, best, tokens), order.masked_fill(is_first, step)
-        return tokens, order, self.num_steps, False
+        tokens, order, mask_id = progress.tokens, progress.order, self.parts.mask_id
+        is_masked = tokens == mask_id
+        candidates, confidence = self.sampler.choose_with_confidence(logits, noise)
+        num_revealed = num_to_reveal(is_masked.sum(dim=1, keepdim=True), self.draft_steps - step)
+        surest = most_confident(self.unmasking.disturb(confidence, noise), is_masked, num_revealed)
+        revealed = surest | self.unmasking.easy(logits, confidence, is_masked)
+        tokens = torch.where(revealed, candidates, tokens)
+        return Progress(tokens, order.masked_fill(revealed, step), (tokens == mask_id).any())
 
-    def _unmask_adaptively(self, work: BlockInWork, noise: NoiseOfSteps | None) -> tuple[Tensor, Tensor, int]:
-        tokens = self._masks(work)
-        order, is_masked = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)
-        for step in range(self.draft_steps):
-            drawn, logits = None if noise is None else noise[step], self.masked_logits(tokens, work, step)
-            candidates, confidence = self.sampler.choose_with_confidence(logits, drawn)
-            num_revealed = num_to_reveal(is_masked.sum(dim=1, keepdim=True), self.draft_steps - step)
-            surest = most_confident(self.unmasking.disturb(confidence, drawn), is_masked, num_revealed)
-            revealed = surest | self.unmasking.easy(logits, confidence, is_masked)
-            tokens, order = torch.where(revealed, candidates, tokens), order.masked_fill(revealed, step)
-            is_masked = is_masked & ~revealed
-            if self._looks_at(step + 1, step + 1) and not bool(is_masked.any()):
-                return tokens, order, step + 1
-        return tokens, order, self.draft_steps
+    def correct(self, progress: Progress, work: BlockInWork, step: int | Tensor) -> Progress:
+        """Replace the first token of each row that is not the most probable next one; see :class:`BlockPasses`."""
+        assert work.causal is not None
+        best = self.predict(self.hidden(progress.tokens, work, work.causal)).argmax(dim=-1)
+        wrong = best != progress.tokens
+        is_first = wrong & (wrong.cumsum(dim=1) == 1)
+        tokens = torch.where(is_first, best, progress.tokens)
+        return Progress(tokens, progress.order.masked_fill(is_first, step), wrong.any())
 
-    def _looks_at(self, num_steps: int, num_passes: int) -> bool:
-        """Tell whether the host looks at the device behind a step; behind the last one there is nothing to save."""
-        return num_steps % self.steps_per_look == 0 or num_passes == self.num_steps
+    def masked_logits(self, tokens: Tensor, work: BlockInWork, window: Window, lead: Tensor | None = None) -> Tensor:
+        """Predict the block's masked tokens, ``(B, block_size, V)``; all are masked in the pass with a lead."""
+        hidden = self.hidden(tokens, work, window, lead)
+        logits = self.predict(hidden)
+        return logits if self.couple is None else self.couple(hidden, logits, tokens if lead is None else None)
 
-    def _masks(self, work: BlockInWork) -> Tensor:
-        shape = len(work.lead), self.parts.block_size
-        return torch.full(shape, self.parts.mask_id, device=self.device)
+    def hidden(self, tokens: Tensor, work: BlockInWork, window: Window, lead: Tensor | None = None) -> Tensor:
+        """Run the network: the block's hidden states, ``(B, block_size, width)``."""
+        embedded = self.embed_block(tokens, work.beside)
+        if lead is not None:
+            embedded = torch.cat([lead, embedded], dim=1)
+        return self.networks[0](embedded, window, work.opened, self.parts.block_size)
+
+    def compiled(self, compiler: Callable[[FlatFunction], FlatFunction]) -> BlockFunction:
+        """Compile a whole block, or each of its steps; where tokens are coupled, pass and coupling by themselves.
+
+        A coupling is a chain of as many small products as a block has tokens. Several of them, one per step, would take
+        minutes of compilation.
+        """
+        coupling = self.parts.coupling
+        if coupling is None and self.is_one_function:
+            return super().compiled(compiler)
+        self.write_out()
+        whole = copy.copy(self)
+        if coupling is not None:
+            self.networks = [FlatNetwork(one, compiler) for one in self.networks]  # type: ignore[misc]
+            self.couple = FlatCoupling(coupling.written_out(), self.parts.mask_id, compiler)
+            self.compiled_reveal = FlatReveal(whole, compiler) if self.unmasking.is_adaptive else None
+        if not self.is_one_function:
+            self.passes = FlatSteps(whole, compiler, None if coupling is None else self)
+        return self
+
+    def _is_filled(self, progress: Progress, num_steps: int) -> bool:
+        """Look, at times, whether nothing is masked behind the first steps."""
+        is_time = self.looks_inside and num_steps % self.steps_per_look_at_draft == 0
+        return is_time and not bool(progress.is_open)
+
+    def _is_settled(self, progress: Progress, num_steps: int, num_drafting: int) -> bool:
+        """Look, at times and behind the last step, whether a correcting pass changed nothing in any row."""
+        is_time = (num_steps - num_drafting) % self.steps_per_look == 0 or num_steps == self.num_steps
+        return self.looks_inside and is_time and not bool(progress.is_open)

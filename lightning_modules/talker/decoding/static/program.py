@@ -99,14 +99,15 @@ class Block(NamedTuple):
 
 # Takes tensors, and numbers by name; gives tensors, and what else follows from shapes and numbers alone.
 FlatFunction = Callable[..., tuple[tuple[Tensor, ...], Any]]
-# Decodes a block as a program does, with noise that was drawn before.
-BlockFunction = Callable[[Tensor, Carry, Sequence[StaticCache], Place, Sequence[TokenNoise] | None], Block]
+# Decodes a block as a program does.
+BlockFunction = Callable[[Tensor, Carry, Sequence[StaticCache], Place, NoiseOfSteps | None], Block]
 
 
 class BlockProgram(ABC):
     """Decodes a block of many rows that stand at the same place, each with a text of its own.
 
-    A program keeps nothing of what it decoded. Nothing in it waits for the device unless :attr:`looks_inside` is set.
+    A program keeps nothing of what it decoded. Nothing in it waits for the device unless :attr:`looks_inside` is set;
+    without, a block takes as many steps as it may.
 
     Args:
         parts: What decodes.
@@ -143,6 +144,11 @@ class BlockProgram(ABC):
     def is_one_function(self) -> bool:
         """Whether a block takes the same passes whatever its tokens are, if nobody looks inside."""
         return True
+
+    @property
+    def commits_itself(self) -> bool:
+        """Whether a block may leave nothing to commit, so that the next one begins as the first one does."""
+        return False
 
     @property
     def is_plain(self) -> bool:
@@ -228,11 +234,11 @@ class BlockProgram(ABC):
             carry: Carry,
             caches: Sequence[StaticCache],
             place: Place,
-            noise: Sequence[TokenNoise] | None,
+            noise: NoiseOfSteps | None,
         ) -> Block:
             (cache,) = caches
             where = (torch.as_tensor(one, device=self.device) for one in (place.start, place.position))
-            inputs = anchors, *where, *carry, *cache.buffers, *tensors_of(noise)
+            inputs = anchors, *where, *carry, *cache.buffers, *tensors_of(draw(noise, self.num_drawings))
             (tokens, *rest), block = run(*inputs, num_keys=place.num_keys, num_buffers=len(cache.buffers))
             order = rest[num_carried] if len(rest) > num_carried else None
             return block._replace(tokens=tokens, carry=tuple(rest[:num_carried]), order=order)
@@ -277,17 +283,24 @@ class BlockProgram(ABC):
             offsets: Position of each relative to the block's first token, ``(L,) int64``.
             reach: How many of the new slots, from the first on, each may attend to, ``(L,) int64``.
         """
-        key_slots = self._key_slots[: place.num_keys]
         slots = self._key_slots[: len(offsets)] + place.start
-        hidden = key_slots >= (reach + place.start)[:, None]
-        mask = torch.zeros_like(hidden, dtype=self.dtype).masked_fill_(hidden, -torch.inf)
-        positions = offsets + place.position
+        mask, positions = self.mask(place, reach), offsets + place.position
         start = None if isinstance(place.start, Tensor) else place.start
         return [network.window(slots, positions, mask, start) for network in self.networks]
+
+    def mask(self, place: Place, reach: Tensor) -> Tensor:
+        """Give what is added to the scores of new positions, ``(L, num_keys)``; arguments as of :meth:`windows`."""
+        hidden = self._key_slots[: place.num_keys] >= (reach + place.start)[:, None]
+        return torch.zeros_like(hidden, dtype=self.dtype).masked_fill_(hidden, -torch.inf)
 
     def anchor_slots(self, anchors: Tensor) -> Tensor:
         """Embed anchors as slots of their own, ``(B, Q, width)``."""
         return anchors + self.embed.weight[self.parts.mask_id]
+
+
+def draw(noise: NoiseOfSteps | None, num_drawings: int) -> list[TokenNoise] | None:
+    """Draw the first noise of a block before it runs."""
+    return None if noise is None else [noise[drawing] for drawing in range(num_drawings)]
 
 
 def tensors_of(noise: Sequence[TokenNoise] | None) -> Iterator[Tensor]:

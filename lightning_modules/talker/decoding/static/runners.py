@@ -1,4 +1,4 @@
-"""How a program is run: as it is, or as one function that is made for a few lengths of attention."""
+"""How a program is run: as it is, or as functions that are made for a few lengths of attention."""
 
 import os
 import shutil
@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
-from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, round_up
+from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, draw, round_up
 from lightning_modules.talker.network.key_value_cache import StaticCache
 
 MIN_BUCKET = 64
@@ -74,26 +73,18 @@ class EagerRunner(BlockRunner):
         return block._replace(tokens=block.tokens.clone(), order=order, draft=draft)
 
 
-class OneFunctionRunner(BlockRunner):
-    """Runs a program whose blocks are one function each, made for one number of rows and a few lengths of attention.
+class FixedShapeRunner(BlockRunner):
+    """Runs a program whose blocks, or steps, are functions made for one number of rows and a few lengths of attention.
 
     Args:
-        program: What is run; the host looks at nothing within its blocks from then on.
-
-    Raises:
-        UserError: If the decoding has a threshold or corrections, for which the host must look.
+        program: What is run; the host looks at nothing within its blocks from then on, unless they end early by rule.
     """
 
     drops_rows = False  # another number of rows is another function
 
     def __init__(self, program: BlockProgram) -> None:
         super().__init__(program)
-        if not program.is_one_function:
-            raise UserError(
-                f"decoding of {program.decoding.talker}: with a confidence threshold or refinement a block is no "
-                "single function, and is neither compiled nor captured; leave them out, or decode as it is"
-            )
-        program.looks_inside = False
+        program.looks_inside = not program.is_one_function
 
     def num_keys(self, num_slots: int) -> int:
         """Give one of a few lengths."""
@@ -101,7 +92,7 @@ class OneFunctionRunner(BlockRunner):
 
     def draw(self, noise: NoiseOfSteps | None) -> list[TokenNoise] | None:
         """Draw all noise of a block before it runs."""
-        return None if noise is None else [noise[index] for index in range(self.program.num_drawings)]
+        return draw(noise, self.program.num_drawings)
 
 
 def bucket_of(num_slots: int, capacity: int) -> int:

@@ -9,7 +9,6 @@ from experiments.jobs.decoding.report.pictures import draw_throughput
 from experiments.jobs.decoding.talkers import ban_eos, draw_text, draw_text_of_batch
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.unmasking import Unmasking
 from tests.lightning_modules.talker.conftest import in_steps, make_talker, row_of
 
 CPU = torch.device("cpu")
@@ -59,8 +58,6 @@ def test_executions_leave_out_what_they_do_not_know() -> None:
     mdm, vocalnet = make_talker("mdm"), make_talker("vocalnet")
     assert Static().prepare(vocalnet, in_steps(), 3) is None
     assert Captured().prepare(mdm, in_steps(4), 3) is None, "there is no GPU"
-    adaptive = in_steps(4, unmasking=Unmasking(confidence_threshold=0.5))
-    assert Compiled().prepare(mdm, adaptive, 3) is None, "its number of passes depends on its tokens"
     assert Stepwise().prepare_batch(mdm, in_steps(4), 3, 2) is None
 
 

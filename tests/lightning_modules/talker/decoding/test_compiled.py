@@ -14,9 +14,12 @@ from lightning_modules.talker.decoding.static.compiled import CompiledBlocks, Co
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
 from lightning_modules.talker.decoding.static.runners import EagerRunner
 from lightning_modules.talker.decoding.streaming import AnchorReader, states_of_row
+from lightning_modules.talker.decoding.unmasking import Unmasking
 from lightning_modules.talker.network.packed_linear import WrittenProduct
 from lightning_modules.talker.network.prepared import prepare_for_decoding
 from tests.lightning_modules.talker.conftest import WIDTH, make_talker, make_text
+
+BOUND = Unmasking(entropy_bound=3.0)
 
 
 def kind_of(tensor: Tensor) -> tuple[Any, ...]:
@@ -74,10 +77,8 @@ def test_a_talker_is_compiled_once_for_as_long_as_its_weights_stay(kind: str, nu
     assert changed != expected and said(talker, decoding) == changed
 
 
-def test_what_is_no_single_function_and_layers_with_more_to_them_run_as_they_are() -> None:
+def test_layers_with_more_to_them_run_as_they_are() -> None:
     talker, blocks = make_compiled("set_block")
-    refined = Decoding("it", 4, refinement=Refinement(draft_steps=2))
-    assert said(talker, refined) == said_as_it_is(talker, refined)
 
     class Adapted(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -179,22 +180,33 @@ def test_under_autocast_text_that_has_ended_is_read_by_the_same_function(kind: s
     assert len(precisions) == 2 and count_compiled(runner) == num_compiled
 
 
-@pytest.mark.parametrize(("kind", "num_steps"), [("ntp", 8), ("set_block_coupled", 2)])
+@pytest.mark.parametrize(
+    ("kind", "num_steps", "rules"),
+    [
+        ("ntp", 8, {}),
+        ("set_block_coupled", 2, {}),
+        ("set_block", 8, {"refinement": Refinement(1)}),
+        pytest.param("mdm", 8, {"unmasking": Unmasking(0.3)}, marks=pytest.mark.slow),
+        pytest.param("set_block_coupled", 8, {"refinement": Refinement(2), "unmasking": BOUND}, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("fused_commit", [True, False])
+@torch.no_grad()
 def test_no_reply_is_compiled_in_its_midst(
-    kind: str, num_steps: int, fused_commit: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, num_steps: int, rules: dict[str, Any], fused_commit: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A corrected block commits itself, or does not; what comes behind either is compiled ahead."""
     monkeypatch.setattr("lightning_modules.talker.decoding.static.compiled.MIN_KEYS", 16)
     monkeypatch.setattr("lightning_modules.talker.decoding.static.runners.MIN_BUCKET", 16)
     talker, blocks = make_compiled(kind)
-    decoding = Decoding("it", num_steps, fused_commit=fused_commit)
+    decoding = Decoding("it", num_steps, fused_commit=fused_commit, **rules)
     runner = blocks(talker.block_program(8, decoding))
     assert isinstance(runner, CompiledRunner)
-    runner.program.looks_inside, num_compiled = False, count_compiled(runner)
-    decoder, anchors = StaticDecoder(runner), torch.zeros(1, 2, WIDTH, dtype=torch.float64)
+    runner.program.looks_inside, num_compiled = not runner.program.is_one_function, count_compiled(runner)
+    decoder, generator = StaticDecoder(runner), torch.Generator().manual_seed(0)
     lengths = set()
     for _ in range(8):
-        decoder.decode(anchors)
+        decoder.decode(torch.randn(1, 2, WIDTH, generator=generator, dtype=torch.float64))
         lengths.add(runner.num_keys(decoder.start))
         decoder.close_block()
     assert len(lengths) > 2 and count_compiled(runner) == num_compiled

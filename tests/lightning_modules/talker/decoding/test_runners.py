@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_modules.errors import UserError
 from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.decoding.decoding import Decoding
+from lightning_modules.talker.decoding.refinement import Refinement
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenSampler
 from lightning_modules.talker.decoding.static.captured import CapturedRunner
 from lightning_modules.talker.decoding.static.compiled import CompiledRunner
@@ -19,7 +20,7 @@ from lightning_modules.talker.decoding.static.program import Block, BlockProgram
 from lightning_modules.talker.decoding.static.runners import (
     BlockRunner,
     EagerRunner,
-    OneFunctionRunner,
+    FixedShapeRunner,
     bucket_of,
     has_compiler,
 )
@@ -104,7 +105,15 @@ def test_what_is_compiled_is_what_the_program_does(kind: str, num_steps: int, ru
 @pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("default")  # of Inductor
 @pytest.mark.parametrize(
-    ("kind", "num_steps", "rules"), [("ntp", 8, {}), ("set_block", 2, {}), ("coupled", 2, {}), ("ntp", 8, SAMPLED)]
+    ("kind", "num_steps", "rules"),
+    [
+        ("ntp", 8, {}),
+        ("set_block", 2, {}),
+        ("coupled", 2, {}),
+        ("ntp", 8, SAMPLED),
+        ("set_block", 8, {"refinement": Refinement(2), "unmasking": Unmasking(confidence_threshold=0.3)}),
+        ("set_block_coupled", 8, {"refinement": Refinement(1)}),
+    ],
 )
 def test_compiled_blocks_say_the_same(kind: str, num_steps: int, rules: dict[str, Any]) -> None:
     plain, compiled = programs_of(kind, num_steps, rules)
@@ -114,7 +123,7 @@ def test_compiled_blocks_say_the_same(kind: str, num_steps: int, rules: dict[str
     assert tokens_of(runner) == expected, "a second decoding uses the same functions"
 
 
-class FunctionRunner(OneFunctionRunner):
+class FunctionRunner(FixedShapeRunner):
     """Runs another function in the place of a program."""
 
     def __init__(self, program: BlockProgram, function: Callable[..., Block]) -> None:
@@ -139,13 +148,6 @@ def test_compiled_passes_and_blocks_say_the_same(kind: str, num_steps: int, rule
     assert tokens_of(FunctionRunner(compiled, fused(compiled, backend="aot_eager"))) == expected
     if num_steps <= MAX_PASSES_AT_ONCE:
         assert tokens_of(FunctionRunner(compiled, with_fused_passes(compiled, backend="aot_eager"))) == expected
-
-
-@pytest.mark.parametrize("rules", [{"unmasking": Unmasking(confidence_threshold=0.5)}])
-def test_a_block_that_the_host_looks_into_is_refused(rules: dict[str, Any]) -> None:
-    program, _ = programs_of("mdm", 4, rules)
-    with pytest.raises(UserError, match="no single function"):
-        CompiledRunner(program)
 
 
 def test_no_graph_is_captured_on_a_cpu() -> None:
