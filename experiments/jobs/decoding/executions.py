@@ -130,8 +130,8 @@ class Compiled(Static):
         if not program.is_plain:
             return None
         runner = CompiledRunner(program)
-        if batch_size == 1 and not program.is_one_function:
-            runner.compile_ahead()  # a warm-up may not meet each kind of step
+        if batch_size == 1:
+            runner.compile_ahead()  # a warm-up would count compilation as decoding, and may not meet each kind of step
         return runner
 
 
