@@ -141,7 +141,7 @@ def test_the_distilled_talker_starts_from_the_trained_one(runs: Path) -> None:
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            *("decoding", ("decoding",), {"mdm_16", "mdm_16_threshold", "mdm_8_order_noise", "mdm_16_drafted_in_4"}),
+            *("decoding", ("decoding",), {"mdm_16", "mdm_16_threshold", "mdm_16_entropy", "mdm_16_drafted_in_4"}),
             marks=pytest.mark.slow,
         ),
         pytest.param(

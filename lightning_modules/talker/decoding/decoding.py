@@ -27,7 +27,7 @@ class Decoding:
         fused_commit: Let a finished block ride with the next block's first pass, which writes its keys and values to
             the cache: K passes per block. Otherwise a pass of its own writes them: K + 1.
         adapter: Name of the LoRA adapter that acts on thinker and talker meanwhile; the base alone if None.
-        seed: Of drawn tokens and of noise on the order; each reply draws from a generator of its own.
+        seed: Of drawn tokens; each reply draws from a generator of its own.
 
     Raises:
         UserError: If a number is out of range, or no step is left to refine in.

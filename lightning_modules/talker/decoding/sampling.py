@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,24 +11,14 @@ from torch import Tensor
 from lightning_modules.errors import UserError
 
 
-class TokenNoise(NamedTuple):
-    """What tokens are drawn with, and what disturbs the order in which they are revealed.
+class NoiseOfSteps(Protocol):
+    """Gives the noise of each drawing, in their order.
 
-    Attributes:
-        exponential: A race of all tokens, which the one wins that has the highest probability over its own time,
-            ``(B, n, V) float32``; None if the most likely ones are taken.
-        uniform: ``(B, n) float32``; None without noise on the order.
+    It is a race of all tokens, which the one wins that has the highest probability over its own time.
     """
 
-    exponential: Tensor | None
-    uniform: Tensor | None
-
-
-class NoiseOfSteps(Protocol):
-    """Gives the noise of each drawing, in their order."""
-
-    def __getitem__(self, drawing: int, /) -> TokenNoise:
-        """Give the noise of a drawing."""
+    def __getitem__(self, drawing: int, /) -> Tensor:
+        """Give the noise of a drawing, ``(B, n, V) float32``."""
         ...
 
 
@@ -78,16 +68,16 @@ class TokenSampler:
         tokens = torch.multinomial(tempered.flatten(0, -2), 1, generator=generator).view(logits.shape[:-1])
         return tokens, probabilities.gather(-1, tokens[..., None])[..., 0]
 
-    def choose(self, logits: Tensor, noise: TokenNoise | None) -> Tensor:
+    def choose(self, logits: Tensor, noise: Tensor | None) -> Tensor:
         """Choose tokens, ``(...) int64``, as a call does, with noise of a :class:`NoiseSource`."""
-        if noise is None or noise.exponential is None:
+        if noise is None:
             return logits.argmax(dim=-1)
-        return (self._temper(logits) / noise.exponential).argmax(dim=-1)
+        return (self._temper(logits) / noise).argmax(dim=-1)
 
-    def choose_with_confidence(self, logits: Tensor, noise: TokenNoise | None) -> tuple[Tensor, Tensor]:
+    def choose_with_confidence(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Choose tokens with noise that was drawn before, and give what a call gives."""
         probabilities = logits.float().softmax(dim=-1)
-        if noise is None or noise.exponential is None:
+        if noise is None:
             confidence, tokens = probabilities.max(dim=-1)
             return tokens, confidence
         tokens = self.choose(logits, noise)
@@ -109,29 +99,12 @@ class NoiseSource:
     Args:
         generators: One per row, on the device.
         shape: Positions and tokens, ``(n, V)``.
-        has_exponential: Whether tokens are drawn.
-        has_uniform: Whether the order is disturbed.
     """
 
-    def __init__(
-        self,
-        generators: Sequence[torch.Generator],
-        shape: tuple[int, int],
-        has_exponential: bool,
-        has_uniform: bool,
-    ) -> None:
+    def __init__(self, generators: Sequence[torch.Generator], shape: tuple[int, int]) -> None:
         self.generators, self.shape = generators, shape
-        self.has_exponential, self.has_uniform = has_exponential, has_uniform
 
-    def __getitem__(self, drawing: int, /) -> TokenNoise:
+    def __getitem__(self, drawing: int, /) -> Tensor:
         """Draw the noise of the next drawing, whichever it is."""
-        exponentials, uniforms = [], []
-        for generator in self.generators:
-            if self.has_exponential:
-                times = torch.empty(self.shape, device=generator.device)
-                exponentials.append(times.exponential_(generator=generator))
-            if self.has_uniform:
-                uniforms.append(torch.rand(self.shape[0], generator=generator, device=generator.device))
-        return TokenNoise(
-            torch.stack(exponentials) if exponentials else None, torch.stack(uniforms) if uniforms else None
-        )
+        races = [torch.empty(self.shape, device=one.device).exponential_(generator=one) for one in self.generators]
+        return torch.stack(races)

@@ -1,6 +1,5 @@
 """Unmasking a block: which masked positions a decoding step reveals, and the steps themselves."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, overload
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
-from lightning_modules.talker.decoding.sampling import TokenNoise, TokenSampler
+from lightning_modules.talker.decoding.sampling import TokenSampler
 
 
 @overload
@@ -94,8 +93,6 @@ class Unmasking:
     Attributes:
         confidence_threshold: Reveal also every position whose token is at least this probable, so that an easy block
             takes fewer steps than it may; None reveals the same number in each step, as the paper does.
-        order_temperature: Gumbel noise on the logarithm of the confidence, by this factor; 0 reveals the most
-            confident positions first.
         entropy_bound: Reveal also the positions that :func:`within_entropy` chooses, in nats; None as above. In place
             of the threshold.
 
@@ -107,7 +104,6 @@ class Unmasking:
     """
 
     confidence_threshold: float | None = None
-    order_temperature: float = 0.0
     entropy_bound: float | None = None
 
     def __post_init__(self) -> None:
@@ -121,8 +117,6 @@ class Unmasking:
             raise UserError(
                 f"confidence_threshold is {self.confidence_threshold}: give a probability above 0 and up to 1, or null."
             )
-        if not 0.0 <= self.order_temperature < math.inf:
-            raise UserError(f"order_temperature is {self.order_temperature}: give 0 for the surest first or more.")
 
     @property
     def is_adaptive(self) -> bool:
@@ -131,14 +125,9 @@ class Unmasking:
 
     def __str__(self) -> str:
         """Give the rule in words; empty for the paper's."""
-        parts = []
         if self.confidence_threshold is not None:
-            parts.append(f"threshold {self.confidence_threshold:g}")
-        if self.entropy_bound is not None:
-            parts.append(f"entropy bound {self.entropy_bound:g}")
-        if self.order_temperature:
-            parts.append(f"order noise {self.order_temperature:g}")
-        return ", ".join(parts)
+            return f"threshold {self.confidence_threshold:g}"
+        return "" if self.entropy_bound is None else f"entropy bound {self.entropy_bound:g}"
 
     def __call__(
         self,
@@ -158,7 +147,7 @@ class Unmasking:
             mask_id: The mask.
             num_steps: Steps, ``K``, at most the block size.
             sampler: Chooses tokens.
-            generator: Source of noise on the order and of drawn tokens, on the block's device.
+            generator: Source of drawn tokens, on the block's device.
 
         Returns:
             The tokens, the number of steps taken, and when each token was revealed.
@@ -169,7 +158,7 @@ class Unmasking:
             logits = predict(tokens)
             candidates, confidence = sampler(logits, generator)
             num_revealed = num_to_reveal(num_masked, num_steps - step)
-            revealed = most_confident(self._order(confidence, generator), is_masked, num_revealed)
+            revealed = most_confident(confidence, is_masked, num_revealed)
             if self.is_adaptive:
                 revealed = revealed | self.easy(logits, confidence, is_masked)
             tokens, order = torch.where(revealed, candidates, tokens), order + step * revealed
@@ -193,20 +182,6 @@ class Unmasking:
             return within_entropy(logits, is_masked, self.entropy_bound)
         assert self.confidence_threshold is not None
         return is_masked & (confidence >= self.confidence_threshold)
-
-    def disturb(self, confidence: Tensor, noise: TokenNoise | None) -> Tensor:
-        """Give what positions are ranked by, ``(B, n)``, with noise that was drawn before."""
-        if noise is None or noise.uniform is None:
-            return confidence
-        gumbel = -(-noise.uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
-        return confidence.clamp(min=1e-20).log() + self.order_temperature * gumbel
-
-    def _order(self, confidence: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Give what positions are ranked by."""
-        if self.order_temperature == 0.0:
-            return confidence
-        uniform = torch.rand(confidence.shape, generator=generator, device=confidence.device)
-        return self.disturb(confidence, TokenNoise(None, uniform))
 
 
 def powers_of_two_up_to(block_size: int) -> tuple[int, ...]:

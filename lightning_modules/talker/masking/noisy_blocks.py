@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_modules.number_checks import require_at_least, require_positive, require_within
+from lightning_modules.number_checks import require_at_least, require_within
 from lightning_modules.talker.masking.schemes import Masking, RowGenerators
 
 
@@ -27,18 +27,15 @@ class NoisyBlocks:
 
 
 class DrawnBlocks:
-    """Draws as many noisy blocks for a long reply as for a short one, more of them where the loss is.
+    """Draws as many noisy blocks for a long reply as for a short one, anywhere in it.
 
     With a clean copy of the past each noisy block is a problem of its own, so that there is no need for whole noisy
-    copies, which hold block 0, learned soon, as often as any later one. In expectation a reply's block 0 is drawn
-    ``N * w / (w + K - 1)`` times and each other one ``N / (w + K - 1)`` times, for ``K`` blocks and a weight ``w``; the
-    number differs from that by less than 1. The loss is the plain mean over the masked tokens of the blocks that are
-    drawn: it estimates the mean over all masked tokens with block 0 weighed by ``w``, and with replies of few blocks
-    weighed as those of many.
+    copies. In expectation each of a reply's ``K`` blocks is drawn ``N / K`` times; the number differs from that by less
+    than 1. The loss is the plain mean over the masked tokens of the blocks that are drawn: replies of few blocks weigh
+    as much as those of many.
 
     Args:
         num_blocks: Noisy blocks per reply, ``N``.
-        first_block_weight: How often block 0 is drawn, as a share of each other one, ``w``.
         off_grid_share: Share of the blocks, apart from those drawn from a reply's last block, that begin 1 to
             ``block_size - 1`` tokens behind a place of the grid. They see the anchors up to that place, and the clean
             tokens up to their own. Decoding knows the grid's places alone.
@@ -49,17 +46,10 @@ class DrawnBlocks:
         UserError: If a number is out of range.
     """
 
-    def __init__(
-        self,
-        num_blocks: int,
-        first_block_weight: float = 1.0,
-        off_grid_share: float = 0.0,
-        fully_masked_share: float = 0.0,
-    ) -> None:
+    def __init__(self, num_blocks: int, off_grid_share: float = 0.0, fully_masked_share: float = 0.0) -> None:
         require_at_least(1, num_blocks=num_blocks)
-        require_positive(first_block_weight=first_block_weight)
         require_within(0.0, 1.0, off_grid_share=off_grid_share, fully_masked_share=fully_masked_share)
-        self.num_blocks, self.first_block_weight = num_blocks, first_block_weight
+        self.num_blocks = num_blocks
         self.off_grid_share, self.fully_masked_share = off_grid_share, fully_masked_share
 
     def __call__(
@@ -86,10 +76,7 @@ class DrawnBlocks:
         return NoisyBlocks(block * block_size + torch.where(is_off_grid, offset, 0), is_masked)
 
     def _draw_blocks(self, num_own_blocks: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw the index of each noisy block, ``(B, N) int64``, at equal distances along the summed weights."""
-        weights = (torch.arange(int(num_own_blocks.max())) < num_own_blocks[:, None]).double()
-        weights[:, 0] *= self.first_block_weight
-        bounds = weights.cumsum(dim=1) / weights.sum(dim=1, keepdim=True)
-        first = torch.rand((len(weights), 1), generator=generator, dtype=torch.float64)
+        """Draw the index of each noisy block, ``(B, N) int64``, at equal distances along the reply."""
+        first = torch.rand((len(num_own_blocks), 1), generator=generator, dtype=torch.float64)
         places = (first + torch.arange(self.num_blocks)) / self.num_blocks
-        return torch.searchsorted(bounds, places, right=True).clamp(max=num_own_blocks[:, None] - 1)
+        return (places * num_own_blocks[:, None]).long().clamp(max=num_own_blocks[:, None] - 1)

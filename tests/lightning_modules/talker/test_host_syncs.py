@@ -92,7 +92,7 @@ MASKED = [
 ]
 MASKED += [("coupled", how, {}) for how in DISTILLATIONS]
 MASKED += [("mdm", how, {"clean_context": False}) for how in DISTILLATIONS]
-MASKED += [("set_block", how, {"noisy_blocks": DrawnBlocks(4, 0.5, 0.3, 0.3)}) for how in DISTILLATIONS]
+MASKED += [("set_block", how, {"noisy_blocks": DrawnBlocks(4, 0.3, 0.3)}) for how in DISTILLATIONS]
 STEPS: list[tuple[str, str, dict[str, Any]]] = [("ntp", "plain", {}), ("mtp", "plain", {}), *MASKED]
 
 

@@ -89,7 +89,7 @@ def test_a_block_reads_the_tokens_before_it_and_the_anchors_known_where_it_begin
 
 @pytest.mark.parametrize("kind", ["set_block", "set_block_coupled"])
 def test_training_scores_the_masked_tokens_of_the_drawn_blocks_alike(kind: str) -> None:
-    talker = make_set_block(DrawnBlocks(5, 0.5, off_grid_share=0.4, fully_masked_share=0.3), kind).train()
+    talker = make_set_block(DrawnBlocks(5, off_grid_share=0.4, fully_masked_share=0.3), kind).train()
     batch = talker.corrupt(TEXT, make_units(), LENGTHS, torch.Generator().manual_seed(3))
     assert batch.starts is not None
     output = talker.score(batch)
@@ -113,7 +113,7 @@ def test_training_scores_the_masked_tokens_of_the_drawn_blocks_alike(kind: str) 
 
 
 def test_gradients_reach_the_clean_past_of_drawn_blocks_and_nothing_behind_it() -> None:
-    talker = make_set_block(DrawnBlocks(2, first_block_weight=1e-6, fully_masked_share=1.0)).train()
+    talker = make_set_block(DrawnBlocks(3, fully_masked_share=1.0)).train()
     talker.next_token_weight = 0.0
     units = torch.arange(24)[None]  # each token once
     talker(make_text([4]), units, torch.tensor([23]), torch.Generator().manual_seed(0)).loss.backward()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import UserError
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place
 from lightning_modules.talker.decoding.static.runners import FixedShapeRunner
 from lightning_modules.talker.network.key_value_cache import StaticCache
@@ -29,7 +29,7 @@ class _Graph:
     anchors: Tensor
     carry: Carry
     moves_by: Tensor
-    noise: list[TokenNoise] | None
+    noise: list[Tensor] | None
     block: Block
     spoken: Tensor
 
@@ -91,8 +91,7 @@ class CapturedRunner(FixedShapeRunner):
         self._move_to(place)
         if carry is not captured.block.carry or not captured.reads_its_own:
             copy_into(captured.carry, carry)
-        for inside, outside in zip(captured.noise or [], drawn or [], strict=True):
-            copy_into([one for one in inside if one is not None], [one for one in outside if one is not None])
+        copy_into(captured.noise or [], drawn or [])
         captured.graph.replay()
         block = captured.block
         start, position = self._known_place
@@ -112,12 +111,10 @@ class CapturedRunner(FixedShapeRunner):
                 one.fill_(value)
             self._known_place = there
 
-    def _capture(self, anchors: Tensor, carry: Carry, place: Place, noise: list[TokenNoise] | None) -> _Graph:
+    def _capture(self, anchors: Tensor, carry: Carry, place: Place, noise: list[Tensor] | None) -> _Graph:
         """Capture a block, which warming up decodes a few times at its place."""
         device = self.program.device
-        inside = None
-        if noise is not None:
-            inside = [TokenNoise(*(None if one is None else one.clone() for one in drawn)) for drawn in noise]
+        inside = None if noise is None else [drawn.clone() for drawn in noise]
         self._move_to(place)
         start, position = self._place
         inputs = anchors.clone(), tuple(one.clone() for one in carry), self.caches

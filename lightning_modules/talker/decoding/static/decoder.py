@@ -68,9 +68,6 @@ class StaticDecoder(BlockDecoder):
         return torch.autocast(self.program.device.type, enabled=False)
 
     def _noise(self) -> NoiseSource | None:
-        has_exponential = self.program.sampler.temperature > 0
-        has_uniform = self.program.has_order_noise
-        if not has_exponential and not has_uniform:
+        if self.program.sampler.temperature == 0:
             return None
-        shape = self.program.rows_of_noise, self.program.parts.num_outputs
-        return NoiseSource(self.generators, shape, has_exponential, has_uniform)
+        return NoiseSource(self.generators, (self.program.rows_of_noise, self.program.parts.num_outputs))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.passes import Couple, FlatCoupling, FlatNetwork
 from lightning_modules.talker.decoding.static.program import (
     Block,
@@ -79,13 +79,8 @@ class MaskedProgram(BlockProgram):
     @property
     def steps_per_look_at_draft(self) -> int:
         """One where another step would draw noise that a later block draws, or take a step from the corrections."""
-        counts = self.sampler.temperature > 0 or self.has_order_noise or self.refinement is not None
+        counts = self.sampler.temperature > 0 or self.refinement is not None
         return 1 if counts else self.steps_per_look
-
-    @property
-    def has_order_noise(self) -> bool:
-        """Whether the order of unmasking is disturbed; see :class:`BlockProgram`."""
-        return self.unmasking.order_temperature > 0
 
     @property
     def rows_of_noise(self) -> int:
@@ -174,7 +169,7 @@ class MaskedProgram(BlockProgram):
             drawn = None if noise is None else noise[step]
             logits = self.masked_logits(tokens, work, work.rest if step else first, None if step else lead)
             candidates, confidence = self.sampler.choose_with_confidence(logits, drawn)
-            ranked_by = self.unmasking.disturb(confidence, drawn).masked_fill(is_revealed, -torch.inf)
+            ranked_by = confidence.masked_fill(is_revealed, -torch.inf)
             num_revealed = num_to_reveal(num_masked, self.draft_steps - step)
             chosen = ranked_by.argsort(dim=-1, descending=True, stable=True).narrow(1, 0, num_revealed)
             tokens = tokens.scatter(1, chosen, candidates.gather(1, chosen))
@@ -185,14 +180,12 @@ class MaskedProgram(BlockProgram):
         candidates = self.sampler.choose(logits, None if noise is None else noise[last])
         return Progress(torch.where(is_revealed, tokens, candidates), order.masked_fill(~is_revealed, last))
 
-    def unmask_more(
-        self, progress: Progress, work: BlockInWork, step: int | Tensor, noise: TokenNoise | None
-    ) -> Progress:
+    def unmask_more(self, progress: Progress, work: BlockInWork, step: int | Tensor, noise: Tensor | None) -> Progress:
         """Take a further step of an adaptive rule; see :class:`BlockPasses`."""
         logits = self.masked_logits(progress.tokens, work, work.rest)
         return (self.compiled_reveal or self.reveal)(logits, progress, step, noise)
 
-    def reveal(self, logits: Tensor, progress: Progress, step: int | Tensor, noise: TokenNoise | None) -> Progress:
+    def reveal(self, logits: Tensor, progress: Progress, step: int | Tensor, noise: Tensor | None) -> Progress:
         """Reveal a step's share of the masked tokens, and what an adaptive rule finds easy.
 
         Args:
@@ -205,7 +198,7 @@ class MaskedProgram(BlockProgram):
         is_masked = tokens == mask_id
         candidates, confidence = self.sampler.choose_with_confidence(logits, noise)
         num_revealed = num_to_reveal(is_masked.sum(dim=1, keepdim=True), self.draft_steps - step)
-        surest = most_confident(self.unmasking.disturb(confidence, noise), is_masked, num_revealed)
+        surest = most_confident(confidence, is_masked, num_revealed)
         revealed = surest | self.unmasking.easy(logits, confidence, is_masked)
         tokens = torch.where(revealed, candidates, tokens)
         return Progress(tokens, order.masked_fill(revealed, step), (tokens == mask_id).any())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.passes import put_together, taken_apart
 from lightning_modules.talker.decoding.static.program import (
     Block,
@@ -17,7 +17,6 @@ from lightning_modules.talker.decoding.static.program import (
     FlatFunction,
     Place,
     SpeechParts,
-    tensors_of,
 )
 from lightning_modules.talker.network.decoding_network import Window
 from lightning_modules.talker.network.key_value_cache import OpenLayer, StaticCache
@@ -97,7 +96,7 @@ class NextTokenProgram(BlockProgram):
         x: Tensor,
         windows: Sequence[Window],
         opened: Sequence[list[OpenLayer]],
-        noise: Sequence[TokenNoise] | None,
+        noise: Sequence[Tensor] | None,
     ) -> Tensor:
         """Predict the next tokens.
 
@@ -126,7 +125,7 @@ class NextTokenProgram(BlockProgram):
 
         def flat(x: Tensor, *inputs: Tensor, num_keys: int) -> tuple[tuple[Tensor, ...], None]:
             windows, opened, rest = put_together(inputs, sizes, num_keys)
-            return (self.step(x, windows, opened, self.noise_of(rest)),), None
+            return (self.step(x, windows, opened, rest or None),), None
 
         run = compiler(flat)
 
@@ -134,10 +133,10 @@ class NextTokenProgram(BlockProgram):
             x: Tensor,
             windows: Sequence[Window],
             opened: Sequence[list[OpenLayer]],
-            noise: Sequence[TokenNoise] | None,
+            noise: Sequence[Tensor] | None,
         ) -> Tensor:
             num_keys = opened[0][0].keys.shape[2]
-            (tokens,), _ = run(x, *taken_apart(windows, opened), *tensors_of(noise), num_keys=num_keys)
+            (tokens,), _ = run(x, *taken_apart(windows, opened), *(noise or ()), num_keys=num_keys)
             return tokens
 
         self.compiled_step = run_step

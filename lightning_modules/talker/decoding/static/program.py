@@ -1,7 +1,7 @@
 """What decodes one block as a function of tensors: its parts, its inputs, its result."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.talker.decoding.decoding import Decoding
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise, TokenSampler
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenSampler
 from lightning_modules.talker.network.anchors import SemanticAnchors
 from lightning_modules.talker.network.backbone import TalkerBackbone
 from lightning_modules.talker.network.decoding_network import (
@@ -166,11 +166,6 @@ class BlockProgram(ABC):
         return [weight for part in parts if part is not None for weight in part.parameters()]
 
     @property
-    def has_order_noise(self) -> bool:
-        """Whether the order in which tokens are revealed is disturbed."""
-        return False
-
-    @property
     def num_drawings(self) -> int:
         """How often tokens are drawn in a block, at most."""
         return self.num_steps
@@ -220,7 +215,7 @@ class BlockProgram(ABC):
             anchors, start, position, *rest = inputs
             carry, rest = tuple(rest[:num_carried]), rest[num_carried:]
             caches = [StaticCache(rest[:num_buffers])]
-            noise = self.noise_of(rest[num_buffers:])
+            noise = rest[num_buffers:] or None
             block = self(anchors, carry, caches, Place(start, position, num_keys), noise)
             assert block.draft is None, "corrections are no single function"
             tensors = block.tokens, *block.carry, *(() if block.order is None else (block.order,))
@@ -238,7 +233,7 @@ class BlockProgram(ABC):
         ) -> Block:
             (cache,) = caches
             where = (torch.as_tensor(one, device=self.device) for one in (place.start, place.position))
-            inputs = anchors, *where, *carry, *cache.buffers, *tensors_of(draw(noise, self.num_drawings))
+            inputs = anchors, *where, *carry, *cache.buffers, *(draw(noise, self.num_drawings) or ())
             (tokens, *rest), block = run(*inputs, num_keys=place.num_keys, num_buffers=len(cache.buffers))
             order = rest[num_carried] if len(rest) > num_carried else None
             return block._replace(tokens=tokens, carry=tuple(rest[:num_carried]), order=order)
@@ -250,18 +245,6 @@ class BlockProgram(ABC):
         for network in self.networks:
             network.write_out()
         self.predict = written_product(self.parts.head, self.networks[0].cast_to) or self.predict
-
-    def noise_of(self, tensors: Sequence[Tensor]) -> list[TokenNoise] | None:
-        """Give back what :func:`tensors_of` took apart."""
-        if not tensors:
-            return None
-        left, drawings = iter(tensors), []
-        while (first := next(left, None)) is not None:
-            if self.sampler.temperature == 0:
-                drawings.append(TokenNoise(None, first))
-            else:
-                drawings.append(TokenNoise(first, next(left) if self.has_order_noise else None))
-        return drawings
 
     def commit(self, carry: Carry, caches: Sequence[StaticCache], place: Place) -> tuple[Carry, int]:
         """Write in a pass of its own what the next block would commit on its way.
@@ -298,11 +281,6 @@ class BlockProgram(ABC):
         return anchors + self.embed.weight[self.parts.mask_id]
 
 
-def draw(noise: NoiseOfSteps | None, num_drawings: int) -> list[TokenNoise] | None:
+def draw(noise: NoiseOfSteps | None, num_drawings: int) -> list[Tensor] | None:
     """Draw the first noise of a block before it runs."""
     return None if noise is None else [noise[drawing] for drawing in range(num_drawings)]
-
-
-def tensors_of(noise: Sequence[TokenNoise] | None) -> Iterator[Tensor]:
-    """Give the tensors of all drawings."""
-    return (one for drawn in noise or () for one in drawn if one is not None)

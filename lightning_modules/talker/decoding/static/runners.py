@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, draw, round_up
 from lightning_modules.talker.network.key_value_cache import StaticCache
 
@@ -90,7 +90,7 @@ class FixedShapeRunner(BlockRunner):
         """Give one of a few lengths."""
         return bucket_of(num_slots, self.program.num_cached)
 
-    def draw(self, noise: NoiseOfSteps | None) -> list[TokenNoise] | None:
+    def draw(self, noise: NoiseOfSteps | None) -> list[Tensor] | None:
         """Draw all noise of a block before it runs."""
         return draw(noise, self.program.num_drawings)
 

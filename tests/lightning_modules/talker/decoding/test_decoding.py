@@ -15,10 +15,8 @@ from lightning_modules.talker.decoding.unmasking import Unmasking
         ({}, ""),
         ({"unmasking": Unmasking(), "sampler": TokenSampler()}, ""),
         ({"unmasking": Unmasking(0.7)}, "threshold 0.7"),
-        (
-            {"unmasking": Unmasking(0.7, 0.5), "refinement": Refinement(4)},
-            "threshold 0.7, order noise 0.5, refined after 4",
-        ),
+        ({"unmasking": Unmasking(0.7), "refinement": Refinement(4)}, "threshold 0.7, refined after 4"),
+        ({"unmasking": Unmasking(entropy_bound=1.0)}, "entropy bound 1"),
         ({"sampler": TokenSampler(0.8, 20), "fused_commit": False}, "temperature 0.8 of the top 20, separate commit"),
     ],
 )

@@ -38,7 +38,7 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("set_block", 2, {}),
     ("coupled", 2, {}),
     ("ntp", 8, SAMPLED),
-    ("set_block", 2, SAMPLED | {"unmasking": Unmasking(order_temperature=0.7)}),
+    ("set_block", 2, SAMPLED),
 ]
 
 

@@ -28,7 +28,6 @@ CASES: list[tuple[str, int | None, dict[str, Any]]] = [
     ("mtp", 3, SAMPLED),
     *((kind, steps, {}) for kind in ("mdm", "set_block") for steps in (8, 4, 2, 1)),
     *((kind, 4, SAMPLED) for kind in ("mdm", "set_block")),
-    *((kind, 4, {"unmasking": Unmasking(order_temperature=0.7), "seed": 1}) for kind in ("mdm", "set_block")),
     *((kind, 8, {"unmasking": Unmasking(confidence_threshold=0.3)}) for kind in ("mdm", "set_block")),
     *((kind, 2, {"fused_commit": False}) for kind in ("mdm", "set_block")),
     *((kind, steps, {}) for kind in ("coupled", "set_block_coupled") for steps in (4, 1)),

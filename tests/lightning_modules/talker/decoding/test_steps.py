@@ -44,7 +44,7 @@ REFINED: list[tuple[str, dict[str, Any]]] = [
 ]
 DRAWN: list[tuple[str, dict[str, Any]]] = [
     ("mdm", {"unmasking": THRESHOLD, "sampler": TokenSampler(0.8, 5), "seed": 3}),
-    ("set_block", {"unmasking": Unmasking(0.3, order_temperature=0.7), "seed": 1}),
+    ("set_block", {"unmasking": BOUND, "sampler": TokenSampler(0.8, 5), "seed": 1}),
 ]
 CASES = [*ADAPTIVE, *REFINED, *DRAWN]
 

@@ -57,12 +57,11 @@ class Predictor:
     seed=st.integers(0, 1000),
     threshold=st.sampled_from([None, 0.3, 0.9, 1.0]),
     bound=st.sampled_from([None, 0.0, 1.0]),
-    order_temperature=st.sampled_from([0.0, 1.0]),
 )
 def test_unmasking_fills_every_position_within_its_steps(
-    length: int, num_steps: int, seed: int, threshold: float | None, bound: float | None, order_temperature: float
+    length: int, num_steps: int, seed: int, threshold: float | None, bound: float | None
 ) -> None:
-    rule = Unmasking(threshold, order_temperature, None if threshold is not None else bound)
+    rule = Unmasking(threshold, None if threshold is not None else bound)
     num_steps = min(num_steps, length)
     predictor = Predictor(2, length, seed, mask_id=9)
     generator = torch.Generator().manual_seed(seed)
@@ -118,23 +117,9 @@ def test_a_threshold_saves_steps_where_the_network_is_sure() -> None:
     assert all(map(torch.equal, fillings, plain_fillings))
 
 
-def test_noise_changes_the_order_and_a_seed_repeats_it() -> None:
-    def fillings(order_temperature: float, seed: int) -> list[Tensor]:
-        predictor = Predictor(1, 8, 0, 9)
-        generator = torch.Generator().manual_seed(seed)
-        unmasking = Unmasking(order_temperature=order_temperature)
-        unmasking(predictor, torch.full((1, 8), 9), 9, 8, TokenSampler(), generator)
-        return predictor.fillings
-
-    plain, noisy, again, other = fillings(0.0, 0), fillings(5.0, 0), fillings(5.0, 0), fillings(5.0, 1)
-    assert all(map(torch.equal, noisy, again))
-    assert not all(map(torch.equal, plain, noisy)) and not all(map(torch.equal, noisy, other))
-
-
 def test_impossible_unmasking_is_refused() -> None:
     for bad, message in (
         ({"confidence_threshold": 1.5}, "is 1.5"),
-        ({"order_temperature": -1.0}, "is -1.0"),
         ({"entropy_bound": -1.0}, "-1"),
         ({"entropy_bound": 1.0, "confidence_threshold": 0.5}, "give one"),
     ):

@@ -19,11 +19,11 @@ def seeded(seed: int) -> torch.Generator:
 
 
 @settings(max_examples=80, deadline=None)
-@given(own=OWN_BLOCKS, num=st.integers(1, 8), weight=st.floats(0.01, 4), off_grid=SHARES, full=SHARES, seed=SEEDS)
+@given(own=OWN_BLOCKS, num=st.integers(1, 8), off_grid=SHARES, full=SHARES, seed=SEEDS)
 def test_blocks_stay_in_their_reply_and_repeat_with_the_seed(
-    own: list[int], num: int, weight: float, off_grid: float, full: float, seed: int
+    own: list[int], num: int, off_grid: float, full: float, seed: int
 ) -> None:
-    draw, masking = DrawnBlocks(num, weight, off_grid, full), BlockBernoulli(0.2, 0.9)
+    draw, masking = DrawnBlocks(num, off_grid, full), BlockBernoulli(0.2, 0.9)
     drawn, again = (draw(torch.tensor(own), SIZE, masking, seeded(seed)) for _ in range(2))
     assert torch.equal(drawn.starts, again.starts) and torch.equal(drawn.is_masked, again.is_masked)
     assert drawn.starts.shape == (len(own), num) and drawn.is_masked.shape == (len(own), num * SIZE)
@@ -34,23 +34,19 @@ def test_blocks_stay_in_their_reply_and_repeat_with_the_seed(
 
 
 @settings(max_examples=80, deadline=None)
-@given(own=OWN_BLOCKS, num=st.integers(1, 12), weight=st.floats(0.01, 4), seed=SEEDS)
-def test_each_block_is_drawn_as_often_as_its_weight_says_but_for_less_than_one(
-    own: list[int], num: int, weight: float, seed: int
-) -> None:
-    drawn = DrawnBlocks(num, weight)(torch.tensor(own), SIZE, BlockBernoulli(), seeded(seed))
+@given(own=OWN_BLOCKS, num=st.integers(1, 12), seed=SEEDS)
+def test_each_block_is_drawn_as_often_as_any_other_but_for_less_than_one(own: list[int], num: int, seed: int) -> None:
+    drawn = DrawnBlocks(num)(torch.tensor(own), SIZE, BlockBernoulli(), seeded(seed))
     for num_blocks, starts in zip(own, drawn.starts, strict=True):
         counts = (starts // SIZE).bincount(minlength=num_blocks)
-        weights = torch.ones(num_blocks)
-        weights[0] = weight
-        assert ((counts - num * weights / weights.sum()).abs() < 1 + 1e-4).all()
+        assert ((counts - num / num_blocks).abs() < 1 + 1e-4).all()
 
 
-def test_the_mean_over_draws_is_what_the_weights_say() -> None:
-    draw, generator = DrawnBlocks(4, first_block_weight=0.25, off_grid_share=0.5, fully_masked_share=0.4), seeded(0)
+def test_the_mean_over_draws_is_what_the_shares_say() -> None:
+    draw, generator = DrawnBlocks(4, off_grid_share=0.5, fully_masked_share=0.4), seeded(0)
     drawn = draw(torch.full((4000,), 3), SIZE, BlockBernoulli(0.5, 0.5), generator)
     shares = (drawn.starts // SIZE).flatten().bincount() / drawn.starts.numel()
-    torch.testing.assert_close(shares, torch.tensor([1, 4, 4]) / 9, rtol=0, atol=0.01)
+    torch.testing.assert_close(shares, torch.full((3,), 1 / 3), rtol=0, atol=0.01)
     is_last = drawn.starts // SIZE == 2
     assert (drawn.starts[is_last] % SIZE == 0).all(), "behind the last block there is nothing to predict"
     offsets = (drawn.starts[~is_last] % SIZE).bincount(minlength=SIZE) / (~is_last).sum()
@@ -60,7 +56,7 @@ def test_the_mean_over_draws_is_what_the_weights_say() -> None:
 
 
 def test_a_generator_per_row_draws_a_row_alike_in_any_batch() -> None:
-    draw, own = DrawnBlocks(5, 0.5, 0.3, 0.2), torch.tensor([2, 5, 1])
+    draw, own = DrawnBlocks(5, 0.3, 0.2), torch.tensor([2, 5, 1])
     together = draw(own, SIZE, BlockBernoulli(), [seeded(row) for row in range(3)])
     for row in range(3):
         alone = draw(own[row : row + 1], SIZE, BlockBernoulli(), [seeded(row)])
@@ -75,7 +71,7 @@ def test_blocks_of_one_token_have_no_places_off_the_grid() -> None:
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("num_blocks", 0), ("first_block_weight", 0.0), ("off_grid_share", 1.5), ("fully_masked_share", -0.1)],
+    [("num_blocks", 0), ("off_grid_share", 1.5), ("fully_masked_share", -0.1)],
 )
 def test_numbers_out_of_range_are_refused(argument: str, value: float) -> None:
     with pytest.raises(ValueError, match=argument):

@@ -43,7 +43,7 @@ def learn(kind: str, is_flex: bool, distils: bool) -> tuple[Tensor, dict[str, Te
     talker = make_talker("set_block" if kind == "drawn_blocks" else kind).double().train()
     if kind == "drawn_blocks":
         assert isinstance(talker, SetBlockTalker)
-        talker.noisy_blocks = DrawnBlocks(3, 0.5, off_grid_share=0.4, fully_masked_share=0.3)
+        talker.noisy_blocks = DrawnBlocks(3, off_grid_share=0.4, fully_masked_share=0.3)
     talker.backbone.flex_attention = is_flex  # type: ignore[union-attr]
     attended_by: list[object] = []
     layer = talker.backbone.layers[0]  # type: ignore[union-attr,index]

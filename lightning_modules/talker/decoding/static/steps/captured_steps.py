@@ -8,11 +8,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.captured import CapturedRunner, check_device, copy_into, warm_up
 from lightning_modules.talker.decoding.static.fused import fused, fused_steps
 from lightning_modules.talker.decoding.static.masked_tokens import MaskedProgram
-from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, draw, tensors_of
+from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, draw
 from lightning_modules.talker.decoding.static.runners import BlockRunner, FixedShapeRunner
 from lightning_modules.talker.decoding.static.steps.progress import BlockInWork, BlockPasses, Progress
 from lightning_modules.talker.network.decoding_network import Window
@@ -63,7 +63,7 @@ class _Steps:
     """The further steps at one length of attention, as graphs, and what they read."""
 
     work: BlockInWork
-    noise: list[TokenNoise] | None
+    noise: list[Tensor] | None
     unmask_more: Replay | None = None
     correct: Replay | None = None
 
@@ -114,17 +114,15 @@ class CapturedPasses:
         if key not in self.starts:
             self.starts[key] = self._capture_start(anchors, carry, place.num_keys, drawn)
         started, self.num_keys = self.starts[key], place.num_keys
-        copy_into(started.inputs, [anchors, *carry, *tensors_of(drawn)])
+        copy_into(started.inputs, [anchors, *carry, *(drawn or ())])
         started.replay()
         return self.progress, self.steps[place.num_keys].work._replace(num_lead=started.num_lead)
 
-    def unmask_more(
-        self, progress: Progress, work: BlockInWork, step: int | Tensor, noise: TokenNoise | None
-    ) -> Progress:
+    def unmask_more(self, progress: Progress, work: BlockInWork, step: int | Tensor, noise: Tensor | None) -> Progress:
         """Take a further step of an adaptive rule; see :class:`BlockPasses`."""
         steps = self.steps[self.num_keys]
         if noise is not None and steps.noise is not None:
-            copy_into(list(tensors_of(steps.noise)), list(tensors_of([noise])))
+            copy_into(steps.noise, [noise])
         assert steps.unmask_more is not None
         steps.unmask_more()
         return self.progress
@@ -136,7 +134,7 @@ class CapturedPasses:
         replay()
         return self.progress
 
-    def _capture_start(self, anchors: Tensor, carry: Carry, num_keys: int, noise: list[TokenNoise] | None) -> _Start:
+    def _capture_start(self, anchors: Tensor, carry: Carry, num_keys: int, noise: list[Tensor] | None) -> _Start:
         """Capture the first steps, and the further ones of this length of attention, unless they are."""
         inside, anchors, carry = _clones(noise), anchors.clone(), tuple(one.clone() for one in carry)
         start, position = self.place
@@ -160,7 +158,7 @@ class CapturedPasses:
             self.step.fill_(num_first_steps)
 
         replay = self.capture(self.program.device, run, keep)
-        return _Start(replay, [anchors, *carry, *tensors_of(inside)], work.num_lead)
+        return _Start(replay, [anchors, *carry, *(inside or ())], work.num_lead)
 
     def _capture_steps(self, steps: _Steps) -> None:
         """Capture the steps that may come behind the first ones."""
@@ -253,10 +251,8 @@ def captured(program: BlockProgram, batch_size: int = 1, is_fused: bool = False)
     return CapturedSteps(program, batch_size, fused_steps(program) if is_fused else None)
 
 
-def _clones(noise: Sequence[TokenNoise] | None) -> list[TokenNoise] | None:
-    if noise is None:
-        return None
-    return [TokenNoise(*(None if one is None else one.clone() for one in drawn)) for drawn in noise]
+def _clones(noise: Sequence[Tensor] | None) -> list[Tensor] | None:
+    return None if noise is None else [drawn.clone() for drawn in noise]
 
 
 def _kept(work: BlockInWork) -> BlockInWork:

@@ -6,16 +6,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.passes import put_together, taken_apart
-from lightning_modules.talker.decoding.static.program import Carry, FlatFunction, Place, draw, tensors_of
+from lightning_modules.talker.decoding.static.program import Carry, FlatFunction, Place, draw
 from lightning_modules.talker.decoding.static.steps.progress import BlockInWork, BlockPasses, Progress
 from lightning_modules.talker.network.decoding_network import DecodingNetwork, Window
 from lightning_modules.talker.network.key_value_cache import StaticCache
 
 Tensors = tuple[Tensor, ...]
 # Reveals tokens of a block by its logits; see :meth:`StepProgram.reveal`.
-Reveal = Callable[[Tensor, Progress, int | Tensor, TokenNoise | None], Progress]
+Reveal = Callable[[Tensor, Progress, int | Tensor, Tensor | None], Progress]
 
 
 class StepProgram(BlockPasses, Protocol):
@@ -38,12 +38,8 @@ class StepProgram(BlockPasses, Protocol):
         """Take the first steps."""
         ...
 
-    def reveal(self, logits: Tensor, progress: Progress, step: int | Tensor, noise: TokenNoise | None) -> Progress:
+    def reveal(self, logits: Tensor, progress: Progress, step: int | Tensor, noise: Tensor | None) -> Progress:
         """Reveal tokens by an adaptive rule."""
-        ...
-
-    def noise_of(self, tensors: Sequence[Tensor]) -> list[TokenNoise] | None:
-        """Put drawings together."""
         ...
 
 
@@ -78,16 +74,14 @@ class FlatSteps:
             return self.by_pass.start(anchors, carry, caches, place, noise)
         lead, first, work = self.program.open(anchors, carry, caches, place)
         drawn = draw(noise, self.program.num_first_steps)
-        inputs = lead, work.beside.contiguous(), *taken_apart([first], [work.opened]), *tensors_of(drawn)
+        inputs = lead, work.beside.contiguous(), *taken_apart([first], [work.opened]), *(drawn or ())
         return self._run("draft", self._draft, work, inputs), work
 
-    def unmask_more(
-        self, progress: Progress, work: BlockInWork, step: int | Tensor, noise: TokenNoise | None
-    ) -> Progress:
+    def unmask_more(self, progress: Progress, work: BlockInWork, step: int | Tensor, noise: Tensor | None) -> Progress:
         """Unmask in one function; see :class:`BlockPasses`."""
         if self.by_pass is not None:
             return self.by_pass.unmask_more(progress, work, step, noise)
-        drawn = () if noise is None else tensors_of([noise])
+        drawn = () if noise is None else (noise,)
         inputs = (*self._read(progress, step, work), *taken_apart([work.rest], [work.opened]), *drawn)
         return self._run("unmask_more", self._unmask_more, work, inputs)
 
@@ -110,15 +104,13 @@ class FlatSteps:
     def _draft(self, lead: Tensor, beside: Tensor, *inputs: Tensor, num_keys: int) -> tuple[Tensors, None]:
         first, work, drawn = self._open(lead.shape[1], beside, inputs, num_keys)
         work = work._replace(rest=first.last(len(first.slots) - lead.shape[1]))
-        return self.program.draft(lead, first, work, self.program.noise_of(drawn)).tensors, None
+        return self.program.draft(lead, first, work, drawn or None).tensors, None
 
     def _unmask_more(
         self, tokens: Tensor, order: Tensor, step: Tensor, beside: Tensor, *inputs: Tensor, num_keys: int
     ) -> tuple[Tensors, None]:
         _, work, drawn = self._open(0, beside, inputs, num_keys)
-        noise = self.program.noise_of(drawn)
-        progress = Progress(tokens, order)
-        return self.program.unmask_more(progress, work, step, None if noise is None else noise[0]).tensors, None
+        return self.program.unmask_more(Progress(tokens, order), work, step, drawn[0] if drawn else None).tensors, None
 
     def _correct(
         self, tokens: Tensor, order: Tensor, step: Tensor, beside: Tensor, *inputs: Tensor, num_keys: int
@@ -146,15 +138,13 @@ class FlatReveal:
     def __init__(self, program: StepProgram, compiler: Callable[[FlatFunction], FlatFunction]) -> None:
         self.program, self._run = program, compiler(self._reveal)
 
-    def __call__(self, logits: Tensor, progress: Progress, step: int | Tensor, noise: TokenNoise | None) -> Progress:
+    def __call__(self, logits: Tensor, progress: Progress, step: int | Tensor, noise: Tensor | None) -> Progress:
         """Reveal tokens; see :class:`MaskedProgram`."""
-        drawn = () if noise is None else tensors_of([noise])
+        drawn = () if noise is None else (noise,)
         tensors, _ = self._run(logits, progress.tokens, progress.order, torch.as_tensor(step), *drawn)
         return Progress(*tensors)
 
     def _reveal(
         self, logits: Tensor, tokens: Tensor, order: Tensor, step: Tensor, *drawn: Tensor
     ) -> tuple[Tensors, Any]:
-        noise = self.program.noise_of(drawn)
-        progress = Progress(tokens, order)
-        return self.program.reveal(logits, progress, step, None if noise is None else noise[0]).tensors, None
+        return self.program.reveal(logits, Progress(tokens, order), step, drawn[0] if drawn else None).tensors, None

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from lightning_modules.talker.decoding.sampling import NoiseOfSteps, TokenNoise
+from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.program import Carry, Place
 from lightning_modules.talker.network.decoding_network import Window
 from lightning_modules.talker.network.key_value_cache import OpenLayer, StaticCache
@@ -63,9 +63,7 @@ class BlockPasses(Protocol):
         """Take all steps that a block takes in any case: one, or those of a draft; see :class:`BlockProgram`."""
         ...
 
-    def unmask_more(
-        self, progress: Progress, work: BlockInWork, step: int | Tensor, noise: TokenNoise | None
-    ) -> Progress:
+    def unmask_more(self, progress: Progress, work: BlockInWork, step: int | Tensor, noise: Tensor | None) -> Progress:
         """Take a further step of an adaptive rule, which changes nothing if nothing is masked.
 
         Args:
