@@ -8,7 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments.engine.runs import write_config, write_json
-from experiments.kept_results import keep, main, read, tabulate
+from experiments.kept_files import keep, read
+from experiments.kept_results import main
+from experiments.kept_tables import tabulate
 from lightning_modules.errors import UserError
 
 GOLD = ["one two three four", "one two", "one two three four"]
@@ -99,6 +101,23 @@ def test_seeds_add_up_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "none shown" in one and "over seed 1, over 3 test dialogues" in one
     own = keep(write_run(tmp_path / "own", 4, wrong[0], names="y"), tmp_path)
     assert "of each its own" in tabulate([read(files[0]), read(own)])
+
+
+def test_two_experiments_are_compared_seed_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    worse, better = ["one two three", "one", "one two three four"], ["one two three four", "one", "one two three four"]
+    before = [keep(write_run(tmp_path / "a", seed, worse, 0.2), tmp_path / "before") for seed in (1, 2)]
+    after = [keep(write_run(tmp_path / "b", seed, better), tmp_path / "after") for seed in (1, 2)]
+    assert main(["table", *map(str, after), "--minus", *map(str, before)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("| passes per block | minus the others', points (95 %) |")
+    assert "| +0.0 (+0.0 to +0.0): none shown, 0.0 would be |" in lines[2], "NTP is the same in both"
+    assert "| 10.0, 10.0 | 4.5 | -10.0 (" in lines[3]
+    assert (
+        f"the others: variant {read(before[0]).content['variant']}, from {before[0].name}, {before[1].name}"
+        in lines[-1]
+    )
+    assert main(["table", *map(str, after), "--minus", str(before[0])]) == 2
+    assert "the files have the seeds [1, 2], the others [1]" in capsys.readouterr().err
 
 
 def test_what_does_not_add_up_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
