@@ -163,6 +163,27 @@ class SetBlockTalker(MaskedTalker, AutoregressiveTalker):
         return _BlockDecoder(self, max_blocks, decoding)
 
 
+def training_on(talker: SetBlockTalker, noisy_blocks: DrawnBlocks, next_token_weight: float) -> SetBlockTalker:
+    """Let a trained talker learn further from other noisy blocks, and with another weight of the next-token loss.
+
+    A refined reply is what next-token prediction says, so that a short fine-tuning gains from a larger weight of it.
+
+    Args:
+        talker: A trained talker.
+        noisy_blocks: See :class:`SetBlockTalker`.
+        next_token_weight: The same.
+
+    Returns:
+        The same talker.
+
+    Raises:
+        UserError: If the weight is negative.
+    """
+    require_at_least(0, next_token_weight=next_token_weight)
+    talker.noisy_blocks, talker.next_token_weight = noisy_blocks, next_token_weight
+    return talker
+
+
 class _BlockDecoder(BlockDecoder):
     """Cache of the committed slots, and the finished block that is still to be committed."""
 

@@ -11,6 +11,7 @@ from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.streaming import states_of_row
 from lightning_modules.talker.decoding.unmasking import most_confident, num_to_reveal
 from lightning_modules.talker.masked_diffusion import MaskedDiffusionTalker
+from lightning_modules.talker.masking.noisy_blocks import DrawnBlocks
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.attention import CausalContextAttention, attend
 from lightning_modules.talker.network.attention_masks import (
@@ -21,7 +22,7 @@ from lightning_modules.talker.network.attention_masks import (
     visible_in_clean_context,
 )
 from lightning_modules.talker.network.key_value_cache import StaticCache
-from lightning_modules.talker.set_block import SetBlockTalker
+from lightning_modules.talker.set_block import SetBlockTalker, training_on
 from tests.lightning_modules.talker.conftest import (
     in_steps,
     make_talker,
@@ -228,3 +229,19 @@ def test_set_block_talker_refuses_nonsense(argument: str, value: float) -> None:
     assert isinstance(whole, SetBlockTalker)
     with pytest.raises(ValueError, match=argument):
         SetBlockTalker(30, whole.anchors, whole.backbone, whole.masking, 8, **{argument: value})  # type: ignore[arg-type]
+
+
+def test_a_trained_set_block_talker_learns_on_as_one_that_was_made_that_way() -> None:
+    text, lengths = make_text([4]), torch.tensor([11])
+    units = torch.randint(0, 30, (1, 11), generator=torch.Generator().manual_seed(0))
+    trained, blocks = make_talker("set_block").train(), DrawnBlocks(4)
+    assert isinstance(trained, SetBlockTalker)
+    parts = trained.anchors, trained.backbone, trained.masking
+    made = SetBlockTalker(30, *parts, block_size=8, noisy_blocks=blocks, next_token_weight=0.7).train()
+    made.load_state_dict(trained.state_dict())
+    before = trained(text, units, lengths, torch.Generator().manual_seed(1))
+    learning = training_on(trained, blocks, 0.7)(text, units, lengths, torch.Generator().manual_seed(1))
+    expected = made(text, units, lengths, torch.Generator().manual_seed(1))
+    assert torch.equal(learning.loss, expected.loss) and not torch.equal(learning.loss, before.loss)
+    with pytest.raises(ValueError, match="next_token_weight"):
+        training_on(trained, blocks, -0.5)
