@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place
-from lightning_modules.talker.decoding.static.runners import FixedShapeRunner
+from lightning_modules.talker.decoding.static.runners import OwnCachesRunner
 from lightning_modules.talker.network.key_value_cache import StaticCache
 
 NUM_WARM_UPS = 3
@@ -39,7 +39,7 @@ class _Graph:
         return [one.shape for one in self.carry] == [one.shape for one in self.block.carry]
 
 
-class CapturedRunner(FixedShapeRunner):
+class CapturedRunner(OwnCachesRunner):
     """Runs a program as CUDA graphs, one for each length of attention and shape of carry, captured when it comes up.
 
     The caches are its own, and so is what a block hands on to the next one: one decoding at a time, and the next one
@@ -58,19 +58,13 @@ class CapturedRunner(FixedShapeRunner):
     def __init__(
         self, program: BlockProgram, batch_size: int = 1, function: Callable[..., Block] | None = None
     ) -> None:
-        super().__init__(program)
         assert program.is_one_function, "what the host looks into is captured step by step"
         check_device(program.device)
+        super().__init__(program, batch_size)
         self.function = program if function is None else function
-        self.batch_size, self.caches = batch_size, program.new_caches(batch_size)
         self.graphs: dict[tuple[object, ...], _Graph] = {}
         self._place = torch.zeros(2, dtype=torch.int64, device=program.device)
         self._known_place = (0, 0)
-
-    def new_caches(self, batch_size: int) -> list[StaticCache]:
-        """Give the only caches; see :class:`BlockRunner`."""
-        assert batch_size == self.batch_size, f"captured for {self.batch_size} rows, not {batch_size}"
-        return self.caches
 
     def __call__(
         self,
@@ -81,7 +75,7 @@ class CapturedRunner(FixedShapeRunner):
         noise: NoiseOfSteps | None,
     ) -> Block:
         """Decode a block; see :class:`BlockProgram`."""
-        assert all(one is other for one, other in zip(caches, self.caches, strict=True))
+        assert self.owns(caches)
         drawn = self.draw(noise)
         key = place.num_keys, *(one.shape for one in carry)
         captured = self.graphs.get(key)

@@ -137,9 +137,7 @@ class CompiledRunner(FixedShapeRunner):
         noise: NoiseOfSteps | None,
     ) -> Block:
         """Decode a block; see :class:`BlockProgram`."""
-        # Under autocast text is projected to a lower precision, and "no text", behind the text's end, is not.
-        anchors = anchors.to(self.program.embed.weight.dtype)
-        return self._decode(anchors, carry, caches, place, noise)
+        return self._decode(self.in_own_precision(anchors), carry, caches, place, noise)
 
 
 class CompiledBlocks:

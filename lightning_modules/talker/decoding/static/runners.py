@@ -94,6 +94,35 @@ class FixedShapeRunner(BlockRunner):
         """Draw all noise of a block before it runs."""
         return draw(noise, self.program.num_drawings)
 
+    def in_own_precision(self, anchors: Tensor) -> Tensor:
+        """Give projected text in the precision of the weights, for which functions are made.
+
+        Under autocast text is projected to a lower precision, and "no text", behind the text's end, is not.
+        """
+        return anchors.to(self.program.embed.weight.dtype)
+
+
+class OwnCachesRunner(FixedShapeRunner):
+    """Runs a program over caches of its own: one decoding at a time, and the next one writes over what it left.
+
+    Args:
+        program: What is run.
+        batch_size: Rows of each decoding.
+    """
+
+    def __init__(self, program: BlockProgram, batch_size: int) -> None:
+        super().__init__(program)
+        self.batch_size, self.caches = batch_size, program.new_caches(batch_size)
+
+    def new_caches(self, batch_size: int) -> list[StaticCache]:
+        """Give the only caches; see :class:`BlockRunner`."""
+        assert batch_size == self.batch_size, f"captured for {self.batch_size} rows, not {batch_size}"
+        return self.caches
+
+    def owns(self, caches: Sequence[StaticCache]) -> bool:
+        """Tell whether these are its caches."""
+        return all(one is other for one, other in zip(caches, self.caches, strict=True))
+
 
 def bucket_of(num_slots: int, capacity: int) -> int:
     """Round a length of attention up to 64 times a power of two, or to the whole cache, so that few lengths come up."""

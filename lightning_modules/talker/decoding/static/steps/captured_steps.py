@@ -13,7 +13,7 @@ from lightning_modules.talker.decoding.static.captured import CapturedRunner, ch
 from lightning_modules.talker.decoding.static.fused import fused, fused_steps
 from lightning_modules.talker.decoding.static.masked_tokens import MaskedProgram
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, draw
-from lightning_modules.talker.decoding.static.runners import BlockRunner, FixedShapeRunner
+from lightning_modules.talker.decoding.static.runners import BlockRunner, OwnCachesRunner
 from lightning_modules.talker.decoding.static.steps.progress import BlockInWork, BlockPasses, Progress
 from lightning_modules.talker.network.decoding_network import Window
 from lightning_modules.talker.network.key_value_cache import StaticCache
@@ -182,7 +182,7 @@ class CapturedPasses:
             steps.correct = self.capture(program.device, correct, keep)
 
 
-class CapturedSteps(FixedShapeRunner):
+class CapturedSteps(OwnCachesRunner):
     """Runs a program whose blocks end when their tokens say so, each step a CUDA graph.
 
     Graphs are made for each length of attention, and each shape of carry, as it comes up. The caches are its own: one
@@ -205,15 +205,9 @@ class CapturedSteps(FixedShapeRunner):
         source: BlockPasses | None = None,
         capture: Capture = capture_graph,
     ) -> None:
-        super().__init__(program)
-        self.batch_size, self.caches = batch_size, program.new_caches(batch_size)
+        super().__init__(program, batch_size)
         self.captured = copy.copy(program)
         self.captured.passes = CapturedPasses(program, self.caches, batch_size, source or program, capture)
-
-    def new_caches(self, batch_size: int) -> list[StaticCache]:
-        """Give the only caches; see :class:`BlockRunner`."""
-        assert batch_size == self.batch_size, f"captured for {self.batch_size} rows, not {batch_size}"
-        return self.caches
 
     @torch.no_grad()
     def __call__(
@@ -225,10 +219,8 @@ class CapturedSteps(FixedShapeRunner):
         noise: NoiseOfSteps | None,
     ) -> Block:
         """Decode a block; see :class:`BlockProgram`."""
-        assert all(one is other for one, other in zip(caches, self.caches, strict=True))
-        # Under autocast text is projected to a lower precision, and "no text", behind the text's end, is not.
-        anchors = anchors.to(self.program.embed.weight.dtype)
-        block = self.captured(anchors, carry, caches, place, noise)
+        assert self.owns(caches)
+        block = self.captured(self.in_own_precision(anchors), carry, caches, place, noise)
         # What the next block writes over must not leave.
         order = None if block.order is None else block.order.clone()
         return block._replace(tokens=block.tokens.clone(), order=order)
