@@ -129,8 +129,15 @@ def _stages(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         waiting += [one.parent / Path(path).name for path in (config.get("inputs") or {}).values()]
 
 
-def _digest_without_seeds(stages: dict[str, Any]) -> str:
-    """Digest what was run but for seed, places and threads: equal for runs that differ in nothing else."""
+def without_seeds(stages: dict[str, Any]) -> dict[str, Any]:
+    """Give what was run but for seed, places and threads: equal for runs that differ in nothing else.
+
+    Args:
+        stages: Configurations by run, as a kept file's ``config`` has them.
+
+    Returns:
+        Configurations by stage.
+    """
     left_out = ("seed", "seed_group", "fingerprint", "runs_dir", "threads")
 
     def plain(node: Any) -> Any:
@@ -141,7 +148,12 @@ def _digest_without_seeds(stages: dict[str, Any]) -> str:
             return [plain(value) for value in node]
         return Path(RUN_NAME.sub("", node)).name if isinstance(node, str) else node
 
-    return hashlib.sha256(json.dumps(plain(stages), sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return plain(stages)
+
+
+def _digest_without_seeds(stages: dict[str, Any]) -> str:
+    plain = without_seeds(stages)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _dump(content: dict[str, Any]) -> str:

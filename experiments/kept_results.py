@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> int:
     tables.add_argument("--against", choices=("text", "gold"), default="text", help="thinker's own text or gold reply")
     of_others = "files of another experiment, of the same seeds: each decoding minus that of its name there"
     tables.add_argument("--minus", nargs="+", metavar="FILE", type=Path, default=[], help=of_others)
+    of_differing = "take files that differ in more than the seed, and tell in which stages"
+    tables.add_argument("--may-differ", action="store_true", help=of_differing)
     try:
         parsed = parser.parse_args(arguments)
         if parsed.command == "keep":
@@ -34,7 +36,7 @@ def main(arguments: list[str]) -> int:
                 print(f"kept {keep(run, parsed.into)}")
         else:
             files, others = ([read(file) for file in files] for files in (parsed.files, parsed.minus))
-            print(tabulate(files, parsed.baseline, parsed.against, others))
+            print(tabulate(files, parsed.baseline, parsed.against, others, parsed.may_differ))
     except Exception as error:
         return report_mistake(error)
     return 0

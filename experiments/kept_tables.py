@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.kept_files import RUN_NAME, KeptResults
+from experiments.kept_files import RUN_NAME, KeptResults, without_seeds
 from lightning_modules.errors import UserError
 from lightning_modules.evaluation.over_seeds import (
     SeedErrors,
@@ -20,6 +20,7 @@ def tabulate(
     baseline: str | None = None,
     against: str = "text",
     others: Sequence[KeptResults] = (),
+    may_differ: bool = False,
 ) -> str:
     """Lay out several seeds of one experiment, with intervals over seeds and dialogues.
 
@@ -29,6 +30,7 @@ def tabulate(
         against: "text", the thinker's own, or "gold".
         others: Files of another experiment, of the same seeds in the same order; each decoding is compared with that
             of its name there.
+        may_differ: Take files that differ in more than the seed, and tell below the table in which stages.
 
     Returns:
         A Markdown table, and below it what it is made from.
@@ -37,12 +39,12 @@ def tabulate(
         UserError: If there is no file, two have one seed, they are of other variants, one lacks the baseline, or the
             others have other seeds or dialogues.
     """
-    _check_seeds(kept)
+    _check_seeds(kept, may_differ)
     first = kept[0].decodings
     if baseline is not None and baseline not in first:
         raise UserError(f"there is no decoding {baseline!r}; choose among {', '.join(first)}")
     if others:
-        _check_seeds(others)
+        _check_seeds(others, may_differ)
         seeds, other_seeds = ([one.content["seed"] for one in files] for files in (kept, others))
         if seeds != other_seeds:
             raise UserError(f"the files have the seeds {seeds}, the others {other_seeds}; give the same, in one order")
@@ -71,16 +73,21 @@ def tabulate(
     return "\n".join([*lines, "", said])
 
 
-def _check_seeds(kept: Sequence[KeptResults]) -> None:
-    """Refuse files that are not one per seed of one variant."""
+def _check_seeds(kept: Sequence[KeptResults], may_differ: bool) -> None:
+    """Refuse files that are not one per seed of one variant, or of one set of decodings."""
     if not kept:
         raise UserError("there is no file to make a table from; give at least one")
     seeds = [one.content["seed"] for one in kept]
     if len(set(seeds)) != len(seeds):
         raise UserError(f"the files have the seeds {seeds}; give one file per seed")
     for one in kept[1:]:
-        if one.content["variant"] != kept[0].content["variant"] or one.decodings.keys() != kept[0].decodings.keys():
-            raise UserError(f"{one.path} and {kept[0].path} differ in more than the seed; make a table of each")
+        is_other = one.content["variant"] != kept[0].content["variant"]
+        if is_other and not may_differ:
+            raise UserError(
+                f"{one.path} and {kept[0].path} differ in more than the seed; make a table of each, or say --may-differ"
+            )
+        if one.decodings.keys() != kept[0].decodings.keys():
+            raise UserError(f"{one.path} and {kept[0].path} have other decodings; make a table of each")
 
 
 def _compare(baseline: Sequence[SeedErrors], own: Sequence[SeedErrors]) -> str:
@@ -103,9 +110,25 @@ def _describe(kept: Sequence[KeptResults], against: str) -> str:
         f"WER against {reference}, by {kept[0].content['normalizer']}; intervals over {over} {numbers} test dialogues"
         + (f", {shared}" if len(kept) > 1 else "")
         + "; a difference that is none shown would be shown in 4 of 5 repetitions if it were as large as told. "
-        f"{_describe_seeds(kept)}Code: {code}; {machines}; variant {kept[0].content['variant']}; from "
+        f"{_describe_seeds(kept)}{_describe_differences(kept)}Code: {code}; {machines}; variant "
+        + ", ".join(dict.fromkeys(one.content["variant"] for one in kept))
+        + "; from "
         + ", ".join(one.path.name for one in kept)
     )
+
+
+def _describe_differences(kept: Sequence[KeptResults]) -> str:
+    """Say in which stages files differ from the first one in more than the seed; nothing where they do not."""
+    told = []
+    first = without_seeds(kept[0].content["config"])
+    for one in kept[1:]:
+        own = without_seeds(one.content["config"])
+        names = [name for name in {**first, **own} if first.get(name) != own.get(name)]
+        if names:
+            told.append(
+                f"Seed {one.content['seed']} differs from seed {kept[0].content['seed']} in {', '.join(names)}. "
+            )
+    return "".join(told)
 
 
 def _code(environment: Mapping[str, Any]) -> str:

@@ -120,6 +120,16 @@ def test_two_experiments_are_compared_seed_by_seed(tmp_path: Path, capsys: pytes
     assert "the files have the seeds [1, 2], the others [1]" in capsys.readouterr().err
 
 
+def test_seeds_of_other_settings_make_a_table_that_tells_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = keep(write_run(tmp_path / "a", 1, GOLD), tmp_path)
+    other = keep(write_run(tmp_path / "b", 2, GOLD, learning_rate=0.2), tmp_path)
+    assert main(["table", str(first), str(other), "--may-differ"]) == 0
+    variants = ", ".join(str(json.loads(file.read_text())["variant"]) for file in (first, other))
+    said = capsys.readouterr().out
+    assert "Seed 2 differs from seed 1 in talkers. " in said and f"variant {variants}; from" in said
+    assert "differs" not in tabulate([read(first)], None, "text", may_differ=True)
+
+
 def test_what_does_not_add_up_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = keep(write_run(tmp_path / "a", 1, GOLD), tmp_path)
     other = keep(write_run(tmp_path / "b", 2, GOLD, learning_rate=0.2), tmp_path)
