@@ -5,6 +5,11 @@ model would meet it less than about a hundred times in a corpus of some thousand
 reply is a few blocks of speech tokens.
 """
 
+import re
+from collections.abc import Sequence
+
+from lightning_modules.errors import UserError
+
 NAMES = (
     "Tom", "Alice", "Robert", "Emma", "Kevin", "Lucy", "George", "Laura", "Oscar", "Michael",
     "Julia", "Peter", "Naomi", "Hugo", "Olivia", "Edward", "Chloe", "David", "Ruby", "Jack",
@@ -27,6 +32,28 @@ NEW_NAMES = (
 )  # fmt: skip
 
 NAME_LISTS = {"old": NAMES, "new": NEW_NAMES}
+
+
+def find_names(given: Sequence[str]) -> tuple[str, ...]:
+    """Put the lists in place of their names.
+
+    Args:
+        given: Keys of NAME_LISTS, and names.
+
+    Returns:
+        Names, each once.
+
+    Raises:
+        UserError: If there is none, or one is no word with a capital.
+    """
+    names = [name for entry in given for name in NAME_LISTS.get(entry, (entry,))]
+    odd = [name for name in names if not re.fullmatch("[A-Z][A-Za-z']*", name)]
+    if odd or not names:
+        raise UserError(
+            f"names={list(given)}: {odd or 'an empty list'} cannot be asked about; give {' or '.join(NAME_LISTS)}, or "
+            "words that begin with a capital"
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def new_names() -> list[str]:

@@ -4,7 +4,6 @@ import functools
 import itertools
 import json
 import random
-import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -59,6 +58,8 @@ class SpokenExamplesMaker:
         num_train: Dialogues in `train.json`.
         num_validation: Dialogues in `validation.json`.
         num_test: Dialogues in `test.json`.
+        max_train_examples: Only the first ones of those of `train.json` are spoken, so that a part has the dialogues of
+            the whole; all if None.
         seed: Draws the dialogues and the voices of the queries.
         num_workers: Processes that speak; 0 speaks in this process.
         codec_name: Names the folder that the `units` keys point into, `<codec_name>_tokens`.
@@ -86,6 +87,7 @@ class SpokenExamplesMaker:
         num_train: int = 7200,
         num_validation: int = 200,
         num_test: int = 300,
+        max_train_examples: int | None = None,
         seed: int = 0,
         num_workers: int = 2,
         codec_name: str = "fsq1000",
@@ -105,7 +107,7 @@ class SpokenExamplesMaker:
         exclude: Sequence[str] = (),
     ) -> None:
         require_at_least(1, num_train=num_train, num_validation=num_validation, num_test=num_test)
-        require_at_least(1, askers_per_dialogue=askers_per_dialogue)
+        require_at_least(1, max_train_examples=max_train_examples, askers_per_dialogue=askers_per_dialogue)
         require_at_least(0, seed=seed, num_workers=num_workers)
         _require_range("query_rates_wpm", query_rates_wpm, *RATES_WPM)
         _require_range("query_pitches", query_pitches, *PITCHES)
@@ -120,6 +122,7 @@ class SpokenExamplesMaker:
         if not codec_name or "/" in codec_name:
             raise UserError(f"codec_name is {codec_name!r}; give a name for a folder, without a slash")
         self.num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
+        self.max_spoken = {"train": max_train_examples}
         self.seed = seed
         self.num_workers = num_workers
         self.codec_name = codec_name
@@ -131,7 +134,7 @@ class SpokenExamplesMaker:
         self.query_rates_wpm = tuple(query_rates_wpm)
         self.query_pitches = tuple(query_pitches)
         self.askers_per_dialogue = askers_per_dialogue
-        self.names = _names(names)
+        self.names = lexicon.find_names(names)
         self.exclude = tuple(exclude)
 
     def run(self, output_dir: Path | str) -> dict[str, float]:
@@ -170,13 +173,14 @@ class SpokenExamplesMaker:
         """List the examples of each split; a pure function of the arguments and of the corpora to exclude."""
         total = sum(self.num_examples.values())
         dialogues = iter(make_dialogues(total, self.seed, self.names, self._excluded_replies()))
+        drawn = {split: list(itertools.islice(dialogues, count)) for split, count in self.num_examples.items()}
         return {
             split: [
                 self._task(split, f"{split}_{index:05d}", dialogue, asker)
-                for index, dialogue in enumerate(itertools.islice(dialogues, count))
+                for index, dialogue in enumerate(members[: self.max_spoken.get(split)])
                 for asker in range(self.askers_per_dialogue if split == "train" else 1)
             ]
-            for split, count in self.num_examples.items()
+            for split, members in drawn.items()
         }
 
     def _excluded_replies(self) -> set[str]:
@@ -306,15 +310,3 @@ def _require_range(name: str, found: Sequence[int], low: int, high: int) -> None
 
 def _by_split(usual: Sequence[str], of_training: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
     return {split: tuple(usual if split != "train" or of_training is None else of_training) for split in SPLITS}
-
-
-def _names(given: Sequence[str]) -> tuple[str, ...]:
-    """Put the lists in place of their names."""
-    names = [name for entry in given for name in lexicon.NAME_LISTS.get(entry, (entry,))]
-    odd = [name for name in names if not re.fullmatch("[A-Z][A-Za-z']*", name)]
-    if odd or not names:
-        raise UserError(
-            f"names={list(given)}: {odd or 'an empty list'} cannot be asked about; give "
-            f"{' or '.join(lexicon.NAME_LISTS)}, or words that begin with a capital"
-        )
-    return tuple(dict.fromkeys(names))

@@ -156,6 +156,12 @@ def test_names_are_lists_of_the_lexicon_or_names() -> None:
     assert shares == pytest.approx([1 / 6, 5 / 6], abs=0.01)
 
 
+def test_part_of_the_training_dialogues_is_that_of_the_whole() -> None:
+    whole, part = (SpokenExamplesMaker(**COUNTS, max_train_examples=most)._plan() for most in (None, 2))
+    assert part == {**whole, "train": whole["train"][:2]}
+    assert len(whole["train"]) > 2
+
+
 def test_replies_of_other_corpora_are_left_out(corpus: Path, tmp_path: Path) -> None:
     assert set(plan_of()) & set(plan_of(seed=1, num_train=2000))
     assert not set(plan_of()) & set(plan_of(seed=1, num_train=2000, exclude=[str(corpus)]))
@@ -170,6 +176,7 @@ def test_replies_of_other_corpora_are_left_out(corpus: Path, tmp_path: Path) -> 
         ({"names": ["old", "nwe"]}, r"\['nwe'\] cannot be asked about"),
         ({"askers_per_dialogue": 0}, "askers_per_dialogue is 0"),
         ({"num_test": 0}, "num_test is 0"),
+        ({"max_train_examples": 0}, "max_train_examples is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"query_rates_wpm": [200, 140]}, r"query_rates_wpm=\[200, 140\]"),
