@@ -1,6 +1,7 @@
 """Makes the embedded corpus: dialogues spoken by eSpeak NG, in the on-disk layout of the released VocalNet sets."""
 
 import functools
+import io
 import itertools
 import json
 import random
@@ -299,8 +300,10 @@ def _duration_s(path: Path) -> float:
 
 
 def _write_wav(path: Path, waveform: np.ndarray) -> None:
+    encoded = io.BytesIO()  # given a path, libsndfile waits for the disk, which takes longer than to speak
+    soundfile.write(encoded, waveform, SAMPLE_RATE, subtype="PCM_16", format="WAV")
     with replacing(path) as partial:
-        soundfile.write(partial, waveform, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+        partial.write_bytes(encoded.getbuffer())
 
 
 def _require_range(name: str, found: Sequence[int], low: int, high: int) -> None:
