@@ -133,10 +133,11 @@ class Responder:
         decoding = self.resolve(decoding)
         self.adapters.select(decoding.adapter)
         talker = self.talkers[decoding.talker]
-        max_blocks, pipeline = self._max_blocks_of(talker), pipeline or self.pipeline
+        max_blocks, pipeline = self.max_blocks_of(talker), pipeline or self.pipeline
         return stream_spoken_reply(text, talker, self.vocoder, decoding, max_blocks, reply, pipeline)
 
-    def _max_blocks_of(self, talker: Talker) -> int:
+    def max_blocks_of(self, talker: Talker) -> int:
+        """Count the blocks of a talker after which its speech is cut off."""
         samples_per_block = self.vocoder.samples_per_token * talker.block_size
         return max(1, round(self.max_speech_s * self.vocoder.sample_rate / samples_per_block))
 
@@ -198,7 +199,7 @@ class Responder:
         decoding = self.resolve(decoding)
         self.adapters.select(decoding.adapter)
         talker = self.talkers[decoding.talker]
-        return speak_batch(texts, talker, self.vocoder, decoding, self._max_blocks_of(talker))
+        return speak_batch(texts, talker, self.vocoder, decoding, self.max_blocks_of(talker))
 
     def warm_up(self, decodings: Mapping[str, Decoding], device: torch.device) -> None:
         """Decode once with every decoding, so that none pays for lazy initialisation in timed runs."""

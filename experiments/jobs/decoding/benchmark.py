@@ -11,18 +11,17 @@ import torch
 from tqdm import tqdm
 
 from callbacks.runtime.training_cost import peak_memory_gb
-from experiments.engine.environment import describe_environment
 from experiments.engine.runs import write_json
 from experiments.jobs.decoding.batches import BatchThroughput
 from experiments.jobs.decoding.counting import Reads, count_launches, count_reads
 from experiments.jobs.decoding.executions import Execution, Stepwise
 from experiments.jobs.decoding.first_chunk import TALKER, FirstChunk
 from experiments.jobs.decoding.machine import (
-    CLOCKS,
     MAIN_MEMORY_BYTES,
+    check_clock,
+    describe_conditions,
     find_device,
     matrix_rate,
-    processor,
     read_bandwidth,
 )
 from experiments.jobs.decoding.overlap import PipelineRounds
@@ -118,9 +117,9 @@ class DecodingBenchmark:
         require_at_least(0, seed=seed)
         require_positive(max_minutes=max_minutes, frame_rate_hz=frame_rate_hz)
         self.device = find_device(device)
-        for what, value, known in (("dtype", dtype, DTYPES), ("clock", clock, CLOCKS)):
-            if value not in known:
-                raise UserError(f"{what} is {value!r}; choose one of {', '.join(known)}")
+        check_clock(clock, self.device)
+        if dtype not in DTYPES:
+            raise UserError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
         self.executions = select("executions", executions, only_executions)
         wanted = select("decodings", decodings, only_decodings)
         if not self.executions:
@@ -137,8 +136,6 @@ class DecodingBenchmark:
             talker.check(decoding)
             self.decodings[name] = replace(decoding, num_steps=talker.num_steps_of(decoding))
         self.reference, self.baseline = next(iter(self.executions)), baseline
-        if clock == "process" and self.device.type == "cuda":
-            raise UserError("clock is 'process', which does not count what a GPU computes; leave it at 'wall'")
         self.clock = clock
         self.dtype, self.seed, self.num_blocks = DTYPES[dtype], seed, num_blocks
         self.num_rounds, self.min_rounds, self.max_minutes = num_rounds, min(min_rounds, num_rounds), max_minutes
@@ -293,15 +290,11 @@ class DecodingBenchmark:
         }
 
     def _about(self, cases: Mapping[tuple[str, str], Case], load_before: float, start: float) -> dict[str, Any]:
-        is_gpu, some = self.device.type == "cuda", next(iter(cases.values()))
+        some = next(iter(cases.values()))
         # On a GPU the count begins again at each reply, so that the last one's would be that of one row alone.
         peaks = [one.peak_memory_gb for one in cases.values() if one.peak_memory_gb is not None]
         return {
-            **describe_environment(),
-            "processor": processor(),
-            "device": torch.cuda.get_device_name(self.device) if is_gpu else "cpu",
-            "threads": torch.get_num_threads(),
-            "clock": self.clock,
+            **describe_conditions(self.device, self.clock, load_before, start),
             "dtype": str(self.dtype).removeprefix("torch."),
             "sizes": asdict(self.sizes),
             "decodings": {name: asdict(one) for name, one in self.decodings.items()},
@@ -310,7 +303,5 @@ class DecodingBenchmark:
             "num_rounds": len(some.replies),
             "max_minutes": self.max_minutes,
             "frame_rate_hz": self.frame_rate_hz,
-            "load": [load_before, os.getloadavg()[0]],
             "peak_memory_gb": max([*peaks, peak_memory_gb(self.device)]),
-            "seconds": time.perf_counter() - start,
         }

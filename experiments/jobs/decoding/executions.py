@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lightning_modules.adapters.lora import adapter_names
 from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
@@ -33,7 +35,7 @@ BatchRunner = Callable[[TextStates], Sequence[Tensor]]
 
 
 class Execution(Protocol):
-    """A way to run decodings."""
+    """A way to run decodings, in the precision that is on when it is prepared and when it runs."""
 
     def prepare(self, talker: Talker, decoding: Decoding, num_blocks: int) -> Runner | None:
         """Make what decodes replies of so many blocks; it may compile, capture or pack weights.
@@ -58,7 +60,7 @@ class Stepwise:
     """The talkers' own code, step by step over a cache that grows: the reference for all others.
 
     Attributes:
-        autocast: Compute in bfloat16 with weights as they are.
+        autocast: Compute in bfloat16 with weights as they are, whatever the precision around it is.
     """
 
     autocast: bool = False
@@ -69,7 +71,7 @@ class Stepwise:
         stream = talker.stream_stepwise if isinstance(talker, AnchoredTalker) else talker.stream
 
         def run(text: Iterable[TextState]) -> Iterator[SpeechChunk]:
-            with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
+            with torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext():
                 yield from stream(text, num_blocks, decoding)
 
         return run
@@ -156,6 +158,8 @@ class Captured(Static):
 class Prepared:
     """Another execution with linear layers that are packed for few rows on a CPU.
 
+    It knows no talkers with adapters: its copy would not follow when another one is selected.
+
     Attributes:
         execution: The other one.
     """
@@ -175,7 +179,7 @@ class Prepared:
 
     def _packed(self, talker: Talker) -> Talker | None:
         """Copy a talker's modules, which others use as they are, but no weights, and what talkers share once."""
-        if next(talker.parameters()).device.type != "cpu":
+        if next(talker.parameters()).device.type != "cpu" or adapter_names(talker):
             return None
         self.copies.update({id(one): one for one in talker.parameters()})
         packed = copy.deepcopy(talker, self.copies)

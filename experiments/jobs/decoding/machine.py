@@ -5,10 +5,12 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from experiments.engine.environment import describe_environment
 from lightning_modules.errors import UserError
 
 # Seconds that pass, or those that this process computes, which on a shared machine count what others leave to it.
@@ -36,6 +38,41 @@ def find_device(name: str = "auto") -> torch.device:
     if name not in DEVICES:
         raise UserError(f"device is {name!r}; choose one of {', '.join(DEVICES)}")
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def check_clock(clock: str, device: torch.device) -> None:
+    """Refuse a clock that is unknown, or does not count what a device computes.
+
+    Raises:
+        UserError: If it is such a one.
+    """
+    if clock not in CLOCKS:
+        raise UserError(f"clock is {clock!r}; choose one of {', '.join(CLOCKS)}")
+    if clock == "process" and device.type == "cuda":
+        raise UserError("clock is 'process', which does not count what a GPU computes; leave it at 'wall'")
+
+
+def describe_conditions(device: torch.device, clock: str, load_before: float, start_s: float) -> dict[str, Any]:
+    """Say under what conditions something was measured.
+
+    Args:
+        device: Where.
+        clock: One of `CLOCKS`.
+        load_before: The machine's load when it began.
+        start_s: When that was, by :func:`time.perf_counter`.
+
+    Returns:
+        Commit, versions and machine, threads, clock, load before and after, seconds.
+    """
+    return {
+        **describe_environment(),
+        "processor": processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "clock": clock,
+        "load": [load_before, os.getloadavg()[0]],
+        "seconds": time.perf_counter() - start_s,
+    }
 
 
 def wait_for(device: torch.device) -> None:

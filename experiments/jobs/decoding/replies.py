@@ -1,6 +1,6 @@
-"""Timed replies of fixed length, of one decoding under one execution each."""
+"""Timed replies, and those of fixed length, of one decoding under one execution each."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -21,13 +21,45 @@ class Reply:
         seconds: From the first text state to the last token.
         first_chunk_s: Seconds of these until the tokens of the first samples are there.
         num_passes: Passes that the decoder reports.
+        num_blocks: Blocks that it took.
         tokens: The speech tokens.
     """
 
     seconds: float
     first_chunk_s: float
     num_passes: int
+    num_blocks: int
     tokens: tuple[int, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Speech tokens per second."""
+        return len(self.tokens) / self.seconds
+
+
+def time_reply(
+    stream: Callable[[], Iterable[SpeechChunk]], device: torch.device, clock: str = "wall", num_first_blocks: int = 1
+) -> Reply:
+    """Listen to one reply to its end, and time it.
+
+    Args:
+        stream: Starts the reply.
+        device: Where it is decoded.
+        clock: One of `CLOCKS`.
+        num_first_blocks: Blocks that the first samples need.
+    """
+    wait_for(device)
+    now, chunks, first_chunk_s = CLOCKS[clock], [], 0.0
+    start = now()
+    for chunk in stream():
+        chunks.append(chunk)
+        if len(chunks) == num_first_blocks:
+            wait_for(device)
+            first_chunk_s = now() - start
+    wait_for(device)
+    seconds = now() - start
+    tokens = tuple(token for chunk in chunks for token in chunk.tokens.tolist())
+    return Reply(seconds, first_chunk_s, sum(chunk.num_forwards for chunk in chunks), len(chunks), tokens)
 
 
 @dataclass
@@ -89,21 +121,12 @@ class Case:
         wait_for(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        now, chunks, first_chunk_s = CLOCKS[clock], [], 0.0
-        start = now()
-        for chunk in islice(self.stream(), self.num_blocks):
-            chunks.append(chunk)
-            if len(chunks) == self.num_first_blocks:
-                wait_for(device)
-                first_chunk_s = now() - start
-        wait_for(device)
-        seconds = now() - start
+        reply = time_reply(lambda: islice(self.stream(), self.num_blocks), device, clock, self.num_first_blocks)
         if device.type == "cuda":
             self.peak_memory_gb = max(self.peak_memory_gb or 0.0, peak_memory_gb(device))
-        tokens = tuple(token for chunk in chunks for token in chunk.tokens.tolist())
-        if len(tokens) != self.num_tokens:
+        if len(reply.tokens) != self.num_tokens:
             raise UserError(
-                f"{self.name}: {len(tokens)} tokens in place of {self.num_tokens}; replies of fixed length need greedy "
-                "decoding, so leave a sampler's temperature at 0"
+                f"{self.name}: {len(reply.tokens)} tokens in place of {self.num_tokens}; replies of fixed length need "
+                "greedy decoding, so leave a sampler's temperature at 0"
             )
-        return Reply(seconds, first_chunk_s, sum(chunk.num_forwards for chunk in chunks), tokens)
+        return reply

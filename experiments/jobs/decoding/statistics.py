@@ -54,6 +54,11 @@ def paired_ratio(values: Sequence[float], others: Sequence[float], seed: int = 0
     return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
+def count_equal(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """Count the places at which two replies have the same token; behind the end of either there is none."""
+    return sum(one == its for one, its in zip(tokens, others, strict=False))
+
+
 def order_of_turn(names: Sequence[_T], turn: int) -> list[_T]:
     """Give the order of one round, from 0.
 

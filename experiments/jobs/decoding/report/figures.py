@@ -1,14 +1,14 @@
 """The figures of a benchmark, computed from timed replies, counts, and what the machine can do."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from experiments.jobs.decoding.counting import Launches, Reads
-from experiments.jobs.decoding.replies import Case
-from experiments.jobs.decoding.statistics import paired_ratio, spread_of
+from experiments.jobs.decoding.replies import Case, Reply
+from experiments.jobs.decoding.statistics import Ratio, count_equal, paired_ratio, spread_of
 from lightning_modules.errors import UserError
 
 PEAK_ROWS = 256
@@ -87,7 +87,7 @@ def figures_of(
         Spreads as median, 10th and 90th percentile; ratios as median and the ends of a 95 % interval.
     """
     seconds = [one.seconds for one in case.replies]
-    per_second = spread_of([case.num_tokens / one for one in seconds])
+    per_second = spread_of([one.tokens_per_s for one in case.replies])
     passes = sum(one.num_passes for one in case.replies) / (len(case.replies) * case.num_blocks)
     block_s = spread_of(seconds).median / case.num_blocks
     floor_s = reads.weight_bytes / rates.read[bytes_per_pass(reads)]
@@ -119,7 +119,7 @@ def figures_of(
         "setup_s": case.setup_s,
         "peak_memory_gb": case.peak_memory_gb,
         **{
-            name: None if key == (case.decoding, case.execution) else _ratio(case, cases.get(key))
+            name: None if key == (case.decoding, case.execution) else speed_ratio(case, cases.get(key))
             for name, key in others.items()
         },
         "same_tokens_as_reference": _share_of_same(case, cases.get((case.decoding, reference))),
@@ -127,16 +127,24 @@ def figures_of(
     }
 
 
-def _ratio(case: Case, other: Case | None) -> Any:
-    """Give how many times as many tokens per second a case makes as another, round by round."""
+class HasReplies(Protocol):
+    """What was timed round by round, or query by query."""
+
+    @property
+    def replies(self) -> Sequence[Reply]:
+        """The replies, in the order of rounds or queries."""
+        ...
+
+
+def speed_ratio(case: HasReplies, other: HasReplies | None) -> Ratio | None:
+    """Give how many times as many tokens per second a case makes as another, pair by pair; None if there are none."""
     if other is None or len(other.replies) != len(case.replies):
         return None
-    own, its = ([one.num_tokens / reply.seconds for reply in one.replies] for one in (case, other))
+    own, its = ([reply.tokens_per_s for reply in one.replies] for one in (case, other))
     return paired_ratio(own, its)
 
 
 def _share_of_same(case: Case, other: Case | None) -> float | None:
     if other is None:
         return None
-    pairs = list(zip(case.replies[0].tokens, other.replies[0].tokens, strict=True))
-    return sum(one == its for one, its in pairs) / len(pairs)
+    return count_equal(case.replies[0].tokens, other.replies[0].tokens) / case.num_tokens

@@ -59,18 +59,44 @@ def batch_table(rates: Mapping[str, Mapping[int, Spread]]) -> str:
 
 def introduction(about: Mapping[str, Any], rates: MachineRates) -> str:
     """Say on which machine, at what load and how often was measured, and what the machine can do."""
-    where = f"{about['device']}, {about['processor']}" if about["device"] != "cpu" else about["processor"]
     read = ", ".join(f"{rate / 1e9:.1f} of {size / 1e6:,.0f} MB" for size, rate in rates.read.items())
     matrix = ", ".join(f"{rate / 1e9:,.0f} with {rows}" for rows, rate in rates.matrix.items())
-    num_rounds, num_blocks = about["num_rounds"], about["num_blocks"]
-    load = "{:.1f} before, {:.1f} after".format(*about["load"])
     return (
-        f"{where}; {about['threads']} thread(s), {about['clock']} clock; {about['dtype']}; commit "
-        f"{str(about['commit'])[:8]}; load {load}; {num_rounds} rounds of {num_blocks} blocks, interleaved. Medians; "
+        f"{_conditions(about)}; {about['num_rounds']} rounds of {about['num_blocks']} blocks, interleaved. Medians; "
         "ratios round by round with 95 % intervals.\n"
         f"Read: {rates.main_memory / 1e9:.1f} GB/s of main memory; GB/s of buffers as large as the weights of a pass: "
         f"{read}.\nMatrix products with a weight in the cache, 1e9 operations/s by rows: {matrix}.\n"
     )
+
+
+def reply_table(figures: Sequence[Mapping[str, Any]], baseline: str, reference: str) -> str:
+    """Give how fast texts were spoken, a row per decoding and execution."""
+    head = (
+        "decoding", "execution", "passes per block", "tokens/s (10th to 90th percentile)",
+        f"against {reference}, same decoding", f"against {baseline}, same execution", f"tokens as {reference}",
+        "prepared in s",
+    )  # fmt: skip
+    rows = []
+    for one in figures:
+        is_reference = one["execution"] == reference or one["num_equal_tokens"] is None
+        rows.append((
+            one["decoding"], one["execution"], f"{one['passes_per_block']:.4g}", _spread(one["tokens_per_s"]),
+            _ratio(one["against_reference"]), _ratio(one["against_baseline"]),
+            "" if is_reference else f"{one['num_equal_tokens']:,} of {one['num_compared_tokens']:,}",
+            _number(one["setup_s"]),
+        ))  # fmt: skip
+    return markdown(head, rows)
+
+
+def reply_introduction(about: Mapping[str, Any], left_out: Mapping[str, Sequence[str]]) -> str:
+    """Say what was spoken on which machine, and what was left out."""
+    silent = f" {about['num_silent']} more do not count: a talker said nothing to them." if about["num_silent"] else ""
+    lines = [
+        f"{about['run']}: {about['num_queries']} test queries, all cases of one query in turn.{silent} Medians over "
+        f"queries; ratios query by query with 95 % intervals. {_conditions(about)}.",
+        *(f"{execution} is left out for {', '.join(names)}." for execution, names in left_out.items()),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def pipeline_table(replies: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -91,6 +117,13 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out a table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _conditions(about: Mapping[str, Any]) -> str:
+    where = f"{about['device']}, {about['processor']}" if about["device"] != "cpu" else about["processor"]
+    load = "{:.1f} before, {:.1f} after".format(*about["load"])
+    how = f"{about['threads']} thread(s), {about['clock']} clock; {about['dtype']}"
+    return f"{where}; {how}; commit {str(about['commit'])[:8]}; load {load}"
 
 
 def _number(value: float) -> str:

@@ -7,6 +7,7 @@ from experiments.jobs.decoding.batches import BatchThroughput
 from experiments.jobs.decoding.executions import Captured, Compiled, Execution, Prepared, Static, Stepwise
 from experiments.jobs.decoding.report.pictures import draw_throughput
 from experiments.jobs.decoding.talkers import ban_eos, draw_text, draw_text_of_batch
+from lightning_modules.adapters.lora import LoraSettings, add_adapter
 from lightning_modules.errors import UserError
 from lightning_modules.talker.decoding.decoding import Decoding
 from tests.lightning_modules.talker.conftest import in_steps, make_talker, row_of
@@ -52,6 +53,26 @@ def test_what_packed_talkers_share_is_packed_once() -> None:
     one, its = (prepared._packed(each) for each in (talker, other))
     assert one is not None and its is not None and one.backbone is its.backbone is not talker.backbone
     assert one.head.weight is talker.head.weight, "weights are not copied"
+
+
+def test_the_reference_decodes_in_the_precision_around_it() -> None:
+    talker, found = make_talker("ntp"), []
+    talker.head.register_forward_hook(lambda module, inputs, logits: found.append(logits.dtype))
+    text = draw_text(talker, 3, torch.float32, CPU)
+    for is_lower, autocast in ((False, False), (True, False), (False, True)):
+        runner = Stepwise(autocast).prepare(talker, in_steps(talker.supported_steps[0]), 3)
+        assert runner is not None
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_lower):
+            next(runner(text))
+        assert set(found) == {torch.bfloat16 if is_lower or autocast else torch.float32}
+        found.clear()
+
+
+def test_a_talker_with_adapters_is_not_packed() -> None:
+    """The copy would speak under one adapter whichever is selected."""
+    talker = make_talker("ntp")
+    add_adapter(talker, "loud", LoraSettings(rank=2))
+    assert Prepared(Static()).prepare(talker, in_steps(talker.supported_steps[0]), 3) is None
 
 
 def test_executions_leave_out_what_they_do_not_know() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.jobs.decoding.statistics import order_of_turn, paired_ratio, spread_of
+from experiments.jobs.decoding.statistics import count_equal, order_of_turn, paired_ratio, spread_of
 
 seconds = st.floats(0.01, 100.0)
 
@@ -19,6 +19,10 @@ def test_an_interval_holds_95_percent_of_the_medians_that_chance_would_give() ->
     assert paired_ratio([2, 4, 6, 8, 10, 12, 14, 16, 18], [2] * 9) == (5.0, 2.0, 8.0)
     assert paired_ratio([1, 3], [1, 1]) == (2.0, 1.0, 3.0), "1 in a quarter of the cases, 3 in another"
     assert paired_ratio([3.0] * 5, [2.0] * 5) == (1.5, 1.5, 1.5)
+
+
+def test_tokens_are_equal_place_by_place() -> None:
+    assert count_equal([1, 2, 3, 4], [1, 9, 3]) == 2 and count_equal([2, 1], [1, 2]) == 0 and count_equal([], [1]) == 0
 
 
 def test_the_seed_decides_what_is_drawn() -> None:
