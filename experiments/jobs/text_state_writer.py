@@ -15,6 +15,7 @@ from datamodules.shards.shard_index import INDEX, SHARDS
 from datamodules.shards.sharded_examples import ConvertedCorpus
 from datamodules.shards.text_state_index import TEXT_STATES, StateShardWriter, TextStateIndex
 from experiments.jobs.decoding.machine import find_device
+from lightning_modules.adapters.lora import with_merged_adapters
 from lightning_modules.errors import UserError
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.stored_text_states import thinker_digest
@@ -42,6 +43,8 @@ class _Group:
 
 class TextStateWriter:
     """Runs a thinker over queries and gold replies, and stores token ids and bfloat16 hidden states in shards.
+
+    LoRA matrices in use are added to weights of float32 first, which is as good and faster.
 
     Shards that are already there are kept, so it may be killed at any time and run again. Shards of another thinker,
     or of other examples, are written again.
@@ -103,7 +106,7 @@ class TextStateWriter:
         remove_partial_files(shards)
         self._refuse_shared_ids()
         digest = thinker_digest(self.thinker)
-        self.thinker.eval().to(self.device)
+        self.thinker = with_merged_adapters(self.thinker.eval().to(self.device))
         groups = [group for split in self.splits for group in self._groups(split, shards)]
         pending = [group for group in groups if not _is_done(group, digest)]
         total, num_pending = (sum(len(group.ids) for group in some) for some in (groups, pending))

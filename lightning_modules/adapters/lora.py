@@ -3,6 +3,7 @@
 The module keeps its class, so that a talker stays a talker; adapters are told apart by their names.
 """
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import torch
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
@@ -201,6 +203,26 @@ def merge_adapters(module: nn.Module, names: Sequence[str]) -> None:
         setattr(module.get_submodule(parent), last, kept)
     if hasattr(module, "peft_config"):
         del module.peft_config
+
+
+def with_merged_adapters(module: nn.Module) -> nn.Module:
+    """Copy a module with the adapters in use added to the weights, which runs faster and gives what it gives.
+
+    Args:
+        module: Parts of it may have adapters of their own; it stays as it is.
+
+    Returns:
+        The copy; the module itself if it has no LoRA, or has it beside weights of a lower precision than float32, which
+        small changes would be rounded away in.
+    """
+    layers = [layer for _, layer in lora_layers(module)]
+    if not layers or any(layer.get_base_layer().weight.dtype != torch.float32 for layer in layers):
+        return module
+    copied = copy.deepcopy(module)
+    for part in copied.children():
+        wrapped = (*lora_layers(part), *full_copies(part))
+        merge_adapters(part, list(dict.fromkeys(name for _, one in wrapped for name in one.active_adapters)))
+    return copied
 
 
 def _chosen_copy(copies: ModulesToSaveWrapper, names: Sequence[str]) -> str | None:

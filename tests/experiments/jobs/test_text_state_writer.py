@@ -15,6 +15,8 @@ from datamodules.shards.sharded_examples import ConvertedCorpus
 from datamodules.shards.text_state_files import TextStateFiles
 from datamodules.shards.text_state_index import TextStateIndex
 from experiments.jobs.text_state_writer import TextStateWriter
+from lightning_modules.adapters.lora import lora_layers, with_merged_adapters
+from lightning_modules.stored_text_states import thinker_digest
 from lightning_modules.thinker.thinker import Thinker
 from tests.datamodules.tiny_corpus import write_split
 from tests.lightning_modules.test_speech_llm import make_thinker
@@ -53,6 +55,35 @@ def test_states_are_those_of_each_example_alone_and_can_be_read_back(examples: R
         num_tokens += len(states.token_ids)
     assert report["train/num_replies"] == 9 and report["train/num_text_tokens"] == num_tokens
     assert report["num_bytes"] == num_tokens * (4 + 2 * thinker.hidden_size)
+
+
+def test_adapters_are_merged_into_a_copy_and_states_stay_those_of_the_thinker(
+    examples: ReleasedLayout, tmp_path: Path
+) -> None:
+    thinker = make_thinker().eval()
+    thinker.language_model.add_lora(rank=2)
+    with torch.no_grad():
+        for name, weight in thinker.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(len(name)))
+    before = {name: weight.clone() for name, weight in thinker.state_dict().items()}
+    example = examples[0]
+    assert example.query is not None
+    with torch.no_grad():
+        output = thinker(example.query[None], torch.tensor([len(example.query)]), [example.reply_text])
+        plain = make_thinker().eval()(example.query[None], torch.tensor([len(example.query)]), [example.reply_text])
+    writer = TextStateWriter(thinker, {"train": examples}, batch_size=1, bfloat16=False)
+    writer.run(tmp_path / "out")
+    assert not list(lora_layers(writer.thinker)) and writer.thinker is not thinker
+    files = TextStateFiles.open(str(tmp_path / "out" / "spoken_examples"), examples.ids, "train")
+    states = files.read(0, example.reply_text)
+    torch.testing.assert_close(states.hidden.float(), output.hidden[0], rtol=2**-7, atol=1e-4)
+    assert not torch.allclose(states.hidden.float(), plain.hidden[0], rtol=0.1)
+    assert str(files.index.thinker) == thinker_digest(thinker)
+    assert all(torch.equal(weight, before[name]) for name, weight in thinker.state_dict().items())
+    half = make_thinker().bfloat16()
+    half.language_model.add_lora(rank=2)
+    assert with_merged_adapters(half) is half, "small changes would be rounded away"
 
 
 def test_a_corpus_of_shards_has_the_states_of_the_loose_files(examples: ReleasedLayout, tmp_path: Path) -> None:
