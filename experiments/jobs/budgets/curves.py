@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.jobs.budgets.points import Point
 
+WER_TICKS = (0, 1, 2, 5, 10, 20, 50, 100)
 AXES = {"steps": ("step", 1.0), "training compute (TFLOP)": ("flops", 1e12)}
 
 
@@ -25,19 +27,26 @@ def draw_curves(points: Sequence[Point], chosen: Mapping[str, Point]) -> Figure:
     deciding = {one.decoding for one in chosen.values()}
     rows = [deciding, {one.decoding for one in points} - deciding]
     rows = [row for row in rows if row]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(one.talker for one in points))}
     figure = Figure(figsize=(11, 4.2 * len(rows)), layout="constrained")
     all_axes = figure.subplots(len(rows), len(AXES), sharey="row", squeeze=False)
     for shown, of_row in zip(rows, all_axes, strict=True):
         names = [name for name in dict.fromkeys(one.decoding for one in points) if name in shown]
         for axes, (label, (attribute, unit)) in zip(of_row, AXES.items(), strict=True):
-            for number, name in enumerate(names):
-                _draw_decoding(axes, [one for one in points if one.decoding == name], chosen, attribute, unit, number)
-            axes.set(xlabel=label, yscale="symlog")
+            for name in names:
+                own = [one for one in points if one.decoding == name]
+                _draw_decoding(axes, own, chosen, attribute, unit, numbers[own[0].talker])
+            axes.set(xlabel=label)
+            axes.set_yscale("symlog", linthresh=1)
+            axes.set_yticks(WER_TICKS, labels=[str(one) for one in WER_TICKS])
+            axes.set_ylim(bottom=min(1.0, *(100 * one.wer.low for one in points)))
             axes.grid(alpha=0.3, which="both")
         of_row[0].set_ylabel("WER % on validation dialogues")
         of_row[0].legend(fontsize="small")
     for of_row in all_axes:
         of_row[1].set_xscale("log")
+        for which in (of_row[1].xaxis.set_major_formatter, of_row[1].xaxis.set_minor_formatter):
+            which(ScalarFormatter())
     return figure
 
 
