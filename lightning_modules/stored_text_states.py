@@ -11,6 +11,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 
 from datamodules.batch import SpokenBatch
+from lightning_modules.adapters.lora import adapters_in_use
 from lightning_modules.errors import UserError
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.transfers import send_to
@@ -89,7 +90,7 @@ def thinker_digest(thinker: Thinker) -> str:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(_digest_values(value))
     for name, part in sorted(layers.items()):
-        for adapter in _adapters_in_use(part):
+        for adapter in sorted(adapters_in_use(part)):
             digest.update(f"{name} {float(part.scaling[adapter])}".encode())
     digest.update(str(thinker.speech_encoder.pad_to_samples).encode())
     digest.update(_describe(thinker.prompt).encode())
@@ -100,7 +101,7 @@ def _weights_in_use(thinker: Thinker, layers: Mapping[str, BaseTunerLayer]) -> I
     """Give all weights but those of idle adapters, under names that do not tell what an adapter is called."""
     renamed: dict[str, str | None] = {}
     for name, part in layers.items():
-        in_use = _adapters_in_use(part)
+        in_use = sorted(adapters_in_use(part))
         for kind in part.adapter_layer_names:
             for adapter in getattr(part, kind, {}):
                 number = in_use.index(adapter) if adapter in in_use else None
@@ -133,10 +134,6 @@ def _names_of_copies(name: str, wrapper: ModulesToSaveWrapper) -> dict[str, str 
 def _prefixes(key: str) -> Iterator[str]:
     parts = key.split(".")
     return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-
-
-def _adapters_in_use(part: BaseTunerLayer) -> list[str]:
-    return [] if part.disable_adapters else sorted(part.active_adapters)
 
 
 def _digest_values(value: Tensor) -> bytes:

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file, save_file
@@ -81,6 +82,11 @@ def lora_layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 def full_copies(module: nn.Module) -> Iterator[tuple[str, ModulesToSaveWrapper]]:
     """Give the modules of which adapters hold copies that train in full, by name."""
     return ((name, one) for name, one in module.named_modules() if isinstance(one, ModulesToSaveWrapper))
+
+
+def adapters_in_use(layer: BaseTunerLayer | ModulesToSaveWrapper) -> list[str]:
+    """Name the adapters of a layer that act: none while they are switched off."""
+    return [] if layer.disable_adapters else list(layer.active_adapters)
 
 
 def add_adapter(module: nn.Module, name: str, settings: LoraSettings) -> None:
@@ -221,7 +227,7 @@ def with_merged_adapters(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module)
     for part in copied.children():
         wrapped = (*lora_layers(part), *full_copies(part))
-        merge_adapters(part, list(dict.fromkeys(name for _, one in wrapped for name in one.active_adapters)))
+        merge_adapters(part, list(dict.fromkeys(name for _, one in wrapped for name in adapters_in_use(one))))
     return copied
 
 

@@ -15,7 +15,7 @@ from datamodules.shards.sharded_examples import ConvertedCorpus
 from datamodules.shards.text_state_files import TextStateFiles
 from datamodules.shards.text_state_index import TextStateIndex
 from experiments.jobs.text_state_writer import TextStateWriter
-from lightning_modules.adapters.lora import lora_layers, with_merged_adapters
+from lightning_modules.adapters.lora import lora_layers, select_adapters, with_merged_adapters
 from lightning_modules.stored_text_states import thinker_digest
 from lightning_modules.thinker.thinker import Thinker
 from tests.datamodules.tiny_corpus import write_split
@@ -81,6 +81,12 @@ def test_adapters_are_merged_into_a_copy_and_states_stay_those_of_the_thinker(
     assert not torch.allclose(states.hidden.float(), plain.hidden[0], rtol=0.1)
     assert str(files.index.thinker) == thinker_digest(thinker)
     assert all(torch.equal(weight, before[name]) for name, weight in thinker.state_dict().items())
+    select_adapters(thinker.language_model, [])
+    with torch.no_grad():
+        idle = with_merged_adapters(thinker)(
+            example.query[None], torch.tensor([len(example.query)]), [example.reply_text]
+        )
+    assert torch.equal(idle.hidden, plain.hidden), "an adapter that is not in use changes nothing"
     half = make_thinker().bfloat16()
     half.language_model.add_lora(rank=2)
     assert with_merged_adapters(half) is half, "small changes would be rounded away"
