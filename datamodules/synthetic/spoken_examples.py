@@ -123,7 +123,7 @@ class SpokenExamplesMaker:
         if not codec_name or "/" in codec_name:
             raise UserError(f"codec_name is {codec_name!r}; give a name for a folder, without a slash")
         self.num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
-        self.max_spoken = {"train": max_train_examples}
+        self.max_train_examples = max_train_examples
         self.seed = seed
         self.num_workers = num_workers
         self.codec_name = codec_name
@@ -175,10 +175,11 @@ class SpokenExamplesMaker:
         total = sum(self.num_examples.values())
         dialogues = iter(make_dialogues(total, self.seed, self.names, self._excluded_replies()))
         drawn = {split: list(itertools.islice(dialogues, count)) for split, count in self.num_examples.items()}
+        drawn["train"] = drawn["train"][: self.max_train_examples]
         return {
             split: [
                 self._task(split, f"{split}_{index:05d}", dialogue, asker)
-                for index, dialogue in enumerate(members[: self.max_spoken.get(split)])
+                for index, dialogue in enumerate(members)
                 for asker in range(self.askers_per_dialogue if split == "train" else 1)
             ]
             for split, members in drawn.items()

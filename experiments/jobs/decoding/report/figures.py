@@ -118,17 +118,17 @@ def figures_of(
         **{f"{name}_per_block": value for name, value in asdict(launches).items() if value is not None},
         "setup_s": case.setup_s,
         "peak_memory_gb": case.peak_memory_gb,
-        **{
-            name: None if key == (case.decoding, case.execution) else speed_ratio(case, cases.get(key))
-            for name, key in others.items()
-        },
+        **speed_ratios(case, cases, others),
         "same_tokens_as_reference": _share_of_same(case, cases.get((case.decoding, reference))),
         "rounds_s": seconds,
     }
 
 
-class HasReplies(Protocol):
-    """What was timed round by round, or query by query."""
+class TimedCase(Protocol):
+    """One decoding under one execution, timed round by round, or query by query."""
+
+    decoding: str
+    execution: str
 
     @property
     def replies(self) -> Sequence[Reply]:
@@ -136,8 +136,25 @@ class HasReplies(Protocol):
         ...
 
 
-def speed_ratio(case: HasReplies, other: HasReplies | None) -> Ratio | None:
-    """Give how many times as many tokens per second a case makes as another, pair by pair; None if there are none."""
+def speed_ratios(
+    case: TimedCase, cases: Mapping[tuple[str, str], TimedCase], others: Mapping[str, tuple[str, str]]
+) -> dict[str, Ratio | None]:
+    """Give how many times as many tokens per second a case makes as others.
+
+    Args:
+        case: What was measured.
+        cases: All cases by decoding and execution.
+        others: Those that it is held against, by the name of the figure.
+
+    Returns:
+        The ratios by name; None against itself, and against a case that was not measured.
+    """
+    own = case.decoding, case.execution
+    return {name: None if key == own else _ratio(case, cases.get(key)) for name, key in others.items()}
+
+
+def _ratio(case: TimedCase, other: TimedCase | None) -> Ratio | None:
+    """Compare two cases pair by pair."""
     if other is None or len(other.replies) != len(case.replies):
         return None
     own, its = ([reply.tokens_per_s for reply in one.replies] for one in (case, other))

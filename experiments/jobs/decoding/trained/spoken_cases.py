@@ -8,7 +8,7 @@ import torch
 
 from experiments.jobs.decoding.executions import Runner
 from experiments.jobs.decoding.replies import Reply, time_reply
-from experiments.jobs.decoding.report.figures import speed_ratio
+from experiments.jobs.decoding.report.figures import speed_ratios
 from experiments.jobs.decoding.statistics import count_equal, spread_of
 from experiments.jobs.decoding.trained.written_texts import WrittenText
 from lightning_modules.adapters.adapter_set import AdapterSet
@@ -97,10 +97,7 @@ def figures_of_case(
         "execution": case.execution,
         "passes_per_block": sum(one.num_passes for one in case.replies) / sum(one.num_blocks for one in case.replies),
         "tokens_per_s": spread_of([one.tokens_per_s for one in case.replies]),
-        **{
-            name: None if key == (case.decoding, case.execution) else speed_ratio(case, cases.get(key))
-            for name, key in others.items()
-        },
+        **speed_ratios(case, cases, others),
         "num_equal_tokens": sum(count_equal(*pair) for pair in pairs) if pairs else None,
         "num_compared_tokens": sum(max(map(len, pair)) for pair in pairs) if pairs else None,
         "setup_s": case.setup_s,
