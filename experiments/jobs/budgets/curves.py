@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.jobs.budgets.points import Point
+from experiments.jobs.budgets.points import Point, by_trial
 
 WER_TICKS = (0, 1, 2, 5, 10, 20, 50, 100)
 AXES = {"steps": ("step", 1.0), "training compute (TFLOP)": ("flops", 1e12)}
@@ -54,8 +54,7 @@ def _draw_decoding(
     axes, own: Sequence[Point], chosen: Mapping[str, Point], attribute: str, unit: float, number: int
 ) -> None:
     best = chosen[own[0].talker]
-    for trial in dict.fromkeys(one.trial for one in own):
-        line = sorted((one for one in own if one.trial == trial), key=lambda one: one.step)
+    for trial, line in by_trial(own).items():
         x = [getattr(one, attribute) / unit for one in line]
         y = [100 * one.wer.value for one in line]
         if trial != best.trial:
@@ -65,14 +64,14 @@ def _draw_decoding(
             [100 * (one.wer.value - one.wer.low) for one in line],
             [100 * (one.wer.high - one.wer.value) for one in line],
         ]
-        label = f"{own[0].decoding}, rate {best.learning_rate:g}"
+        label = f"{own[0].decoding}, rate {best.learning_rate:g}, {line[-1].step:,} steps"
         axes.errorbar(x, y, bars, fmt="o-", color=f"C{number}", capsize=3, markersize=4, label=label)
         at = next(index for index, one in enumerate(line) if one.step == best.step)
         axes.plot(x[at], y[at], "o", color=f"C{number}", markersize=11, fillstyle="none")
 
 
 def write_board(points: Sequence[Point], deciding: Mapping[str, str], folder: Path) -> None:
-    """Write a TensorBoard run for each talker and rate, with the same tags for all.
+    """Write a TensorBoard run for each talker and trial, named by rate and length, with the same tags for all.
 
     ``val/wer`` is that of the decoding that decides, over steps; ``val/wer_over_gflop`` has operations in its place,
     in units of 1e9. Other decodings stand under ``val/wer/<decoding>``.
@@ -82,11 +81,12 @@ def write_board(points: Sequence[Point], deciding: Mapping[str, str], folder: Pa
         deciding: The decoding that decides, by talker.
         folder: Gets the runs.
     """
-    for talker, rate in dict.fromkeys((one.talker, one.learning_rate) for one in points):
-        own = [one for one in points if (one.talker, one.learning_rate) == (talker, rate)]
-        with SummaryWriter(folder / f"{talker}_rate_{rate:g}") as writer:
-            for one in sorted(own, key=lambda one: one.step):
-                tag = "val/wer" if one.decoding == deciding[talker] else f"val/wer/{one.decoding}"
-                writer.add_scalar(tag, one.wer.value, one.step)
-                if one.decoding == deciding[talker]:
-                    writer.add_scalar("val/wer_over_gflop", one.wer.value, round(one.flops / 1e9))
+    for talker in dict.fromkeys(one.talker for one in points):
+        for line in by_trial([one for one in points if one.talker == talker]).values():
+            name = f"{talker}_rate_{line[0].learning_rate:g}_steps_{line[-1].step}"
+            with SummaryWriter(folder / name) as writer:
+                for one in line:
+                    tag = "val/wer" if one.decoding == deciding[talker] else f"val/wer/{one.decoding}"
+                    writer.add_scalar(tag, one.wer.value, one.step)
+                    if one.decoding == deciding[talker]:
+                        writer.add_scalar("val/wer_over_gflop", one.wer.value, round(one.flops / 1e9))

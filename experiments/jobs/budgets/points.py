@@ -44,6 +44,14 @@ class Point:
         return estimate_rate(np.array(self.errors), np.array(self.words))
 
 
+def by_trial(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Sort points into their trials, by learning rate and then by length, those of a trial by step."""
+    trials: dict[str, list[Point]] = {}
+    for one in sorted(points, key=lambda one: one.step):
+        trials.setdefault(one.trial, []).append(one)
+    return dict(sorted(trials.items(), key=lambda item: (item[1][0].learning_rate, item[1][-1].step, item[0])))
+
+
 def choose(points: Sequence[Point], deciding: Mapping[str, str]) -> dict[str, Point]:
     """Choose trial and step of each talker by :data:`RULE`.
 
@@ -70,11 +78,11 @@ def edges_of(points: Sequence[Point], chosen: Point) -> list[str]:
     """Name the ends of the tried rates and steps at which a choice lies: better ones may lie beyond.
 
     Returns:
-        Some of "smallest rate", "largest rate", "last step".
+        Some of "smallest rate", "largest rate", and "last step", of which there is none behind it in any trial.
     """
     own = [one for one in points if one.talker == chosen.talker]
     rates = {one.learning_rate for one in own}
-    last = max(one.step for one in own if one.trial == chosen.trial)
+    last = max(one.step for one in own)
     ends = {
         "smallest rate": len(rates) > 1 and chosen.learning_rate == min(rates),
         "largest rate": len(rates) > 1 and chosen.learning_rate == max(rates),

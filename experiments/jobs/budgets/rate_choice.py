@@ -18,7 +18,7 @@ from experiments.engine.runs import write_json
 from experiments.jobs.budgets.choices import CHOICE
 from experiments.jobs.budgets.chosen import load_talker_weights
 from experiments.jobs.budgets.curves import draw_curves, write_board
-from experiments.jobs.budgets.points import RULE, Point, choose, edges_of
+from experiments.jobs.budgets.points import RULE, Point, by_trial, choose, edges_of
 from experiments.jobs.budgets.training_flops import count_flops_per_reply
 from experiments.jobs.budgets.validation_dialogues import ValidationDialogues
 from experiments.jobs.decoding.machine import find_device
@@ -39,7 +39,7 @@ class RateChoice:
     grows while the job runs: one that was killed judges none again.
 
     Word errors over steps and over floating point operations of the training are drawn into ``curves.png`` and, with
-    the same tags for all talkers, into a TensorBoard run for each talker and rate; ``results.md`` has both in words. A
+    the same tags for all talkers, into a TensorBoard run for each talker and trial; ``results.md`` has both in words. A
     point of a curve is a moment of one training whose learning rate falls to its end, no training of that length.
 
     Args:
@@ -188,16 +188,17 @@ def _rates_of(config: Mapping[str, Any]) -> dict[str, float]:
 
 def _table(points: Sequence[Point], chosen: Mapping[str, Point]) -> str:
     """Lay out the best of each trial beside the choice."""
-    lines = ["| talker, decoding | rate | chosen | steps | TFLOP | WER % on validation (95 %) |", "|---" * 6 + "|"]
+    head = ("talker, decoding", "rate", "of steps", "chosen", "steps", "TFLOP", "WER % on validation (95 %)")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, best in chosen.items():
-        for rate in sorted({one.learning_rate for one in points if one.talker == name}):
-            of_rate = [one for one in points if (one.decoding, one.learning_rate) == (best.decoding, rate)]
-            one = choose(of_rate, {name: best.decoding})[name]
+        for line in by_trial([one for one in points if one.decoding == best.decoding]).values():
+            one = choose(line, {name: best.decoding})[name]
             ends = ", ".join(edges_of(points, best))
             mark = "" if one != best else f"yes; {ends} tried" if ends else "yes"
             cells = [
                 f"{name}, {one.decoding}",
-                f"{rate:g}",
+                f"{one.learning_rate:g}",
+                line[-1].step,
                 mark,
                 one.step,
                 f"{one.flops / 1e12:.3g}",

@@ -34,6 +34,9 @@ TRAINS = {
     "trial_1": ("talkers.",),
     "trial_2": ("talkers.",),
     "trial_3": ("talkers.",),
+    "long_trial_1": ("talkers.",),
+    "long_trial_2": ("talkers.",),
+    "long_trial_3": ("talkers.",),
     "distilled_talkers": ("talkers.",),
     "ablation": ("talkers.",),
     "expressive_codec": ALL,
@@ -45,7 +48,24 @@ TRAINS = {
 }
 FIXED = "thinker.speech_encoder.encoder.embed_positions.weight"  # Whisper's sinusoids
 PIPELINES = [file for file in shipped_files() if read_file(file).get("stages")]
+# Each pipeline as it is, and with each alternative of its choices but the first, which is the default.
+VARIANTS = [
+    (file, override)
+    for file in PIPELINES
+    for override in (
+        "",
+        *(
+            f"{key}={one}"
+            for key, alternatives in read_file(file).get("choices", {}).items()
+            for one in list(alternatives)[1:]
+        ),
+    )
+]
 FAST = ("quickstart", "ablation", "finetune")
+
+
+def id_of(file: Path, override: str) -> str:
+    return f"{file.name}-{override}" if override else file.name
 
 
 def names_of(module: nn.Module, beginnings: tuple[str, ...]) -> set[str]:
@@ -64,12 +84,14 @@ def trainings(stages: list[PlannedStage]) -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize(
-    "file",
-    [pytest.param(file, marks=() if file.stem in FAST else pytest.mark.slow) for file in PIPELINES],
-    ids=lambda file: file.name,
+    ("file", "override"),
+    [
+        pytest.param(*one, marks=() if one[0].stem in FAST and not one[1] else pytest.mark.slow, id=id_of(*one))
+        for one in VARIANTS
+    ],
 )
-def test_the_intended_parameters_train_and_no_others(file: Path, tmp_path: Path) -> None:
-    plan = make_plan(file, [f"runs_dir={tmp_path}"], check=False)
+def test_the_intended_parameters_train_and_no_others(file: Path, override: str, tmp_path: Path) -> None:
+    plan = make_plan(file, [f"runs_dir={tmp_path}", *filter(None, [override])], check=False)
     adapted = {one.stage.name for one in plan.stages if (one.config["module"] or {}).get("init_args", {}).get("lora")}
     for stage, module in trainings(plan.stages).items():
         if stage in adapted:

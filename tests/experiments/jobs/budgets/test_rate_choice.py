@@ -171,8 +171,8 @@ def test_people_get_a_table_curves_and_runs_with_equal_tags(chosen: Path) -> Non
         assert [one.step for one in events.Scalars("val/wer")] == [20, 40]
     shared = {"val/wer", "val/wer_over_gflop"}
     assert tags == {
-        **{f"ntp_rate_{rate:g}": shared for rate in RATES.values()},
-        **{f"mdm_rate_{rate:g}": shared | {"val/wer/mdm_1"} for rate in RATES.values()},
+        **{f"ntp_rate_{rate:g}_steps_40": shared for rate in RATES.values()},
+        **{f"mdm_rate_{rate:g}_steps_40": shared | {"val/wer/mdm_1"} for rate in RATES.values()},
     }
 
 
