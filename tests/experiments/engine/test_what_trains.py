@@ -31,6 +31,7 @@ TRAINS = {
     "talkers": ("talkers.",),
     "streamed_talkers": ("talkers.",),
     "few_steps_talkers": ("talkers.",),
+    "expressive_few_steps_talkers": ("talkers.",),
     "trial_1": ("talkers.",),
     "trial_2": ("talkers.",),
     "trial_3": ("talkers.",),
