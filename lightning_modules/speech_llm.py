@@ -61,7 +61,7 @@ class SpeechLLM(TokenAgreement, TrainedParts):
         max_text_tokens: Where a reply's text is cut off.
         max_speech_s: Where a reply's speech is cut off.
         packed_talkers: Let talkers speak with :func:`prepare_for_decoding`, faster on a CPU, for twice the memory.
-        compiled_talkers: Let them speak with compiled blocks, on a CPU with a C++ compiler; see :class:`Responder`.
+        compiled_talkers: Let them speak with compiled blocks, or on a GPU captured ones; see :class:`Responder`.
         learning_rate: Peak learning rate of AdamW.
         talker_learning_rates: Other peak learning rates, by talker.
         weight_decay: Weight decay of matrices.

@@ -34,8 +34,9 @@ class Responder:
         adapters: LoRA adapters of thinker and talkers, of which each decoding chooses one; there are none if left out.
         packed_talkers: Pack the linear layers of talkers, in place, for few rows on a CPU: the same speech, faster for
             large talkers, for twice the memory; see :func:`prepare_for_decoding`.
-        compiled_talkers: Compile the blocks of talkers when they first speak, on a CPU with a C++ compiler: the same
-            speech up to rounding, faster for small talkers. What :meth:`speak` says side by side is not compiled.
+        compiled_talkers: Compile the blocks of talkers when they first speak, on a CPU with a C++ compiler, or capture
+            them as graphs, on a GPU: the same speech up to rounding, faster for small talkers and on any GPU. What
+            :meth:`speak` says side by side is neither.
         pipeline: Whether thinker, talker and vocoder work one after the other or at the same time when one listens to
             the reply; the former if None.
     """
@@ -62,8 +63,12 @@ class Responder:
             self.compile_talkers()
 
     def compile_talkers(self) -> None:
-        """Let talkers speak with compiled blocks from now on; without a C++ compiler one line says that they do not."""
-        if not has_compiler():
+        """Let talkers speak with blocks that are compiled on a CPU, and captured as graphs on a GPU, from now on.
+
+        Without a C++ compiler one line says that they are not compiled on a CPU.
+        """
+        is_on_cpu = any(one.device.type == "cpu" for talker in self.talkers.values() for one in talker.parameters())
+        if is_on_cpu and not has_compiler():
             logging.getLogger(__name__).warning("no C++ compiler (%s): talkers are not compiled", cpp_compiler())
             return
         for talker in self.talkers.values():

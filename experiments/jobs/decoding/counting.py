@@ -130,7 +130,7 @@ def count_reads(talker: Talker, stream: Callable[[], Iterable[SpeechChunk]]) -> 
 
 @dataclass(frozen=True)
 class Launches:
-    """What a block asks of the device.
+    """What a block asks of the device, on average over those behind the first one.
 
     Attributes:
         num_operators: Operators that the host dispatches, not those within others.
@@ -148,10 +148,10 @@ class Launches:
 
 
 def count_launches(stream: Callable[[], Iterable[SpeechChunk]], device: torch.device) -> Launches:
-    """Profile the second block of a reply of at least three.
+    """Profile the blocks behind the first one of a reply: all, since a block may start ahead of its turn.
 
     Args:
-        stream: Starts the reply.
+        stream: Starts the reply, of at least two blocks.
         device: Where it is decoded.
     """
     chunks = iter(stream())
@@ -159,22 +159,17 @@ def count_launches(stream: Callable[[], Iterable[SpeechChunk]], device: torch.de
     wait_for(device)
     is_gpu = device.type == "cuda"
     with _silent(), profile(use_cpu=True, use_device="cuda" if is_gpu else None, use_kineto=is_gpu) as profiler:
-        next(chunks)
+        num_blocks = sum(1 for _ in chunks)
     # read as they were recorded: a tree of Python objects takes a second for a few thousand
     events = profiler.kineto_results.events()
     on_gpu = [one for one in events if one.device_type() == DeviceType.CUDA]
     on_host = [one for one in events if one.device_type() != DeviceType.CUDA]
     operators = [one for one in on_host if one.name().startswith("aten::")]
-    num_host_reads = sum(one.name() in HOST_READS for one in operators)
-    if not is_gpu:
-        return Launches(_count_outermost(operators), num_host_reads)
-    return Launches(
-        _count_outermost(operators),
-        num_host_reads,
-        num_kernels=sum(not one.name().startswith(("Memcpy", "Memset")) for one in on_gpu),
-        num_launches=sum(one.name() in LAUNCHES for one in on_host),
-        num_waits=sum(one.name() in WAITS for one in on_host),
-    )
+    counts = [_count_outermost(operators), sum(one.name() in HOST_READS for one in operators)]
+    if is_gpu:
+        counts.append(sum(not one.name().startswith(("Memcpy", "Memset")) for one in on_gpu))
+        counts += [sum(one.name() in names for one in on_host) for names in (LAUNCHES, WAITS)]
+    return Launches(*(round(count / num_blocks) for count in counts))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lightning_modules.talker.anchored import AnchoredTalker
 from lightning_modules.talker.base import Talker
 from lightning_modules.talker.decoding.decoding import Decoding
 from lightning_modules.talker.decoding.static.batch import decode_batch
-from lightning_modules.talker.decoding.static.compiled import CompiledRunner
+from lightning_modules.talker.decoding.static.compiled import CompiledRunner, decode_at_all_lengths
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
 from lightning_modules.talker.decoding.static.program import BlockProgram
 from lightning_modules.talker.decoding.static.runners import (
@@ -133,7 +133,8 @@ class Compiled(Static):
             return None
         runner = CompiledRunner(program)
         if batch_size == 1:
-            runner.compile_ahead()  # a warm-up would count compilation as decoding, and may not meet each kind of step
+            # A warm-up would count compilation as decoding, and may not meet each kind of step.
+            decode_at_all_lengths(runner)
         return runner
 
 

@@ -36,7 +36,7 @@ class Speak:
         vocoder_run: The run whose vocoder speaks, if ``run`` has none; the comparison beside it if None.
         precision: Precision of passes; the one that the run had if None.
         pipeline: Whether thinker, talker and vocoder work one after the other or at the same time; the former if None.
-        compiled_talkers: Let talkers speak with compiled blocks, on a CPU with a C++ compiler; see :class:`Responder`.
+        compiled_talkers: Let talkers speak with compiled blocks, or on a GPU captured ones; see :class:`Responder`.
 
     Raises:
         UserError: If not just one of query and text is given.

@@ -68,11 +68,15 @@ class AnchorReader:
         anchors: Projects the text states.
         text: Text states in order. A sequence is known as a whole and projected at once; what else can be iterated over
             is pulled block by block.
+
+    Attributes:
+        is_known: Whether the text is known as a whole, so that no block waits for it.
     """
 
     def __init__(self, anchors: SemanticAnchors, text: Iterable[TextState]) -> None:
         self.anchors = anchors
         self.text = iter(text)
+        self.is_known = isinstance(text, Sequence)
         self.num_known = len(text) if isinstance(text, Sequence) else 0
         self.known: Iterator[Tensor] = iter(())
 
@@ -108,8 +112,33 @@ def cut_at_eos(tokens: Tensor, eos_id: int) -> tuple[Tensor, bool]:
     Returns:
         The tokens before the first EOS, and whether there was one.
     """
-    on_host = tokens.tolist()
-    return (tokens[: on_host.index(eos_id)], True) if eos_id in on_host else (tokens, False)
+    num_tokens, ended = count_until_eos(tokens.tolist(), eos_id)
+    return (tokens[:num_tokens], True) if ended else (tokens, False)
+
+
+def count_until_eos(tokens: Sequence[int], eos_id: int) -> tuple[int, bool]:
+    """Count the tokens before the first EOS, and tell whether there was one."""
+    return (tokens.index(eos_id), True) if eos_id in tokens else (len(tokens), False)
+
+
+class ArrivingTokens:
+    """Tokens on their way from the device to the host, which waits for these alone, not for what starts later.
+
+    Args:
+        tokens: ``(n,) int64``.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._on_host = tokens.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.Event() if tokens.is_cuda else None
+        if self._arrival is not None:
+            self._arrival.record()
+
+    def read(self) -> list[int]:
+        """Wait until they are there, and give them."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._on_host.tolist()
 
 
 class DecodedBlock(NamedTuple):
@@ -129,7 +158,14 @@ class DecodedBlock(NamedTuple):
 
 
 class BlockDecoder(ABC):
-    """Decodes one block after the other, with what it keeps of those before."""
+    """Decodes one block after the other, with what it keeps of those before.
+
+    Attributes:
+        runs_ahead: Whether a block may start before the tokens of the one before are read: the host waits for neither,
+            and no block needs to be closed.
+    """
+
+    runs_ahead = False
 
     @abstractmethod
     def decode_block(self, anchors: Tensor) -> DecodedBlock:
@@ -144,6 +180,10 @@ class BlockDecoder(ABC):
 def stream_blocks(decoder: BlockDecoder, reader: AnchorReader, max_blocks: int, eos_id: int) -> Iterator[SpeechChunk]:
     """Decode until EOS, or until ``max_blocks`` are there, one chunk per block.
 
+    Where the decoder runs ahead, behind the first chunk a block starts before the tokens of the one before are read:
+    the device need not wait for the host, which reads one block while the device decodes the next. What starts behind
+    the end of speech is dropped.
+
     Args:
         decoder: Gives the tokens of a block.
         reader: Gives its anchors.
@@ -153,13 +193,22 @@ def stream_blocks(decoder: BlockDecoder, reader: AnchorReader, max_blocks: int, 
     Yields:
         The speech tokens of each block, up to the first EOS.
     """
-    for block in range(max_blocks):
-        tokens, num_forwards, order, draft = decoder.decode_block(reader.next_block())
-        codes, ended = cut_at_eos(tokens, eos_id)
-        is_last = ended or block == max_blocks - 1
+    runs_ahead = decoder.runs_ahead and reader.is_known
+    ahead: DecodedBlock | None = None
+    for index in range(max_blocks):
+        block = decoder.decode_block(reader.next_block()) if ahead is None else ahead
+        arriving = ArrivingTokens(block.tokens)
+        # Behind the first chunk, since whatever makes sound of that one would wait for the second.
+        starts_next = runs_ahead and 0 < index < max_blocks - 1
+        ahead = decoder.decode_block(reader.next_block()) if starts_next else None
+        num_codes, ended = count_until_eos(arriving.read(), eos_id)
+        is_last, num_forwards = ended or index == max_blocks - 1, block.num_forwards
         if not is_last:
             num_forwards += decoder.close_block()
-        order, draft = (None if one is None else one[: len(codes)] for one in (order, draft))
+        codes, order, draft = (
+            None if one is None else one[:num_codes] for one in (block.tokens, block.order, block.draft)
+        )
+        assert codes is not None
         yield SpeechChunk(codes, num_forwards, ended, is_last, order, draft)
         if is_last:
             return

@@ -43,10 +43,23 @@ def most_confident(confidence: Tensor, is_masked: Tensor, num_revealed: int | Te
         True at the chosen positions, ``(..., L) bool``.
     """
     candidates = confidence.masked_fill(~is_masked, -torch.inf)
-    order = candidates.argsort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(-1, order, ranks)
-    return (rank < num_revealed) & is_masked
+    return (falling_ranks(candidates) < num_revealed) & is_masked
+
+
+def falling_ranks(values: Tensor) -> Tensor:
+    """Rank values from the greatest, which has rank 0, the earlier one of equals first.
+
+    Values are compared pair by pair: of so few a compiler makes one kernel, and of sorting it makes none.
+
+    Args:
+        values: ``(..., L)``.
+
+    Returns:
+        ``(..., L) int64``.
+    """
+    own, others = values[..., :, None], values[..., None, :]
+    is_earlier = torch.ones(values.shape[-1:] * 2, dtype=torch.bool, device=values.device).tril_(-1)
+    return torch.where(is_earlier, others >= own, others > own).sum(dim=-1)
 
 
 def within_entropy(logits: Tensor, is_masked: Tensor, bound: float) -> Tensor:

@@ -55,6 +55,8 @@ class CapturedRunner(OwnCachesRunner):
         UserError: If the program is on no CUDA device.
     """
 
+    runs_ahead = True
+
     def __init__(
         self, program: BlockProgram, batch_size: int = 1, function: Callable[..., Block] | None = None
     ) -> None:
@@ -75,8 +77,8 @@ class CapturedRunner(OwnCachesRunner):
         noise: NoiseOfSteps | None,
     ) -> Block:
         """Decode a block; see :class:`BlockProgram`."""
-        assert self.owns(caches)
-        drawn = self.draw(noise)
+        self.check_turn(caches)
+        anchors, drawn = self.in_own_precision(anchors), self.draw(noise)
         key = place.num_keys, *(one.shape for one in carry)
         captured = self.graphs.get(key)
         if captured is None:

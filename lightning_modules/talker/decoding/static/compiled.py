@@ -12,6 +12,7 @@ from lightning_modules.talker.decoding.sampling import NoiseOfSteps
 from lightning_modules.talker.decoding.static.decoder import StaticDecoder
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, FlatFunction, Place
 from lightning_modules.talker.decoding.static.runners import BlockRunner, EagerRunner, FixedShapeRunner, bucket_of
+from lightning_modules.talker.decoding.static.steps.captured_steps import captured
 from lightning_modules.talker.network.key_value_cache import StaticCache
 from lightning_modules.talker.network.weight_versions import WeightVersion
 
@@ -107,27 +108,6 @@ class CompiledRunner(FixedShapeRunner):
         return bucket_of(max(num_slots, MIN_KEYS), self.program.num_cached)
 
     @torch.no_grad()
-    def compile_ahead(self) -> None:
-        """Decode blocks of nothing at each length of attention, so that no reply waits for a compiler in its midst.
-
-        They take all steps that a block may take, behind one that is still to be committed and one that is not.
-        """
-        program, decoder = self.program, StaticDecoder(self)
-        anchors_per_block, block_size = program.parts.anchors.anchors_per_block, program.parts.block_size
-        anchors = program.embed.weight.new_zeros(1, anchors_per_block, program.embed.embedding_dim)
-        program.looks_inside = False  # behind an EOS there would be less to carry
-        decoder.decode(anchors)
-        if program.max_blocks > 1:
-            decoder.close_block()
-            for carry in (decoder.carry, *([program.begin(1)] if program.commits_itself else [])):
-                num_slots = program.num_slots(carry)
-                for num_keys in sorted({self.num_keys(one) for one in range(num_slots, program.capacity + 1)}):
-                    decoder.carry, decoder.start, decoder.position = carry, num_keys - num_slots, block_size
-                    decoder.decode(anchors)
-                    decoder.close_block()
-        program.looks_inside = True
-
-    @torch.no_grad()
     def __call__(
         self,
         anchors: Tensor,
@@ -140,28 +120,54 @@ class CompiledRunner(FixedShapeRunner):
         return self._decode(self.in_own_precision(anchors), carry, caches, place, noise)
 
 
-class CompiledBlocks:
-    """Makes the runners of a talker, each compiled before it first runs, and kept while the weights stay as they are.
+@torch.no_grad()
+def decode_at_all_lengths(runner: FixedShapeRunner) -> None:
+    """Decode blocks of nothing at each length of attention, so that no reply waits for a compiler in its midst.
 
-    What cannot be compiled runs as it is: layers with adapters, and whatever is not on a CPU.
+    They take all steps that a block may take, behind one that is still to be committed and one that is not.
 
     Args:
-        backend: Compiles a graph.
+        runner: Of one row.
+    """
+    program, decoder = runner.program, StaticDecoder(runner)
+    anchors_per_block, block_size = program.parts.anchors.anchors_per_block, program.parts.block_size
+    anchors = program.embed.weight.new_zeros(1, anchors_per_block, program.embed.embedding_dim)
+    looked_inside, program.looks_inside = program.looks_inside, False  # behind an EOS there would be less to carry
+    decoder.decode(anchors)
+    if program.max_blocks > 1:
+        decoder.close_block()
+        for carry in (decoder.carry, *([program.begin(1)] if program.commits_itself else [])):
+            num_slots = program.num_slots(carry)
+            for num_keys in sorted({runner.num_keys(one) for one in range(num_slots, program.capacity + 1)}):
+                decoder.carry, decoder.start, decoder.position = carry, num_keys - num_slots, block_size
+                decoder.decode(anchors)
+                decoder.close_block()
+    program.looks_inside = looked_inside
+
+
+class CompiledBlocks:
+    """Makes the runners of a talker, each made ready before it first runs, and kept while the weights stay as they are.
+
+    On a CPU blocks are compiled, on a GPU they are captured as graphs, over caches of their own: of one decoding, one
+    reply at a time. Layers with adapters run as they are.
+
+    Args:
+        backend: Compiles a graph for a CPU.
     """
 
     def __init__(self, backend: Backend = compile_by_inductor) -> None:
         self.backend = backend
-        self._kept: dict[str, tuple[CompiledRunner, list[WeightVersion]]] = {}
+        self._kept: dict[str, tuple[FixedShapeRunner, list[WeightVersion]]] = {}
 
     def __call__(self, program: BlockProgram) -> BlockRunner:
         """Give what runs a program."""
-        if not program.is_plain or program.device.type != "cpu":
+        if not program.is_plain or program.device.type not in ("cpu", "cuda"):
             return EagerRunner(program)
         key, weights = f"{program.decoding} {program.max_blocks} {program.dtype}", program.weights
         runner, versions = self._kept.get(key, (None, []))
         if runner is None or not all(map(WeightVersion.is_current, versions, weights)):
-            runner = CompiledRunner(program, self.backend)
-            runner.compile_ahead()
+            runner = captured(program) if program.device.type == "cuda" else CompiledRunner(program, self.backend)
+            decode_at_all_lengths(runner)
             self._kept[key] = runner, [WeightVersion.of(weight) for weight in weights]
         return runner
 

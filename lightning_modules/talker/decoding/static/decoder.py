@@ -27,6 +27,11 @@ class StaticDecoder(BlockDecoder):
         self.generators = [torch.Generator(device).manual_seed(decoding.seed) for _ in range(batch_size)]
         self.start = self.position = 0
 
+    @property
+    def runs_ahead(self) -> bool:  # type: ignore[override]
+        """Whether the runner does, and no block is committed by itself; see :class:`BlockDecoder`."""
+        return self.runner.runs_ahead and self.program.decoding.fused_commit
+
     def decode(self, anchors: Tensor) -> Block:
         """Decode the next block of each reply, whose anchors are ``(B, Q, width)``."""
         start, num_new = self.start, self.program.num_slots(self.carry)

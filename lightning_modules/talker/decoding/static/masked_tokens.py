@@ -22,7 +22,7 @@ from lightning_modules.talker.decoding.static.program import (
 )
 from lightning_modules.talker.decoding.static.steps.flat_steps import FlatReveal, FlatSteps, Reveal
 from lightning_modules.talker.decoding.static.steps.progress import BlockInWork, BlockPasses, Progress
-from lightning_modules.talker.decoding.unmasking import Unmasking, most_confident, num_to_reveal
+from lightning_modules.talker.decoding.unmasking import Unmasking, falling_ranks, most_confident, num_to_reveal
 from lightning_modules.talker.network.decoding_network import Window
 from lightning_modules.talker.network.key_value_cache import StaticCache
 from lightning_modules.talker.network.token_coupling import coupled_logits
@@ -169,11 +169,11 @@ class MaskedProgram(BlockProgram):
             drawn = None if noise is None else noise[step]
             logits = self.masked_logits(tokens, work, work.rest if step else first, None if step else lead)
             candidates, confidence = self.sampler.choose_with_confidence(logits, drawn)
-            ranked_by = confidence.masked_fill(is_revealed, -torch.inf)
+            ranks = falling_ranks(confidence.masked_fill(is_revealed, -torch.inf))
             num_revealed = num_to_reveal(num_masked, self.draft_steps - step)
-            chosen = ranked_by.argsort(dim=-1, descending=True, stable=True).narrow(1, 0, num_revealed)
-            tokens = tokens.scatter(1, chosen, candidates.gather(1, chosen))
-            order, is_revealed = order.scatter(1, chosen, step), is_revealed.scatter(1, chosen, True)
+            chosen = ranks < num_revealed
+            tokens, order = torch.where(chosen, candidates, tokens), order.masked_fill(chosen, step)
+            is_revealed = is_revealed | chosen
             num_masked -= num_revealed
         # All that is left is revealed in the last step, however sure the network is of it.
         logits = self.masked_logits(tokens, work, work.rest if last else first, None if last else lead)
@@ -201,7 +201,7 @@ class MaskedProgram(BlockProgram):
         surest = most_confident(confidence, is_masked, num_revealed)
         revealed = surest | self.unmasking.easy(logits, confidence, is_masked)
         tokens = torch.where(revealed, candidates, tokens)
-        return Progress(tokens, order.masked_fill(revealed, step), (tokens == mask_id).any())
+        return Progress(tokens, torch.where(revealed, step, order), (tokens == mask_id).any())
 
     def correct(self, progress: Progress, work: BlockInWork, step: int | Tensor) -> Progress:
         """Replace the first token of each row that is not the most probable next one; see :class:`BlockPasses`."""
@@ -210,7 +210,7 @@ class MaskedProgram(BlockProgram):
         wrong = best != progress.tokens
         is_first = wrong & (wrong.cumsum(dim=1) == 1)
         tokens = torch.where(is_first, best, progress.tokens)
-        return Progress(tokens, progress.order.masked_fill(is_first, step), wrong.any())
+        return Progress(tokens, torch.where(is_first, step, progress.order), wrong.any())
 
     def masked_logits(self, tokens: Tensor, work: BlockInWork, window: Window, lead: Tensor | None = None) -> Tensor:
         """Predict the block's masked tokens, ``(B, block_size, V)``; all are masked in the pass with a lead."""

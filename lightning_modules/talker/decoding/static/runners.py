@@ -23,9 +23,10 @@ class BlockRunner(ABC):
 
     Attributes:
         drops_rows: Whether the rows of a decoding may become fewer.
+        runs_ahead: Whether the device decodes a whole block while the host goes on.
     """
 
-    drops_rows = True
+    drops_rows, runs_ahead = True, False
 
     def __init__(self, program: BlockProgram) -> None:
         self.program = program
@@ -113,15 +114,23 @@ class OwnCachesRunner(FixedShapeRunner):
     def __init__(self, program: BlockProgram, batch_size: int) -> None:
         super().__init__(program)
         self.batch_size, self.caches = batch_size, program.new_caches(batch_size)
+        self._lent: Sequence[StaticCache] = []
 
     def new_caches(self, batch_size: int) -> list[StaticCache]:
-        """Give the only caches; see :class:`BlockRunner`."""
+        """Lend the only caches to a new decoding, which ends the one before; see :class:`BlockRunner`."""
         assert batch_size == self.batch_size, f"captured for {self.batch_size} rows, not {batch_size}"
-        return self.caches
+        lent = list(self.caches)
+        self._lent = lent
+        return lent
 
-    def owns(self, caches: Sequence[StaticCache]) -> bool:
-        """Tell whether these are its caches."""
-        return all(one is other for one, other in zip(caches, self.caches, strict=True))
+    def check_turn(self, caches: Sequence[StaticCache]) -> None:
+        """Refuse to go on with a decoding behind the begin of another one.
+
+        Raises:
+            RuntimeError: If these are not the caches that were lent last.
+        """
+        if caches is not self._lent:
+            raise RuntimeError("another reply of this decoding has begun: finish one first, or decode a batch")
 
 
 def bucket_of(num_slots: int, capacity: int) -> int:

@@ -24,10 +24,11 @@ from lightning_modules.talker.decoding.static.runners import (
     bucket_of,
     has_compiler,
 )
+from lightning_modules.talker.decoding.streaming import KnownTextState, states_of_row
 from lightning_modules.talker.decoding.unmasking import Unmasking
 from lightning_modules.talker.network.key_value_cache import StaticCache
 from tests.lightning_modules.cuda_syncs import syncs_forbidden
-from tests.lightning_modules.talker.conftest import WIDTH, make_talker
+from tests.lightning_modules.talker.conftest import WIDTH, make_talker, make_text
 
 SAMPLED: dict[str, Any] = {"sampler": TokenSampler(0.8, 5), "seed": 3}
 CASES: list[tuple[str, int, dict[str, Any]]] = [
@@ -158,6 +159,7 @@ def test_no_graph_is_captured_on_a_cpu() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch.compile, about TF32 and its own inputs
 @pytest.mark.parametrize(("kind", "num_steps", "rules"), CASES)
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_captured_blocks_say_the_same(kind: str, num_steps: int, rules: dict[str, Any], is_fused: bool) -> None:
@@ -180,3 +182,26 @@ def test_a_captured_block_never_waits_for_the_host(kind: str, num_steps: int) ->
     with syncs_forbidden():
         for _ in range(3):
             decoder.decode(anchors)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("kind", "num_steps", "rules"),
+    [*CASES, ("mdm", 8, {"unmasking": Unmasking(0.3)}), ("set_block", 8, {"refinement": Refinement(1)})],
+)
+def test_talkers_speak_the_same_with_captured_blocks(kind: str, num_steps: int, rules: dict[str, Any]) -> None:
+    """Blocks start ahead of what is read; a reply that was left is no trouble for the next one."""
+    talker, decoding = talker_on(kind, "cuda"), Decoding("it", num_steps, **rules)
+    states = [
+        KnownTextState(one.hidden.to("cuda"), one.embedding.to("cuda")) for one in states_of_row(make_text([7]), 0)
+    ]
+    expected = [chunk.tokens.tolist() for chunk in talker.stream(states, 8, decoding)]
+    assert len(expected) > 2
+    talker.compile_blocks()
+    left = talker.stream(states, 8, decoding)
+    next(left)
+    for _ in range(2):
+        assert [chunk.tokens.tolist() for chunk in talker.stream(states, 8, decoding)] == expected
+    with pytest.raises(RuntimeError, match="another reply"):
+        next(left)

@@ -124,6 +124,18 @@ def test_all_ways_say_what_stepwise_decoding_says_in_as_many_passes(kind: str, r
     assert len(expected) > 2 and len({num_forwards for num_forwards, *_ in expected}) > 1, "of different lengths"
 
 
+def test_a_reply_that_was_left_cannot_go_on_in_the_caches_of_the_next_one() -> None:
+    talker, states = exact("set_block"), states_of_row(text_of(7), 0)
+    runner = captured_by(program_of(talker, {"refinement": Refinement(1)}))
+    left, other = (
+        stream_blocks(StaticDecoder(runner), AnchorReader(talker.anchors, states), 5, talker.vocabulary.eos_id)
+        for _ in range(2)
+    )
+    with pytest.raises(RuntimeError, match="another reply"):
+        next(left)
+    assert not next(other).is_last
+
+
 @torch.no_grad()
 def blocks_of(runner: BlockRunner, batch_size: int, num_blocks: int = 5) -> list[tuple[Any, ...]]:
     """Decode blocks, whatever ends in them: tokens, drafts, order, passes and committed slots of each."""
@@ -270,8 +282,23 @@ def test_no_step_waits_for_the_device(kind: str, rules: dict[str, Any]) -> None:
     assert num_forwards == 8
 
 
+@pytest.mark.parametrize(("kind", "rules"), [*ADAPTIVE, *REFINED])
+@torch.no_grad()
+def test_the_number_of_a_step_stays_on_the_device(kind: str, rules: dict[str, Any]) -> None:
+    """As it does where steps are captured."""
+    program, step = meta_or_cpu(kind, rules, "meta"), torch.ones((), dtype=torch.int64, device="meta")
+    carry, anchors = program.begin(2), torch.zeros(2, 2, WIDTH, device="meta")
+    progress, work = program.start(anchors, carry, program.new_caches(2), Place(0, 0, program.num_slots(carry)), None)
+    with Operators() as operators:
+        if program.unmasking.is_adaptive:
+            program.unmask_more(progress, work, step, None)
+        if program.refinement is not None:
+            program.correct(progress, work, step)
+    assert operators.reads == {} and operators.all.total() > 20
+
+
 # Operators of one step of a block of 8 tokens by a network of 2 layers, as recorded.
-MOST_OPERATORS = {"mdm": 85, "set_block": 99, "coupled": 251, "correct": 71}
+MOST_OPERATORS = {"mdm": 89, "set_block": 103, "coupled": 255, "correct": 72}
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from lightning_modules.talker.decoding.static.captured import CapturedRunner, ch
 from lightning_modules.talker.decoding.static.fused import fused, fused_steps
 from lightning_modules.talker.decoding.static.masked_tokens import MaskedProgram
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, draw
-from lightning_modules.talker.decoding.static.runners import BlockRunner, OwnCachesRunner
+from lightning_modules.talker.decoding.static.runners import OwnCachesRunner
 from lightning_modules.talker.decoding.static.steps.progress import BlockInWork, BlockPasses, Progress
 from lightning_modules.talker.network.decoding_network import Window
 from lightning_modules.talker.network.key_value_cache import StaticCache
@@ -219,14 +219,14 @@ class CapturedSteps(OwnCachesRunner):
         noise: NoiseOfSteps | None,
     ) -> Block:
         """Decode a block; see :class:`BlockProgram`."""
-        assert self.owns(caches)
+        self.check_turn(caches)
         block = self.captured(self.in_own_precision(anchors), carry, caches, place, noise)
         # What the next block writes over must not leave.
         order = None if block.order is None else block.order.clone()
         return block._replace(tokens=block.tokens.clone(), order=order)
 
 
-def captured(program: BlockProgram, batch_size: int = 1, is_fused: bool = False) -> BlockRunner:
+def captured(program: BlockProgram, batch_size: int = 1, is_fused: bool = False) -> OwnCachesRunner:
     """Make what runs a program on a GPU: a graph per block, or one per step where a block ends when its tokens say so.
 
     Args:
