@@ -28,10 +28,21 @@ from lightning_modules.talker.decoding.streaming import AnchorReader, SpeechChun
 from lightning_modules.talker.network.anchors import TextStates
 from lightning_modules.talker.network.prepared import prepare_for_decoding
 
-# Gives the speech of a text of as many blocks as it was prepared for, chunk by chunk.
-Runner = Callable[[Iterable[TextState]], Iterator[SpeechChunk]]
 # Gives the speech tokens of each row of a batch of texts.
 BatchRunner = Callable[[TextStates], Sequence[Tensor]]
+
+
+class Runner(Protocol):
+    """Speaks a text."""
+
+    def __call__(self, text: Iterable[TextState], num_blocks: int | None = None, /) -> Iterator[SpeechChunk]:
+        """Give the speech chunk by chunk.
+
+        Args:
+            text: What is said.
+            num_blocks: Blocks, at most as many as it was prepared for; as many if None.
+        """
+        ...
 
 
 class Execution(Protocol):
@@ -70,9 +81,9 @@ class Stepwise:
         device = next(talker.parameters()).device.type
         stream = talker.stream_stepwise if isinstance(talker, AnchoredTalker) else talker.stream
 
-        def run(text: Iterable[TextState]) -> Iterator[SpeechChunk]:
+        def run(text: Iterable[TextState], fewer: int | None = None) -> Iterator[SpeechChunk]:
             with torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext():
-                yield from stream(text, num_blocks, decoding)
+                yield from stream(text, fewer or num_blocks, decoding)
 
         return run
 
@@ -97,8 +108,9 @@ class Static:
         if runner is None:
             return None
 
-        def run(text: Iterable[TextState]) -> Iterator[SpeechChunk]:
-            return stream_blocks(StaticDecoder(runner), AnchorReader(talker.anchors, text), num_blocks, eos_id)
+        def run(text: Iterable[TextState], fewer: int | None = None) -> Iterator[SpeechChunk]:
+            reader = AnchorReader(talker.anchors, text)
+            return stream_blocks(StaticDecoder(runner), reader, fewer or num_blocks, eos_id)
 
         return run
 

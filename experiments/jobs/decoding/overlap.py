@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -172,7 +171,7 @@ def speak_whole(parts: FirstChunk, case: Case, pipeline: Pipeline) -> SpokenRun:
             yield state
 
     def speak(states: Iterator[TextState]) -> Iterator[SpeechChunk]:
-        return islice(case.runner(states), case.num_blocks)
+        return case.runner(states, case.num_blocks)
 
     first_chunk_s, seconds, heard_s, tokens = 0.0, 0.0, 0.0, []
     written = Timed(THINKER, write(), timeline, clock, watch)

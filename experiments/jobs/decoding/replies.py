@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 
@@ -104,10 +103,15 @@ class Case:
 
     def stream(self) -> Iterable[SpeechChunk]:
         """Start a reply."""
-        return self.runner(self.text)
+        return self.runner(self.text, self.num_blocks)
 
     def warm_up(self, device: torch.device) -> None:
-        """Decode a reply that does not count, and see how long a block takes behind those of the first samples."""
+        """Decode a reply that does not count, and see how long a block takes behind those of the first samples.
+
+        On a GPU it is the second one, since the first may capture and compile in its midst.
+        """
+        if device.type == "cuda":
+            self.speak(device)
         reply, num_behind = self.speak(device), self.num_blocks - self.num_first_blocks
         behind_s = reply.seconds - reply.first_chunk_s
         self.block_s = behind_s / num_behind if num_behind else reply.seconds / self.num_blocks
@@ -121,7 +125,7 @@ class Case:
         wait_for(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        reply = time_reply(lambda: islice(self.stream(), self.num_blocks), device, clock, self.num_first_blocks)
+        reply = time_reply(self.stream, device, clock, self.num_first_blocks)
         if device.type == "cuda":
             self.peak_memory_gb = max(self.peak_memory_gb or 0.0, peak_memory_gb(device))
         if len(reply.tokens) != self.num_tokens:

@@ -1,6 +1,5 @@
 """A backbone as decoding runs it: few operators per pass, over a cache whose size and place never change."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -130,21 +129,6 @@ class DecodingNetwork:
             for old, layer in zip(self.layers, self.modules, strict=True)
         ]
 
-    def with_separate_sums(self) -> "DecodingNetwork":
-        """Give a network that adds what plain layers give in operators of their own, for a compiler of a GPU.
-
-        It makes one kernel of a sum and the norm behind it, where a product that adds copies what it adds to first.
-        """
-        separate = copy.copy(self)
-        separate.layers = [
-            old._replace(
-                attention_out=_separate_sum(layer.attention_out, self.cast_to) or old.attention_out,
-                down=_separate_sum(layer.down, self.cast_to) or old.down,
-            )
-            for old, layer in zip(self.layers, self.modules, strict=True)
-        ]
-        return separate
-
     def __call__(self, x: Tensor, window: Window, cache: list[OpenLayer], num_wanted: int) -> Tensor:
         """Run all layers, and write the keys and values of all positions.
 
@@ -256,11 +240,6 @@ def written_sum(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Ten
     return None if product is None else product.plus
 
 
-def _separate_sum(module: nn.Module, cast_to: torch.dtype | None) -> Callable[[Tensor, Tensor], Tensor] | None:
-    weight = _plain_weight(module, cast_to)
-    return None if weight is None else partial(_multiply_then_add, weight.detach().t())
-
-
 def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Give a weight in another precision, converted again only if it has changed."""
     if weight.is_inference():  # autograd does not count the changes of these
@@ -323,13 +302,6 @@ def _multiply_and_cut(weight: Tensor, num_outputs: int, x: Tensor) -> Tensor:
 
 def _multiply_and_add(transposed: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.addmm(x, y, transposed)
-
-
-def _multiply_then_add(transposed: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    product = torch.mm(y, transposed)
-    if x.dtype.itemsize > 2:
-        return x + product
-    return (x.float() + product.float()).to(x.dtype)  # else Inductor makes one operator of product and sum again
 
 
 def _apply_and_add(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def fused(program: BlockProgram, backend: str = "inductor") -> Callable[..., Blo
     """
     if program.num_steps > MAX_PASSES_AT_ONCE:
         return with_fused_passes(program, backend)
-    compiled = torch.compile(_with_separate_sums(program).__call__, fullgraph=True, dynamic=False, backend=backend)
+    compiled = torch.compile(program.__call__, fullgraph=True, dynamic=False, backend=backend)
 
     def run(*inputs: Any) -> Block:
         with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
@@ -39,20 +39,14 @@ def fused(program: BlockProgram, backend: str = "inductor") -> Callable[..., Blo
 def fused_steps(program: MaskedProgram, backend: str = "inductor") -> FlatSteps:
     """Give the steps of a program, compiled: one of few passes as a whole; arguments as of :func:`fused`."""
     by_pass = with_fused_passes(program, backend) if program.num_first_steps > MAX_PASSES_AT_ONCE else None
-    return FlatSteps(_with_separate_sums(program), _compiler(backend), by_pass)
+    return FlatSteps(program, _compiler(backend), by_pass)
 
 
 def with_fused_passes(program: Program, backend: str = "inductor") -> Program:
     """Give a program whose passes are compiled one by one; arguments as of :func:`fused`."""
-    by_pass = _with_separate_sums(program)
-    by_pass.networks = [FlatNetwork(one, _compiler(backend)) for one in by_pass.networks]  # type: ignore[misc]
+    by_pass = copy.copy(program)
+    by_pass.networks = [FlatNetwork(one, _compiler(backend)) for one in program.networks]  # type: ignore[misc]
     return by_pass
-
-
-def _with_separate_sums(program: Program) -> Program:
-    separate = copy.copy(program)
-    separate.networks = [one.with_separate_sums() for one in program.networks]
-    return separate
 
 
 def _compiler(backend: str) -> Callable[[FlatFunction], FlatFunction]:

@@ -52,9 +52,9 @@ class Slower:
         eager = Stepwise().prepare(talker, decoding, num_blocks)
         assert eager is not None
 
-        def stream(text: Iterable[TextState]) -> Iterator[SpeechChunk]:
+        def stream(text: Iterable[TextState], num_blocks: int | None = None) -> Iterator[SpeechChunk]:
             self.begun.append(f"{decoding.talker}_{decoding.num_steps}")
-            for chunk in eager(text):
+            for chunk in eager(text, num_blocks):
                 time.sleep(self.seconds)
                 yield chunk
 

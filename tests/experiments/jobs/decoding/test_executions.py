@@ -29,6 +29,8 @@ def test_tokens_are_those_of_the_reference(kind: str, execution: Execution) -> N
     for _ in range(2):
         found = [(chunk.tokens.tolist(), chunk.num_forwards) for chunk in runner(text)]
         assert found == [(chunk.tokens.tolist(), chunk.num_forwards) for chunk in reference(text)]
+    assert [chunk.tokens.tolist() for chunk in runner(text, 2)] == [tokens for tokens, _ in found[:2]]
+    assert [chunk.is_last for chunk in reference(text, 2)] == [False, True]
     assert [type(module) for module in talker.modules()] == kinds
 
 

@@ -91,17 +91,3 @@ def test_a_weight_is_converted_once_and_again_when_it_has_changed() -> None:
     assert torch.equal(cast_weight(weight, torch.bfloat16), weight.detach().bfloat16())
     weight.data = torch.zeros(4, 4)
     assert not cast_weight(weight, torch.bfloat16).any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@torch.no_grad()
-def test_separate_sums_are_those_of_the_products_that_add(dtype: torch.dtype) -> None:
-    network = DecodingNetwork(make_backbone().to(dtype), 16)
-    separate = network.with_separate_sums()
-    x, y = torch.randn(2, 3, WIDTH, dtype=torch.float64).to(dtype)
-    tolerance = 0.02 if dtype == torch.bfloat16 else 1e-12
-    for one, other in zip(network.layers, separate.layers, strict=True):
-        assert one.attention_out is not other.attention_out and one.down is not other.down
-        found = other.attention_out(x, y)
-        assert found.dtype == dtype
-        torch.testing.assert_close(found, one.attention_out(x, y), rtol=tolerance, atol=tolerance)

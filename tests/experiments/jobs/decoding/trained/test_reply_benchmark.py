@@ -53,9 +53,9 @@ class Recorded(Static):
         static = super().prepare(talker, decoding, num_blocks)
         assert static is not None
 
-        def speak(text: Iterable[TextState]) -> Iterator[SpeechChunk]:
+        def speak(text: Iterable[TextState], num_blocks: int | None = None) -> Iterator[SpeechChunk]:
             self.begun.append(decoding.talker)
-            return static(text)
+            return static(text, num_blocks)
 
         return speak
 
