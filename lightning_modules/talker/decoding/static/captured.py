@@ -14,6 +14,7 @@ from lightning_modules.talker.decoding.static.runners import OwnCachesRunner
 from lightning_modules.talker.network.key_value_cache import StaticCache
 
 NUM_WARM_UPS = 3
+CAPTURE_ERRORS = "thread_local"  # a thinker may run in another thread meanwhile
 
 T = TypeVar("T")
 
@@ -118,7 +119,7 @@ class CapturedRunner(OwnCachesRunner):
         block = warm_up(lambda: self.function(*inputs, there, inside), device)
         moves_by = torch.tensor([block.num_committed, self.program.parts.block_size], device=device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode=CAPTURE_ERRORS):
             block = self.function(*inputs, there, inside)
             spoken = torch.stack([one for one in (block.tokens, block.order, block.draft) if one is not None])
             self._place += moves_by

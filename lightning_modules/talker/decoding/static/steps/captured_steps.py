@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from lightning_modules.talker.decoding.sampling import NoiseOfSteps
-from lightning_modules.talker.decoding.static.captured import CapturedRunner, check_device, copy_into, warm_up
+from lightning_modules.talker.decoding.static.captured import (
+    CAPTURE_ERRORS,
+    CapturedRunner,
+    check_device,
+    copy_into,
+    warm_up,
+)
 from lightning_modules.talker.decoding.static.fused import fused, fused_steps
 from lightning_modules.talker.decoding.static.masked_tokens import MaskedProgram
 from lightning_modules.talker.decoding.static.program import Block, BlockProgram, Carry, Place, draw
@@ -40,7 +46,7 @@ def capture_graph(device: torch.device, run: Callable[[], T], keep: Callable[[T]
     check_device(device)
     warm_up(run, device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode=CAPTURE_ERRORS):
         keep(run())
     return graph.replay
 
