@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.jobs.budgets.points import Point, by_trial
@@ -28,7 +28,7 @@ def draw_curves(points: Sequence[Point], chosen: Mapping[str, Point]) -> Figure:
     rows = [deciding, {one.decoding for one in points} - deciding]
     rows = [row for row in rows if row]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(one.talker for one in points))}
-    figure = Figure(figsize=(11, 4.2 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(14, 4.2 * len(rows)), layout="constrained")
     all_axes = figure.subplots(len(rows), len(AXES), sharey="row", squeeze=False)
     for shown, of_row in zip(rows, all_axes, strict=True):
         names = [name for name in dict.fromkeys(one.decoding for one in points) if name in shown]
@@ -42,11 +42,13 @@ def draw_curves(points: Sequence[Point], chosen: Mapping[str, Point]) -> Figure:
             axes.set_ylim(bottom=min(1.0, *(100 * one.wer.low for one in points)))
             axes.grid(alpha=0.3, which="both")
         of_row[0].set_ylabel("WER % on validation dialogues")
-        of_row[0].legend(fontsize="small")
+        # beside the curves, of which it would hide some
+        of_row[1].legend(*of_row[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for of_row in all_axes:
         of_row[1].set_xscale("log")
-        for which in (of_row[1].xaxis.set_major_formatter, of_row[1].xaxis.set_minor_formatter):
-            which(ScalarFormatter())
+        of_row[1].xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        of_row[1].xaxis.set_major_formatter(ScalarFormatter())
+        of_row[1].xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 

@@ -132,7 +132,7 @@ class ArrivingTokens:
         self._on_host = tokens.to("cpu", non_blocking=True)
         self._arrival = torch.cuda.Event() if tokens.is_cuda else None
         if self._arrival is not None:
-            self._arrival.record()
+            self._arrival.record(torch.cuda.current_stream(tokens.device))
 
     def read(self) -> list[int]:
         """Wait until they are there, and give them."""
@@ -158,14 +158,15 @@ class DecodedBlock(NamedTuple):
 
 
 class BlockDecoder(ABC):
-    """Decodes one block after the other, with what it keeps of those before.
+    """Decodes one block after the other, with what it keeps of those before."""
 
-    Attributes:
-        runs_ahead: Whether a block may start before the tokens of the one before are read: the host waits for neither,
-            and no block needs to be closed.
-    """
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a block may start before the tokens of the one before are read.
 
-    runs_ahead = False
+        Then the host waits for neither, and no block needs to be closed.
+        """
+        return False
 
     @abstractmethod
     def decode_block(self, anchors: Tensor) -> DecodedBlock:

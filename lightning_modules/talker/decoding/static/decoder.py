@@ -28,7 +28,7 @@ class StaticDecoder(BlockDecoder):
         self.start = self.position = 0
 
     @property
-    def runs_ahead(self) -> bool:  # type: ignore[override]
+    def runs_ahead(self) -> bool:
         """Whether the runner does, and no block is committed by itself; see :class:`BlockDecoder`."""
         return self.runner.runs_ahead and self.program.decoding.fused_commit
 

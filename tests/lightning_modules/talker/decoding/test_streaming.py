@@ -56,8 +56,12 @@ class NamedBlocks(BlockDecoder):
     """Says blocks of two tokens, 10 and 11, 20 and 21 and so on, EOS in the last one; writes down what happens."""
 
     def __init__(self, runs_ahead: bool, num_blocks: int) -> None:
-        self.runs_ahead, self.num_blocks = runs_ahead, num_blocks
+        self.may_run_ahead, self.num_blocks = runs_ahead, num_blocks
         self.log: list[str] = []
+
+    @property
+    def runs_ahead(self) -> bool:
+        return self.may_run_ahead
 
     def decode_block(self, anchors: Tensor) -> DecodedBlock:
         number = 1 + len(self.log) - self.log.count("chunk") - self.log.count("closed")
