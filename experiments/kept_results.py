@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> int:
     tables.add_argument("--against", choices=("text", "gold"), default="text", help="thinker's own text or gold reply")
     of_others = "files of another experiment, of the same seeds: each decoding minus that of its name there"
     tables.add_argument("--minus", nargs="+", metavar="FILE", type=Path, default=[], help=of_others)
+    of_row = "a decoding of these that all are compared with, in place of that of each name"
+    tables.add_argument("--of-others", metavar="DECODING", help=of_row)
     of_differing = "take files that differ in more than the seed, and tell in which stages"
     tables.add_argument("--may-differ", action="store_true", help=of_differing)
     try:
@@ -36,7 +38,8 @@ def main(arguments: list[str]) -> int:
                 print(f"kept {keep(run, parsed.into)}")
         else:
             files, others = ([read(file) for file in files] for files in (parsed.files, parsed.minus))
-            print(tabulate(files, parsed.baseline, parsed.against, others, parsed.may_differ))
+            settings = parsed.baseline, parsed.against, others, parsed.may_differ, parsed.of_others
+            print(tabulate(files, *settings))
     except Exception as error:
         return report_mistake(error)
     return 0

@@ -21,6 +21,7 @@ def tabulate(
     against: str = "text",
     others: Sequence[KeptResults] = (),
     may_differ: bool = False,
+    of_others: str | None = None,
 ) -> str:
     """Lay out several seeds of one experiment, with intervals over seeds and dialogues.
 
@@ -31,13 +32,14 @@ def tabulate(
         others: Files of another experiment, of the same seeds in the same order; each decoding is compared with that
             of its name there.
         may_differ: Take files that differ in more than the seed, and tell below the table in which stages.
+        of_others: Decoding of the others that all are compared with, in place of that of each name.
 
     Returns:
         A Markdown table, and below it what it is made from.
 
     Raises:
         UserError: If there is no file, two have one seed, they are of other variants, one lacks the baseline, or the
-            others have other seeds or dialogues.
+            others have other seeds or dialogues, or lack the decoding that is asked for.
     """
     _check_seeds(kept, may_differ)
     first = kept[0].decodings
@@ -48,9 +50,12 @@ def tabulate(
         seeds, other_seeds = ([one.content["seed"] for one in files] for files in (kept, others))
         if seeds != other_seeds:
             raise UserError(f"the files have the seeds {seeds}, the others {other_seeds}; give the same, in one order")
+    if of_others is not None and (not others or of_others not in others[0].decodings):
+        known = f"they have {', '.join(others[0].decodings)}" if others else "give --minus"
+        raise UserError(f"there is no decoding {of_others!r} of others to compare with; {known}")
     titles = ["decoding", "steps", "rule", "WER % (95 %)", "by seed", "passes per block"]
     titles += [] if baseline is None else [f"minus {baseline}, points (95 %)"]
-    titles += ["minus the others', points (95 %)"] if others else []
+    titles += [f"minus the others'{f' {of_others}' if of_others else ''}, points (95 %)"] if others else []
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, row in first.items():
         own = [one.errors_of(name, against) for one in kept]
@@ -62,8 +67,9 @@ def tabulate(
             is_other = name != baseline
             cells.append(_compare([one.errors_of(baseline, against) for one in kept], own) if is_other else "-")
         if others:
-            is_there = name in others[0].decodings
-            cells.append(_compare([one.errors_of(name, against) for one in others], own) if is_there else "-")
+            other = of_others or name
+            is_there = other in others[0].decodings
+            cells.append(_compare([one.errors_of(other, against) for one in others], own) if is_there else "-")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     said = _describe(kept, against)
     if others:

@@ -120,6 +120,27 @@ def test_two_experiments_are_compared_seed_by_seed(tmp_path: Path, capsys: pytes
     assert "the files have the seeds [1, 2], the others [1]" in capsys.readouterr().err
 
 
+def test_all_rows_are_compared_with_one_of_another_experiment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worse, better = ["one two three", "one", "one two three four"], ["one two three four", "one", "one two three four"]
+    before, after = (
+        keep(write_run(tmp_path / name, 1, said), tmp_path / name)
+        for name, said in (("before", worse), ("after", better))
+    )
+    mdm = next(name for name in read(before).decodings if name != "ntp" and name in read(after).decodings)
+    assert main(["table", str(after), "--minus", str(before), "--of-others", mdm, "--may-differ"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(f"| minus the others' {mdm}, points (95 %) |")
+    assert "-10.0 (" in lines[3] and lines[2] != lines[3]
+    for wrong, said in (
+        (["--minus", str(before), "--of-others", "nobody"], "they have"),
+        (["--of-others", mdm], "give --minus"),
+    ):
+        assert main(["table", str(after), *wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_seeds_of_other_settings_make_a_table_that_tells_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = keep(write_run(tmp_path / "a", 1, GOLD), tmp_path)
     other = keep(write_run(tmp_path / "b", 2, GOLD, learning_rate=0.2), tmp_path)
