@@ -26,6 +26,7 @@ def test_level_and_silence_around_do_not_matter(gain_db: float, before: int, beh
 
 def test_queries_of_the_corpora_stay_as_they_are() -> None:
     synthesizer = EspeakSynthesizer()
+    synthesizer.reset()  # what this process spoke before would change lengths by a few samples
     for voice in (Voice(variant="m3", rate_wpm=165), Voice(variant="f2", rate_wpm=150), Voice("en", "m7", 180)):
         query = synthesizer.synthesize("Remind Lucy to call the bank on Friday.", voice)
         found = prepared_query(query)
