@@ -206,10 +206,7 @@ def stream_blocks(decoder: BlockDecoder, reader: AnchorReader, max_blocks: int, 
         is_last, num_forwards = ended or index == max_blocks - 1, block.num_forwards
         if not is_last:
             num_forwards += decoder.close_block()
-        codes, order, draft = (
-            None if one is None else one[:num_codes] for one in (block.tokens, block.order, block.draft)
-        )
-        assert codes is not None
-        yield SpeechChunk(codes, num_forwards, ended, is_last, order, draft)
+        order, draft = (None if one is None else one[:num_codes] for one in (block.order, block.draft))
+        yield SpeechChunk(block.tokens[:num_codes], num_forwards, ended, is_last, order, draft)
         if is_last:
             return
