@@ -32,15 +32,14 @@ DECODINGS = [
 ]  # fmt: skip
 
 
+# Stages that speak test dialogues beside the corpus.
+HAVE_A_TEST_CORPUS = ("comparison", "decoding", "neural_comparison", "fair_comparison", "paper_comparison")
+
+
 def tiny_overrides(runs: Path, fits: tuple[str, ...] = FITS, speaks: str = "comparison") -> list[str]:
     corpus = {"num_train": 24, "num_validation": 2, "num_test": 2, "num_workers": 0}
     overrides = [f"stages.corpus.job.init_args.{key}={value}" for key, value in corpus.items()]
-    if speaks in (
-        "comparison",
-        "decoding",
-        "neural_comparison",
-        "fair_comparison",
-    ):  # the others have no test dialogues beside the corpus
+    if speaks in HAVE_A_TEST_CORPUS:
         overrides += [f"stages.test_corpus.job.init_args.{key}" for key in ("num_test=2", "num_workers=0")]
     for stage in fits:
         overrides += [f"stages.{stage}.trainer.max_steps=2", f"stages.{stage}.trainer.val_check_interval=2"]
@@ -171,24 +170,42 @@ def test_experiments_on_the_quickstart_reuse_its_stages(
     assert "codec resynthesis" in capsys.readouterr().out
 
 
+PAPER_TALKERS, PAPER_DECODINGS = ("paper_mdm", "paper_mdm_clean"), {"paper_mdm_4", "paper_mdm_clean_1"}
+
+
 @pytest.mark.slow
-def test_each_talker_is_compared_at_the_best_of_its_trials(runs: Path) -> None:
-    trials = ("trial_1", "trial_2", "trial_3")
-    overrides = tiny_overrides(runs, (*FITS[:5], *trials), "fair_comparison")
-    plan = make_plan(EXPERIMENTS_DIR / "fair_budgets.yaml", overrides)
+@pytest.mark.parametrize(
+    ("name", "prefix", "chooses", "compares", "talkers", "decodings"),
+    [
+        (
+            "fair_budgets",
+            "",
+            "rate_choice",
+            "fair_comparison",
+            ("ntp", "mtp", "mdm", *PAPER_TALKERS),
+            {"ntp", "mtp_2_tokens", "mdm_4"} | PAPER_DECODINGS,
+        ),
+        ("paper_budgets", "paper_", "paper_choice", "paper_comparison", PAPER_TALKERS, PAPER_DECODINGS),
+    ],
+)
+def test_each_talker_is_compared_at_the_best_of_its_trials(
+    runs: Path, name: str, prefix: str, chooses: str, compares: str, talkers: tuple[str, ...], decodings: set[str]
+) -> None:
+    trials = [f"{prefix}trial_{number}" for number in (1, 2, 3)]
+    overrides = tiny_overrides(runs, (*FITS[:5], *trials), compares)
+    plan = make_plan(EXPERIMENTS_DIR / f"{name}.yaml", overrides)
     made = [planned.stage.name for planned in plan.stages if planned.state != "reuse"]
-    assert made == [*trials, "rate_choice", "fair_comparison"]
+    assert made == [*trials, chooses, compares]
     execute(plan)
     run_of_stage = {planned.stage.name: planned.run.directory for planned in plan.stages}
-    choice = json.loads((run_of_stage["rate_choice"] / "choice.json").read_text())
-    compared = load_trained(run_of_stage["fair_comparison"])
-    assert list(choice["talkers"]) == ["ntp", "mtp", "mdm", "paper_mdm", "paper_mdm_clean"]
-    for name, one in choice["talkers"].items():
-        weights = torch.load(run_of_stage["rate_choice"].parent / one["weights"], weights_only=True)["state_dict"]
-        for key, weight in compared.talkers[name].state_dict().items():
-            assert torch.equal(weight, weights[f"talkers.{name}.{key}"])
-    names = {row["name"] for row in json.loads((run_of_stage["fair_comparison"] / "results.json").read_text())}
-    assert names >= {"ntp", "mtp_2_tokens", "mdm_4", "paper_mdm_4", "paper_mdm_clean_1"}
+    choice = json.loads((run_of_stage[chooses] / "choice.json").read_text())
+    compared = load_trained(run_of_stage[compares])
+    assert tuple(choice["talkers"]) == talkers == tuple(compared.talkers)
+    for talker, one in choice["talkers"].items():
+        weights = torch.load(run_of_stage[chooses].parent / one["weights"], weights_only=True)["state_dict"]
+        for key, weight in compared.talkers[talker].state_dict().items():
+            assert torch.equal(weight, weights[f"talkers.{talker}.{key}"])
+    assert decodings <= {row["name"] for row in json.loads((run_of_stage[compares] / "results.json").read_text())}
 
 
 @pytest.mark.slow
