@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ from experiments.jobs.budgets.training_flops import count_flops_per_reply
 from experiments.jobs.budgets.validation_dialogues import ValidationDialogues
 from experiments.jobs.decoding.machine import find_device
 from lightning_modules.errors import UserError
+from lightning_modules.evaluation.bootstrap import Estimate, estimate_difference
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.speech_recognizer import SpeechRecognizer
@@ -186,9 +188,15 @@ def _rates_of(config: Mapping[str, Any]) -> dict[str, float]:
     return {"": float(given["learning_rate"]), **(given.get("talker_learning_rates") or {})}
 
 
+def _difference(best: Point, one: Point) -> Estimate:
+    """Give how much higher the word error rate of one point is, on the same dialogues."""
+    return estimate_difference(*(np.array(each) for each in (best.errors, best.words, one.errors, one.words)))
+
+
 def _table(points: Sequence[Point], chosen: Mapping[str, Point]) -> str:
     """Lay out the best of each trial beside the choice."""
-    head = ("talker, decoding", "rate", "of steps", "chosen", "steps", "TFLOP", "WER % on validation (95 %)")
+    wer, difference = "WER % on validation (95 %)", "minus the chosen, points (95 %)"
+    head = ("talker, decoding", "rate", "of steps", "chosen", "steps", "TFLOP", wer, difference)
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, best in chosen.items():
         for line in by_trial([one for one in points if one.decoding == best.decoding]).values():
@@ -203,6 +211,7 @@ def _table(points: Sequence[Point], chosen: Mapping[str, Point]) -> str:
                 one.step,
                 f"{one.flops / 1e12:.3g}",
                 one.wer.in_percent(),
+                "-" if one == best else _difference(best, one).in_percent(sign=True),
             ]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     about = (

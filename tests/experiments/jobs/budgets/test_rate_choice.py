@@ -1,6 +1,7 @@
 """The job that chooses: its errors are those of replies one by one, and what it chose is what is loaded."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,6 +163,12 @@ def test_what_was_chosen_is_what_is_loaded(trials: list[Path], chosen: Path) -> 
 def test_people_get_a_table_curves_and_runs_with_equal_tags(chosen: Path) -> None:
     table = (chosen / "results.md").read_text()
     assert table.count("| ntp, ntp |") == table.count("| mdm, mdm_4 |") == 2 and table.count("yes; ") == 2
+    for talker in ("ntp, ntp", "mdm, mdm_4"):
+        rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith(f"| {talker} |")]
+        wer = {row[-1]: float(row[-2].split()[0]) for row in rows}
+        (other,) = wer.keys() - {"-"}
+        value, low, high = (float(one) for one in re.findall(r"[+-]\d+\.\d", other))
+        assert value == pytest.approx(wer[other] - wer["-"], abs=0.11) and 0 <= value and low <= value <= high
     assert (chosen / "curves.png").stat().st_size > 20_000
     tags = {}
     for folder in (chosen / "tensorboard").iterdir():
