@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_modules.errors import UserError
-from lightning_modules.evaluation.bootstrap import Estimate, estimate_rate
+from lightning_modules.evaluation.bootstrap import Estimate, estimate_difference, estimate_rate
 
 RULE = (
     "of all trials and kept steps, the one with the fewest word errors of the talker's first decoding on the "
@@ -42,6 +42,10 @@ class Point:
     def wer(self) -> Estimate:
         """Word error rate with its interval over dialogues."""
         return estimate_rate(np.array(self.errors), np.array(self.words))
+
+    def minus(self, other: "Point") -> Estimate:
+        """Word error rate minus that of another point on the same dialogues, with its paired interval."""
+        return estimate_difference(*map(np.array, (other.errors, other.words, self.errors, self.words)))
 
 
 def by_trial(points: Sequence[Point]) -> dict[str, list[Point]]:

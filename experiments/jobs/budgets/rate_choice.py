@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -24,7 +23,6 @@ from experiments.jobs.budgets.training_flops import count_flops_per_reply
 from experiments.jobs.budgets.validation_dialogues import ValidationDialogues
 from experiments.jobs.decoding.machine import find_device
 from lightning_modules.errors import UserError
-from lightning_modules.evaluation.bootstrap import Estimate, estimate_difference
 from lightning_modules.number_checks import require_at_least
 from lightning_modules.speech_llm import SpeechLLM
 from lightning_modules.speech_recognizer import SpeechRecognizer
@@ -188,11 +186,6 @@ def _rates_of(config: Mapping[str, Any]) -> dict[str, float]:
     return {"": float(given["learning_rate"]), **(given.get("talker_learning_rates") or {})}
 
 
-def _difference(best: Point, one: Point) -> Estimate:
-    """Give how much higher the word error rate of one point is, on the same dialogues."""
-    return estimate_difference(*(np.array(each) for each in (best.errors, best.words, one.errors, one.words)))
-
-
 def _table(points: Sequence[Point], chosen: Mapping[str, Point]) -> str:
     """Lay out the best of each trial beside the choice."""
     wer, difference = "WER % on validation (95 %)", "minus the chosen, points (95 %)"
@@ -211,7 +204,7 @@ def _table(points: Sequence[Point], chosen: Mapping[str, Point]) -> str:
                 one.step,
                 f"{one.flops / 1e12:.3g}",
                 one.wer.in_percent(),
-                "-" if one == best else _difference(best, one).in_percent(sign=True),
+                "-" if one == best else one.minus(best).in_percent(sign=True),
             ]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     about = (
